@@ -1,0 +1,118 @@
+"""The plan contract: what is read, what is refused, what is dead."""
+
+import json
+
+import pytest
+
+from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+
+UNITS, NEURONS = 4, 16
+
+
+def plan(*layers: dict) -> VisualPlan:
+    return VisualPlan.from_dict({"version": 1, "layers": list(layers)})
+
+
+def test_empty_layers_are_the_dense_model():
+    assert plan({}, {}) == VisualPlan.dense(2)
+    assert VisualPlan.dense(2).to_dict() == {"version": 1, "layers": [{}, {}]}
+
+
+def test_file_round_trip(tmp_path):
+    written = plan(
+        {"heads": [3, 1], "ffn": 5, "radius": 2, "bidirectional": True},
+        {"tokens": 0.25, "rank": {"by": "text_attention", "rows": "instruction"}},
+        {"attend": False, "ffn": 0},
+        {"tokens": 0},
+    )
+    written.save(tmp_path / "plan.json")
+    assert VisualPlan.load(tmp_path / "plan.json") == written
+    assert json.loads((tmp_path / "plan.json").read_text())["layers"][0]["heads"] == [3, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ([{"token": 0.5}], "layer 0: layer: unknown key 'token'; did you mean 'tokens'?"),
+        ([{"tokens": 1.5}], "layer 0: tokens: got 1.5, allowed: a fraction"),
+        ([{"tokens": True}], "tokens: got True"),
+        ([{}, {"tokens": 0.2}, {"tokens": 0.5}], "layer 2: tokens: got 0.5 after 0.2"),
+        ([{"tokens": 0.5}], "layer 0: tokens: got 0.5, allowed: 1 or 0"),
+        ([{"read": False}, {"tokens": 0.5}], "text does not read visual tokens in layer 0"),
+        ([{"heads": 0}, {"tokens": 0.5}], "text does not read visual tokens in layer 0"),
+        ([{"attend": 1}], "attend: got 1, allowed: true or false"),
+        ([{"heads": -1}], "heads: got -1"),
+        ([{"heads": [0, 0]}], "repeated index"),
+        ([{"ffn": "all"}], "ffn: got 'all'"),
+        ([{"radius": 1.5}], "radius: got 1.5"),
+        ([{"bidirectional": True}], "only together with 'radius'"),
+        ([{"rank": {"by": "magic"}}], "rank.by: got 'magic', allowed: text_attention"),
+        ([{"rank": {"rows": "all"}}], "rank.rows: got 'all'"),
+        ([], "got no layers"),
+        ("dense", "layers: got 'dense'"),
+    ],
+)
+def test_bad_plans_are_refused_with_one_line(layers, message):
+    with pytest.raises(ValueError) as error:
+        VisualPlan.from_dict({"layers": layers})
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content, message", [("{", "not a JSON file"), ("[]", "expected an object"), (None, "no such plan file")])
+def test_bad_plan_files(tmp_path, content, message):
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        VisualPlan.load(path)
+
+
+def test_plan_must_fit_the_model():
+    VisualPlan.dense(2).check(2, UNITS, NEURONS)
+    with pytest.raises(ValueError, match="got 2 layers, the model has 3"):
+        VisualPlan.dense(2).check(3, UNITS, NEURONS)
+    with pytest.raises(ValueError, match="layer 1: heads: got 5, the model has 4"):
+        plan({}, {"heads": 5}).check(2, UNITS, NEURONS)
+    with pytest.raises(ValueError, match="layer 0: ffn: got 16, the model has 16"):
+        plan({"ffn": [16]}, {}).check(2, UNITS, NEURONS)
+
+
+def test_last_read_layer_updates_nothing():
+    live = VisualPlan.dense(3).live(UNITS, NEURONS)
+    assert [(l.attend, l.num_ffn, l.read) for l in live] == [(True, NEURONS, True), (True, NEURONS, True), (False, 0, True)]
+
+
+def test_withdrawn_equals_unread_from_there_on():
+    withdrawn = plan({}, {}, {"tokens": 0}, {"tokens": 0}).live(UNITS, NEURONS)
+    unread = plan({}, {}, {"read": False}, {"read": False}).live(UNITS, NEURONS)
+    assert withdrawn == unread
+    assert [l.tokens for l in withdrawn] == [1, 1, 0, 0] and not withdrawn[2].keys
+    assert (withdrawn[1].attend, withdrawn[1].num_ffn, withdrawn[1].read) == (False, 0, True)
+
+
+def test_blind_layer_below_a_read_layer_still_updates():
+    live = plan({"read": False}, {}).live(UNITS, NEURONS)
+    assert live[0].attend and live[0].num_ffn == NEURONS and not live[0].read and live[0].keys
+
+
+def test_no_served_head_reads_and_attends_nothing():
+    live = plan({"heads": []}, {}).live(UNITS, NEURONS)
+    assert not live[0].attend and not live[0].read and live[0].num_ffn == NEURONS
+
+
+def test_survivors_are_chosen_only_where_somebody_reads_them():
+    live = plan({}, {"tokens": 0.5}, {"tokens": 0.5, "read": False}).live(UNITS, NEURONS)
+    assert [l.keep for l in live] == [False, True, False]
+    assert [l.tokens for l in live] == [1, 0.5, 0]
+
+
+def test_replace_changes_one_layer():
+    changed = VisualPlan.dense(2).replace(1, ffn=3, rank=Rank(rows="instruction"))
+    assert changed.layers[0] == LayerPlan() and changed.layers[1].ffn == 3
+    assert VisualPlan.from_dict(changed.to_dict()) == changed
+
+
+def test_integer_plans_are_recognised():
+    assert plan({"heads": 2, "ffn": 3}).is_integer
+    assert not plan({"heads": [0, 1]}).is_integer
