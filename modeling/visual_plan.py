@@ -54,7 +54,8 @@ class LayerPlan:
     """One decoder layer's share of the plan; the defaults are the dense layer.
 
     Args:
-        tokens: fraction in [0, 1] of each image's original visual tokens carried into this layer.
+        tokens: fraction in [0, 1] of each image's original visual tokens carried into this layer. In JSON a layer
+            without it carries what the layer before carries.
         rank: how survivors are chosen where `tokens` falls below the previous layer's.
         attend: carried visual tokens take this layer's attention update.
         read: later text tokens may attend to carried visual tokens in this layer.
@@ -98,16 +99,18 @@ class LayerPlan:
         raise ValueError(f"{name}: got {value!r}, allowed: null, an integer >= 0 or a list of indices >= 0")
 
     @classmethod
-    def from_dict(cls, given: dict) -> "LayerPlan":
+    def from_dict(cls, given: dict, before: "LayerPlan") -> "LayerPlan":
+        """Reads one layer's JSON object; `before` is the layer above it."""
         _known_keys(given, cls, "layer")
-        values = dict(given)
+        values = {"tokens": before.tokens, **given}
         if "rank" in values:
             _known_keys(values["rank"], Rank, "rank")
             values["rank"] = Rank(**values["rank"])
         return cls(**values)
 
-    def to_dict(self) -> dict:
-        dense = LayerPlan()
+    def to_dict(self, before: "LayerPlan") -> dict:
+        """The JSON object: fields that differ from the dense layer, `tokens` where it differs from `before`."""
+        dense = LayerPlan(tokens=before.tokens)
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(dense, f.name)}
         if "rank" in changed:
             changed["rank"] = asdict(self.rank)
@@ -200,13 +203,17 @@ class VisualPlan:
         layers = []
         for index, layer in enumerate(given["layers"]):
             try:
-                layers.append(LayerPlan.from_dict(layer))
+                layers.append(LayerPlan.from_dict(layer, before=layers[-1] if layers else LayerPlan()))
             except ValueError as error:
                 raise ValueError(f"visual plan: layer {index}: {error}") from None
         return cls(layers=tuple(layers), version=given.get("version", 1))
 
     def to_dict(self) -> dict:
-        return {"version": self.version, "layers": [layer.to_dict() for layer in self.layers]}
+        above = (LayerPlan(), *self.layers)
+        return {
+            "version": self.version,
+            "layers": [layer.to_dict(before) for layer, before in zip(self.layers, above, strict=False)],
+        }
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "VisualPlan":
@@ -229,9 +236,12 @@ class VisualPlan:
         partial.replace(path)
 
     def replace(self, index: int, **changes) -> "VisualPlan":
-        """This plan with fields of layer `index` changed."""
+        """This plan with fields of layer `index` changed. Fewer `tokens` also hold for the layers after it."""
         layers = list(self.layers)
         layers[index] = replace(layers[index], **changes)
+        for later in range(index + 1, len(layers)):
+            if layers[later].tokens > layers[index].tokens:
+                layers[later] = replace(layers[later], tokens=layers[index].tokens)
         return VisualPlan(layers=tuple(layers), version=self.version)
 
     def check(self, num_layers: int, num_units: int, intermediate_size: int) -> None:

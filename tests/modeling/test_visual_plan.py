@@ -25,6 +25,7 @@ def test_file_round_trip(tmp_path):
         {"attend": False, "ffn": 0},
         {"tokens": 0},
     )
+    assert [layer.tokens for layer in written.layers] == [1, 0.25, 0.25, 0]  # carried into those after it as well
     written.save(tmp_path / "plan.json")
     assert VisualPlan.load(tmp_path / "plan.json") == written
     assert json.loads((tmp_path / "plan.json").read_text())["layers"][0]["heads"] == [3, 1]
@@ -111,6 +112,9 @@ def test_replace_changes_one_layer():
     changed = VisualPlan.dense(2).replace(1, ffn=3, rank=Rank(rows="instruction"))
     assert changed.layers[0] == LayerPlan() and changed.layers[1].ffn == 3
     assert VisualPlan.from_dict(changed.to_dict()) == changed
+    withdrawn = VisualPlan.dense(3).replace(1, tokens=0)
+    assert [layer.tokens for layer in withdrawn.layers] == [1, 0, 0]
+    assert withdrawn.to_dict()["layers"] == [{}, {"tokens": 0.0}, {}]
 
 
 def test_integer_plans_are_recognised():
