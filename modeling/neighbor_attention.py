@@ -1,0 +1,190 @@
+"""Attention of visual tokens to their neighbours in the picture, at a cost linear in their number.
+
+The image grid is cut into square tiles. The queries of a tile share one window of candidate keys, the
+tile grown by the radius on every side, so that attention is a batch of small dense products: gathered,
+masked, one softmax over the text before the image and the neighbours together. The idea of attending
+within a radius is YOPO's (arXiv 2410.06169, section 3.1), which masks a dense product instead.
+
+Legend: B batch, V visual tokens, P text tokens before them, Hq query heads, Hkv key/value heads,
+        hd head_dim, r radius, b side of a tile, M tiles, Q = b^2 queries and K = (b + 2r)^2 keys of a tile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class NeighborTiles:
+    """Which queries meet which keys, tile by tile. Slots that hold no token carry index 0 and are masked.
+
+    Attributes:
+        sample: [M] long, the sample each tile belongs to.
+        query_index: [M, Q] long, into V.
+        query_valid: [M, Q] bool, the slot holds a token.
+        key_index: [M, K] long, into V.
+        allowed: [M, Q, K] bool, the query sees the key.
+        slot: [B, V] long, where each token stands among the M * Q query slots; -1 for padding.
+    """
+
+    sample: torch.Tensor
+    query_index: torch.Tensor
+    query_valid: torch.Tensor
+    key_index: torch.Tensor
+    allowed: torch.Tensor
+    slot: torch.Tensor
+
+
+def tile_side(radius: int) -> int:
+    """Side b of a tile: twice the radius balances idle key slots against the number of tiles."""
+    return max(4, 2 * radius)
+
+
+def tile_slots(grids: Sequence[tuple[int, int]], radius: int) -> tuple[int, int]:
+    """What tiled attention executes on images of these (rows, columns), empty slots included.
+
+    Returns (query slots, query-key pair slots), summed over the images. With tokens withdrawn this is an
+    upper bound: tiles left without a token are not executed.
+    """
+    side = tile_side(radius)
+    query_slots = sum(-(-rows // side) * -(-columns // side) * side**2 for rows, columns in grids)
+    return query_slots, query_slots * (side + 2 * radius) ** 2
+
+
+def tiles_pay(num_tokens: int, pair_slots: int) -> bool:
+    """Whether tiles of `pair_slots` pairs cost less than one masked product over `num_tokens` tokens.
+
+    The one rule that the decoder and the FLOPs counter both follow; per sample.
+    """
+    return pair_slots < num_tokens**2
+
+
+def neighbor_mask(
+    image: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
+) -> torch.Tensor:
+    """Mask of neighbour attention over all pairs, for images too small for tiles to pay.
+
+    Args:
+        image, row, column: [B, V] long, the image of each token (-1: padding) and its place in the grid.
+        radius: greatest Chebyshev distance seen. bidirectional: later tokens too.
+
+    Returns:
+        [B, V, V] bool (query, key); rows and columns of padding are False.
+    """
+    same = (image[:, :, None] == image[:, None, :]) & (image >= 0)[:, :, None]
+    near_rows = (row[:, :, None] - row[:, None, :]).abs() <= radius
+    near_columns = (column[:, :, None] - column[:, None, :]).abs() <= radius
+    allowed = same & near_rows & near_columns
+    return allowed if bidirectional else allowed.tril()
+
+
+def neighbor_tiles(
+    image: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
+) -> NeighborTiles:
+    """Cut the image grids of a batch into tiles.
+
+    Args:
+        image: [B, V] long, index of the token's image within its sample; -1 for padding.
+        row, column: [B, V] long, the token's place in its grid; ignored where padding. Grids may have
+            holes and any size; tokens stand in sequence order.
+        radius: greatest Chebyshev distance seen, 0 or more. bidirectional: later tokens too.
+    """
+    assert radius >= 0 and image.shape == row.shape == column.shape
+    batch, num_tokens = image.shape
+    side = tile_side(radius)
+    window = side + 2 * radius
+    valid = image >= 0
+    token = torch.arange(num_tokens, device=image.device).expand(batch, num_tokens)
+
+    # The grids as a table of token indices, -1 where there is none, with a margin of r for the windows.
+    num_images, rows, columns = (
+        int(place[valid].max()) + 1 if valid.any() else 1 for place in (image, row, column)
+    )
+    height, width = -(-rows // side) * side, -(-columns // side) * side
+    table = image.new_full((batch, num_images, height + 2 * radius, width + 2 * radius), -1)
+    sample_of_token = torch.arange(batch, device=image.device)[:, None].expand(batch, num_tokens)
+    table[sample_of_token[valid], image[valid], row[valid] + radius, column[valid] + radius] = token[valid]
+
+    inner = table[:, :, radius : radius + height, radius : radius + width]
+    queries = _tiles(inner, side, side)  # [B, images, tiles down, tiles across, Q]
+    occupied = (queries >= 0).any(-1)
+    query_index = queries[occupied]  # [M, Q]
+    key_index = _tiles(table, window, side)[occupied]  # [M, K]
+    sample = occupied.nonzero()[:, 0]  # [M]
+
+    allowed = _within(radius, image.device) & (query_index >= 0)[:, :, None] & (key_index >= 0)[:, None, :]
+    if not bidirectional:
+        allowed &= key_index[:, None, :] <= query_index[:, :, None]
+
+    query_valid = query_index >= 0
+    slot = torch.full_like(image, -1)
+    tile, place = query_valid.nonzero(as_tuple=True)
+    slot[sample[tile], query_index[tile, place]] = tile * side**2 + place
+    return NeighborTiles(sample, query_index.clamp(min=0), query_valid, key_index.clamp(min=0), allowed, slot)
+
+
+def neighbor_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    text_key: torch.Tensor,
+    text_value: torch.Tensor,
+    text_mask: torch.Tensor,
+    tiles: NeighborTiles,
+    scaling: float,
+) -> torch.Tensor:
+    """Visual queries attend to the text before them and to their neighbours, in one softmax.
+
+    Args:
+        query: [B, Hq, V, hd]. key, value: [B, Hkv, V, hd]. Hq is a multiple of Hkv.
+        text_key, text_value: [B, Hkv, P, hd]; P may be 0.
+        text_mask: [B, V, P] bool, True where the visual query sees the text key.
+        tiles: of the same V tokens. scaling: of the logits.
+
+    Returns:
+        [B, Hq, V, hd], zero where a token is padding.
+    """
+    batch, num_heads, num_tokens, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    num_tiles, num_queries = tiles.query_index.shape
+    group = num_heads // num_kv_heads
+    query_row = tiles.sample[:, None] * num_tokens + tiles.query_index  # [M, Q], into B * V
+    key_row = tiles.sample[:, None] * num_tokens + tiles.key_index  # [M, K]
+
+    # Heads that share a key stand side by side as queries, so that keys are never repeated.
+    tile_query = _rows(query, query_row).view(num_tiles, num_queries, num_kv_heads, group, head_dim)
+    tile_query = tile_query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [M, Hkv, group * Q, hd]
+    keys = torch.cat([text_key[tiles.sample], _rows(key, key_row).transpose(1, 2)], dim=2)  # [M, Hkv, P + K, hd]
+    values = torch.cat([text_value[tiles.sample], _rows(value, key_row).transpose(1, 2)], dim=2)
+
+    visible = torch.cat([text_mask.flatten(0, 1)[query_row], tiles.allowed], dim=-1)  # [M, Q, P + K]
+    visible = visible | ~tiles.query_valid[:, :, None]  # empty slots see anything rather than nothing (NaN)
+    visible = visible.repeat(1, group, 1)[:, None]  # [M, 1, group * Q, P + K]
+    output = F.scaled_dot_product_attention(tile_query, keys, values, attn_mask=visible, scale=scaling)
+
+    output = output.view(num_tiles, num_kv_heads, group, num_queries, head_dim).permute(0, 3, 1, 2, 4)
+    output = output.reshape(num_tiles * num_queries, num_heads, head_dim)
+    padding = tiles.slot < 0
+    output = output[tiles.slot.clamp(min=0)].masked_fill(padding[:, :, None, None], 0)  # [B, V, Hq, hd]
+    return output.transpose(1, 2)
+
+
+def _tiles(table: torch.Tensor, window: int, step: int) -> torch.Tensor:
+    """Square windows of the last two axes: [..., R, C] -> [..., windows down, windows across, window^2]."""
+    return table.unfold(2, window, step).unfold(3, window, step).flatten(-2)
+
+
+def _within(radius: int, device: torch.device) -> torch.Tensor:
+    """[Q, K] bool: which places of the window lie within the radius of which places of the tile."""
+    side = tile_side(radius)
+    in_tile = torch.arange(side, device=device) + radius
+    in_window = torch.arange(side + 2 * radius, device=device)
+    near = (in_tile[:, None] - in_window[None, :]).abs() <= radius  # [b, b + 2r]
+    return (near[:, None, :, None] & near[None, :, None, :]).reshape(side**2, -1)
+
+
+def _rows(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Gather tokens of [B, H, V, hd] by their index into B * V: [M, N] -> [M, N, H, hd]."""
+    return states.transpose(1, 2).flatten(0, 1)[rows]
