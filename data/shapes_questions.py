@@ -1,0 +1,262 @@
+"""Questions about the scenes of the embedded world, in six families that mirror the public benchmarks.
+
+existence (POPE), attribute: colour, shape, size, number (VQAv2), relation (GQA), reading (TextVQA), choice between
+lettered options (MMBench), caption. Every family needs the picture: the text of a question tells at most how
+likely its answers are. Training conversations also ask simpler questions (what is in a place, whether one colour
+is present), the lower rungs of the ladder to the families.
+
+An asker takes a scene and a random generator and gives one turn (question, answer), or None where the scene has
+nothing to ask about.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from data.shapes_scenes import COLORS, PLACES, SHAPES, SIZES, Scene, Thing
+
+FAMILIES = ("existence", "attribute", "relation", "reading", "choice", "caption")
+LETTERS = ("A", "B", "C", "D")
+NOTHING = "nothing"
+NOWHERE = "nowhere"
+CAPTION_REQUEST = "Describe the picture."
+
+Turn = tuple[str, str]
+Asker = Callable[[Scene, random.Random], Turn | None]
+
+_PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+_STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # (rows, columns)
+
+
+def _absent_name(scene: Scene, rng: random.Random) -> str:
+    """A colour and shape that no thing has; in two of three cases both are in the picture, or at least one is."""
+    names = {thing.name for thing in scene.things}
+    colors = {thing.color for thing in scene.things}
+    shapes = {thing.shape for thing in scene.things}
+    absent = [(color, shape) for color in COLORS for shape in SHAPES if f"{color} {shape}" not in names]
+    if rng.random() < 2 / 3:
+        both = [(color, shape) for color, shape in absent if color in colors and shape in shapes]
+        absent = both or [(color, shape) for color, shape in absent if color in colors or shape in shapes]
+    return " ".join(rng.choice(absent))
+
+
+def _with_article(name: str) -> str:
+    return f"an {name}" if name.startswith("orange") else f"a {name}"
+
+
+def _unique(scene: Scene, attribute: Callable[[Thing], str]) -> list[Thing]:
+    """The things that share this attribute with no other."""
+    counts = Counter(map(attribute, scene.things))
+    return [thing for thing in scene.things if counts[attribute(thing)] == 1]
+
+
+def _ask_existence(scene: Scene, rng: random.Random) -> Turn:
+    if rng.random() < 0.5:
+        return f"Is there {_with_article(rng.choice(scene.things).name)}?", "yes"
+    return f"Is there {_with_article(_absent_name(scene, rng))}?", "no"
+
+
+def _ask_color(scene: Scene, rng: random.Random) -> Turn | None:
+    things = _unique(scene, lambda thing: thing.shape)
+    if not things:
+        return None
+    thing = rng.choice(things)
+    return f"What color is the {thing.shape}?", thing.color
+
+
+def _ask_shape(scene: Scene, rng: random.Random) -> Turn | None:
+    things = _unique(scene, lambda thing: thing.color)
+    if not things:
+        return None
+    thing = rng.choice(things)
+    return f"What shape is the {thing.color} thing?", thing.shape
+
+
+def _ask_size(scene: Scene, rng: random.Random) -> Turn:
+    thing = rng.choice(scene.things)
+    return f"What size is the {thing.name}?", thing.size
+
+
+def _ask_number(scene: Scene, rng: random.Random) -> Turn:
+    """How many things share an attribute: first how many it shall be, then which attribute has that many."""
+    counts = {"things": len(scene.things)}
+    counts |= {f"{color} things": sum(thing.color == color for thing in scene.things) for color in COLORS}
+    counts |= {_PLURALS[shape]: sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
+    number = rng.choice(sorted(set(counts.values())))
+    what = rng.choice([what for what, count in counts.items() if count == number])
+    return f"How many {what} are there?", str(number)
+
+
+def _ask_side(scene: Scene, rng: random.Random) -> Turn | None:
+    """On which side of another thing a thing is: the pair must differ in that direction."""
+    pairs = [(a, b) for a in scene.things for b in scene.things if a.column != b.column or a.row != b.row]
+    if not pairs:
+        return None
+    thing, other = rng.choice(pairs)
+    axes = [axis for axis in ("column", "row") if getattr(thing, axis) != getattr(other, axis)]
+    if rng.choice(axes) == "column":
+        sides, before = ("left", "right"), thing.column < other.column
+        return f"Is the {thing.name} left or right of the {other.name}?", sides[0 if before else 1]
+    sides, before = ("above", "below"), thing.row < other.row
+    return f"Is the {thing.name} above or below the {other.name}?", sides[0 if before else 1]
+
+
+def _ask_relation(scene: Scene, rng: random.Random) -> Turn | None:
+    """The yes/no form of `_ask_side`."""
+    turn = _ask_side(scene, rng)
+    if turn is None:
+        return None
+    question, side = turn
+    claim = rng.choice(("left", "right") if side in ("left", "right") else ("above", "below"))
+    pair = "left or right of" if side in ("left", "right") else "above or below"
+    preposition = f"{claim} of" if side in ("left", "right") else claim
+    return question.replace(pair, preposition), "yes" if claim == side else "no"
+
+
+def _ask_neighbor(scene: Scene, rng: random.Random) -> Turn | None:
+    """Which thing is in the cell next to a thing."""
+    by_place = {(thing.row, thing.column): thing for thing in scene.things}
+    pairs = [
+        (thing, direction, by_place[place])
+        for thing in scene.things
+        for direction, (rows, columns) in _STEPS.items()
+        if (place := (thing.row + rows, thing.column + columns)) in by_place
+    ]
+    if not pairs:
+        return None
+    thing, direction, neighbor = rng.choice(pairs)
+    return f"What is just {direction} the {thing.name}?", neighbor.name
+
+
+def _ask_reading(scene: Scene, rng: random.Random) -> Turn:
+    return f"What {scene.sign.kind} is written?", scene.sign.text
+
+
+def _lettered(question: str, answer: str, others: list[str], rng: random.Random) -> Turn:
+    """Hide the answer among the first three of the other options."""
+    options = [answer, *others[: len(LETTERS) - 1]]
+    rng.shuffle(options)
+    listed = ", ".join(f"{letter} {option}" for letter, option in zip(LETTERS, options, strict=True))
+    return f"{question} {listed}", LETTERS[options.index(answer)]
+
+
+def _others(answer: str, present: list[str], possible: list[str], rng: random.Random) -> list[str]:
+    """Wrong options, those that are in the picture first."""
+    present = [option for option in dict.fromkeys(present) if option != answer]
+    absent = [option for option in possible if option != answer and option not in present]
+    rng.shuffle(present)
+    rng.shuffle(absent)
+    return present + absent
+
+
+def _choose_color(scene: Scene, rng: random.Random) -> Turn | None:
+    turn = _ask_color(scene, rng)
+    if turn is None:
+        return None
+    others = _others(turn[1], [thing.color for thing in scene.things], list(COLORS), rng)
+    return _lettered(*turn, others, rng)
+
+
+def _choose_shape(scene: Scene, rng: random.Random) -> Turn | None:
+    turn = _ask_shape(scene, rng)
+    if turn is None:
+        return None
+    others = _others(turn[1], [thing.shape for thing in scene.things], list(SHAPES), rng)
+    return _lettered(*turn, others, rng)
+
+
+def _choose_place(scene: Scene, rng: random.Random) -> Turn:
+    thing = rng.choice(scene.things)
+    others = _others(PLACES[thing.cell], [PLACES[other.cell] for other in scene.things], list(PLACES), rng)
+    return _lettered(f"Where is the {thing.name}?", PLACES[thing.cell], others, rng)
+
+
+def _ask_caption(scene: Scene, rng: random.Random) -> Turn:
+    return CAPTION_REQUEST, scene.description
+
+
+def _find_place(scene: Scene, rng: random.Random) -> Turn:
+    if rng.random() < 0.75:
+        thing = rng.choice(scene.things)
+        return f"Where is the {thing.name}?", PLACES[thing.cell]
+    return f"Where is the {_absent_name(scene, rng)}?", NOWHERE
+
+
+def _look_at_place(scene: Scene, rng: random.Random) -> Turn:
+    if rng.random() < 0.2:
+        taken = {scene.sign.cell, *(thing.cell for thing in scene.things)}
+        return f"What is in the {PLACES[rng.choice([c for c in range(len(PLACES)) if c not in taken])]}?", NOTHING
+    thing = rng.choice(scene.things)
+    return f"What is in the {PLACES[thing.cell]}?", f"{thing.size} {thing.name}"
+
+
+def _find_sign(scene: Scene, rng: random.Random) -> Turn:
+    return f"Where is the {scene.sign.kind}?", PLACES[scene.sign.cell]
+
+
+def _detect_color(scene: Scene, rng: random.Random) -> Turn:
+    present = {thing.color for thing in scene.things}
+    if rng.random() < 0.5:
+        return f"Is there {_with_article(rng.choice(sorted(present)))} thing?", "yes"
+    absent = rng.choice([color for color in COLORS if color not in present])
+    return f"Is there {_with_article(absent)} thing?", "no"
+
+
+def _detect_shape(scene: Scene, rng: random.Random) -> Turn:
+    present = {thing.shape for thing in scene.things}
+    if rng.random() < 0.5:
+        return f"Is there a {rng.choice(sorted(present))}?", "yes"
+    return f"Is there a {rng.choice([shape for shape in SHAPES if shape not in present])}?", "no"
+
+
+_FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
+    "existence": (_ask_existence,),
+    "attribute": (_ask_color, _ask_shape, _ask_size, _ask_number),
+    "relation": (_ask_side, _ask_relation, _ask_neighbor),
+    "reading": (_ask_reading,),
+    "choice": (_choose_color, _choose_shape, _choose_place),
+    "caption": (_ask_caption,),
+}
+_CONVERSATION_ASKERS: dict[Asker, int] = {  # asker: how often it is chosen, relative to the others
+    _ask_existence: 4,
+    _ask_color: 2,
+    _ask_shape: 2,
+    _ask_size: 1,
+    _ask_number: 2,
+    _ask_side: 2,
+    _ask_relation: 2,
+    _ask_neighbor: 2,
+    _ask_reading: 1,
+    _choose_color: 1,
+    _choose_shape: 1,
+    _choose_place: 1,
+    _find_place: 2,
+    _look_at_place: 2,
+    _find_sign: 1,
+    _detect_color: 1,
+    _detect_shape: 1,
+}
+
+
+def ask_family(scene: Scene, family: str, rng: random.Random) -> list[Turn]:
+    """One question of `family`, every form as likely; none where the scene gives the chosen form nothing to ask."""
+    turn = rng.choice(_FAMILY_ASKERS[family])(scene, rng)
+    return [] if turn is None else [turn]
+
+
+def ask_conversation(scene: Scene, num_questions: int, rng: random.Random) -> list[Turn]:
+    """Different questions of all kinds about one scene; in half the conversations the caption comes last.
+
+    A scene of few things may have fewer than `num_questions` to ask about.
+    """
+    caption = rng.random() < 0.5
+    turns: dict[str, str] = {}
+    askers, weights = list(_CONVERSATION_ASKERS), list(_CONVERSATION_ASKERS.values())
+    for asker in rng.choices(askers, weights, k=3 * num_questions):
+        turn = asker(scene, rng)
+        if turn is not None and len(turns) < num_questions - caption:
+            turns.setdefault(*turn)
+    if caption:
+        question, answer = _ask_caption(scene, rng)
+        turns[question] = answer
+    return list(turns.items())
