@@ -1,0 +1,36 @@
+"""The whole run of a recipe: deepspeed train.py --recipe NAME|PATH [key.sub=value ...]"""
+
+import argparse
+from pathlib import Path
+
+from training.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", required=True, help="a YAML file, or the name of one in recipes/")
+    parser.add_argument("--dry-run", action="store_true", help="validate, build on meta, print the plan's cost, write nothing")
+    parser.add_argument("--restart", action="store_true", help="delete what an earlier run of this name left, begin again")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it first
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides a field of the recipe")
+    arguments = parser.parse_intermixed_args()
+
+    from training.recipe import load_recipe  # after parsing: --help should not wait for torch
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        from training.dry_run import dry_run
+
+        dry_run(recipe)
+        return
+    if recipe.task == "dense":
+        from training.teacher import stages
+    else:
+        from training.pipeline import stages
+    from training.run import execute
+
+    execute(recipe, stages(recipe), Path("runs") / recipe.name, restart=arguments.restart)
+
+
+if __name__ == "__main__":
+    run(main)
