@@ -10,6 +10,7 @@ A *unit* is a key/value group of attention heads (with multi-head attention: one
 
 import difflib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -122,6 +123,12 @@ def num_served(units: int | tuple[int, ...] | None, total: int) -> int:
     if units is None:
         return total
     return units if isinstance(units, int) else len(units)
+
+
+def num_kept(fraction: float, num_tokens: int) -> int:
+    """ceil(fraction * num_tokens): how many of an image's original tokens are carried. The product's own rounding
+    error does not add a token."""
+    return math.ceil(round(fraction * num_tokens, 6))
 
 
 @dataclass(frozen=True)

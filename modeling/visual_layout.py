@@ -1,0 +1,189 @@
+"""Where visual tokens are: the two streams of a decoder forward, split from a padded batch and joined again.
+
+A *slot* is a row's place in the whole sequence so far (cached tokens included); causality is `key slot <= query slot`.
+Rows of a stream are packed to the left of each sample; padding and ragged counts are the invalid rows on the right.
+
+Shapes: B batch, S sequence rows of this forward, T text rows, V visual rows, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .visual_plan import num_kept
+
+NO_SLOT = torch.iinfo(torch.long).max  # the slot of an invalid row as a key: after every query
+
+
+def _pack(mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the first `length` true columns of each row of mask [B, S], in order, and which of them are real."""
+    order = torch.argsort(~mask, dim=1, stable=True)[:, :length]
+    return order, mask.gather(1, order)
+
+
+def gather_rows(rows: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """rows [B, S, D] at index [B, T] -> [B, T, D]; None is the identity."""
+    if index is None:
+        return rows
+    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """The text rows of this forward.
+
+    `index` [B, T] into the S rows (None: T is S and every row is valid), `valid` [B, T], `slots` [B, T];
+    `full`: no row is invalid.
+    """
+
+    index: torch.Tensor | None
+    valid: torch.Tensor
+    slots: torch.Tensor
+    full: bool
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Carried visual rows, and where in which image each lies.
+
+    `index`, `valid`, `slots` as for text; `image` [B, V] counts the images of the batch (-1 for invalid rows),
+    `row` and `column` [B, V] are places in the image's grid, `image_tokens` [B, V] the image's original number of
+    tokens. `grids` are the (rows, columns) of each image of the batch, `full`: no row is invalid.
+    """
+
+    index: torch.Tensor
+    valid: torch.Tensor
+    slots: torch.Tensor
+    image: torch.Tensor
+    row: torch.Tensor
+    column: torch.Tensor
+    image_tokens: torch.Tensor
+    grids: tuple[tuple[int, int], ...]
+    full: bool
+
+    def survivors(self, scores: torch.Tensor, fraction: float) -> tuple["VisualTokens", torch.Tensor]:
+        """The best ranked `num_kept(fraction, N)` rows of each image, in their order.
+
+        Args:
+            scores: [B, V], higher is better; ties keep the earlier token.
+            fraction: of each image's original number of tokens.
+
+        Returns:
+            The surviving rows and their indices [B, V'] into the rows of `self`.
+        """
+        by_score = torch.argsort(scores, dim=1, descending=True, stable=True)
+        order = by_score.gather(1, torch.argsort(self.image.gather(1, by_score), dim=1, stable=True))
+        image = self.image.gather(1, order)
+        place = torch.arange(image.shape[1], device=image.device).expand_as(image)
+        first = torch.ones_like(image, dtype=torch.bool)
+        first[:, 1:] = image[:, 1:] != image[:, :-1]
+        rank = place - torch.where(first, place, 0).cummax(dim=1).values
+        sizes = self.image_tokens.unique().tolist()
+        kept_of = {size: num_kept(fraction, size) for size in sizes}
+        limit = torch.zeros_like(image)
+        for size, kept in kept_of.items():
+            limit = torch.where(self.image_tokens.gather(1, order) == size, kept, limit)
+        keep = torch.zeros_like(self.valid).scatter(1, order, rank < limit) & self.valid
+        chosen, valid = _pack(keep, int(keep.sum(1).max()))
+        take = {name: getattr(self, name).gather(1, chosen) for name in ("index", "slots", "row", "column", "image_tokens")}
+        image = torch.where(valid, self.image.gather(1, chosen), -1)
+        slots = torch.where(valid, take.pop("slots"), NO_SLOT)
+        kept_tokens = VisualTokens(valid=valid, image=image, slots=slots, grids=self.grids, full=bool(valid.all()), **take)
+        return kept_tokens, chosen
+
+
+def split_streams(
+    sequence: torch.Size,
+    attention_mask: torch.Tensor | None,
+    visual_mask: torch.Tensor | None,
+    grids: tuple[tuple[int, int], ...],
+    past_length: int,
+    device: torch.device,
+) -> tuple[TextTokens, VisualTokens | None]:
+    """Tells text rows from visual rows.
+
+    Args:
+        sequence: (B, S) of this forward.
+        attention_mask: [B, past_length + S], 0 marks padding; None: no padding.
+        visual_mask: [B, S] bool, true at image tokens; None: there are none.
+        grids: (rows, columns) of each image, in the order of the batch.
+        past_length: number of cached slots.
+
+    Raises:
+        ValueError: a mask that is not two-dimensional or has another length, or image tokens and grids that disagree.
+    """
+    batch, length = sequence
+    if attention_mask is None:
+        present = torch.ones(batch, length, dtype=torch.bool, device=device)
+    elif attention_mask.dim() != 2 or attention_mask.shape[1] != past_length + length:
+        raise ValueError(
+            f"attention_mask: got shape {tuple(attention_mask.shape)}, allowed: "
+            f"[{batch}, {past_length + length}] (2-D, cached tokens included)"
+        )
+    else:
+        present = attention_mask[:, past_length:].to(device=device, dtype=torch.bool)
+
+    slots = torch.arange(past_length, past_length + length, device=device).expand(batch, length)
+    if visual_mask is None:
+        if bool(present.all()):
+            return TextTokens(index=None, valid=present, slots=slots, full=True), None
+        visual = None
+        is_text = present
+    else:
+        visual_mask = visual_mask & present
+        visual = _visual_tokens(visual_mask, slots, grids)
+        is_text = present & ~visual_mask
+    counts = is_text.sum(1)
+    index, valid = _pack(is_text, int(counts.max()))
+    text_slots = torch.where(valid, slots.gather(1, index), NO_SLOT)
+    return TextTokens(index=index, valid=valid, slots=text_slots, full=bool(valid.all())), visual
+
+
+def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, grids: tuple[tuple[int, int], ...]) -> VisualTokens:
+    counts = mask.sum(1)
+    total = sum(rows * columns for rows, columns in grids)
+    if int(counts.sum()) != total:
+        raise ValueError(f"image tokens: got {int(counts.sum())} in the input, the images have {total}")
+    index, valid = _pack(mask, int(counts.max()))
+    device = mask.device
+
+    def place(values: list[torch.Tensor], padding: int) -> torch.Tensor:
+        """Values of the batch's visual tokens in order -> [B, V]."""
+        empty = torch.full(valid.shape, padding, dtype=torch.long, device=device)
+        return empty.masked_scatter(valid, torch.cat(values).to(device))
+
+    sizes = [rows * columns for rows, columns in grids]
+    cells = [torch.arange(size) for size in sizes]
+    return VisualTokens(
+        index=index,
+        valid=valid,
+        slots=torch.where(valid, slots.gather(1, index), NO_SLOT),
+        image=place([torch.full((size,), number) for number, size in enumerate(sizes)], padding=-1),
+        row=place([cell // columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
+        column=place([cell % columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
+        image_tokens=place([torch.full((size,), size) for size in sizes], padding=0),
+        grids=tuple(grids),
+        full=bool(valid.all()),
+    )
+
+
+def join_streams(
+    text: torch.Tensor, text_tokens: TextTokens, visual: torch.Tensor | None, visual_tokens: VisualTokens | None, length: int
+) -> torch.Tensor:
+    """Text rows [B, T, D] and visual rows [B, V, D] at their places in [B, S, D]; zeros where there is neither."""
+    if text_tokens.index is None:
+        return text
+    joined = text.new_zeros(text.shape[0], length + 1, text.shape[2])  # the last row takes the invalid ones
+    for rows, tokens in ((text, text_tokens), (visual, visual_tokens)):
+        if rows is not None:
+            index = torch.where(tokens.valid, tokens.index, length)
+            joined = joined.scatter(1, index.unsqueeze(-1).expand_as(rows), rows)
+    return joined[:, :length]
+
+
+def answer_starts(labels: torch.Tensor) -> torch.Tensor:
+    """The rows that precede an answer: labels [B, S] with -100 where unsupervised -> [B, S] bool."""
+    supervised = labels != -100
+    starts = torch.zeros_like(supervised)
+    starts[:, :-1] = supervised[:, 1:] & ~supervised[:, :-1]
+    return starts
