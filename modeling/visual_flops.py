@@ -1,0 +1,270 @@
+"""What a visual plan costs: analytic, and equal to what the two-stream decoder executes.
+
+Four conventions are in use in the literature; a plan's cost is given in all of them:
+A, multiply-accumulates of the visual tokens alone (FastV, PyramidDrop); B = 2 A, FLOPs (YOPO); C, FLOPs of the
+decoder's whole prefill, text included (ShortV eq. 3, VTW, p-MoD); D, C plus vision tower and projector (DiffPrune).
+Attention is counted in full, not causal-halved; norms, softmax, embedding and lm_head are left out in all four.
+
+The references are the *stock* model's costs (`dense_cost`). The dense *plan* costs a little less: nothing reads
+what the last layer would add to visual tokens, so it is never computed.
+
+Legend: t text tokens, v visual tokens of a layer, d hidden_size, m intermediate_size, U units (key/value groups).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import LlamaConfig, LlavaConfig
+
+from .neighbor_attention import tile_slots, tiles_pay
+from .visual_plan import LiveLayer, Rank, VisualPlan
+
+Grids = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a Llama decoder: gated FFN of three matrices, attention heads in key/value groups."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def from_config(cls, config: LlamaConfig) -> "DecoderShape":
+        return cls(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+        )
+
+    @property
+    def query_size(self) -> int:
+        """Width of the query and output projections; a pair of all heads costs this per product."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of the key projection, and of the value projection."""
+        return self.num_kv_heads * self.head_dim
+
+    def stock_layers(self) -> tuple[LiveLayer, ...]:
+        """What the stock model executes for visual tokens: everything, in every layer."""
+        layer = LiveLayer(
+            tokens=1.0,
+            rank=Rank(),
+            keep=False,
+            attend=True,
+            read=True,
+            heads=self.num_kv_heads,
+            num_heads=self.num_kv_heads,
+            ffn=self.intermediate_size,
+            num_ffn=self.intermediate_size,
+            radius=None,
+            bidirectional=False,
+        )
+        return (layer,) * self.num_layers
+
+    def live_layers(self, plan: VisualPlan) -> tuple[LiveLayer, ...]:
+        """What the plan makes the decoder execute. Raises ValueError when the plan does not fit."""
+        plan.check(self.num_layers, self.num_kv_heads, self.intermediate_size)
+        return plan.live(self.num_kv_heads, self.intermediate_size)
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Sizes of a vision tower up to the layer that LLaVA reads, and of its two-layer projector."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_blocks: int
+    num_patches: int
+    num_tokens: int
+    patch_values: int
+    projector_input: int
+    projector_output: int
+    projected_tokens: int
+
+    @classmethod
+    def from_config(cls, config: LlavaConfig) -> "VisionShape":
+        """Raises ValueError for a tower other than CLIP's (one class token) or SigLIP's (none)."""
+        tower = config.vision_config
+        class_tokens = {"clip_vision_model": 1, "siglip_vision_model": 0}
+        if tower.model_type not in class_tokens:
+            raise ValueError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(class_tokens)}")
+        read = config.vision_feature_layer
+        read = [read] if isinstance(read, int) else list(read)
+        # hidden_states holds the embedding first, then every block's output.
+        blocks = max(layer if layer >= 0 else tower.num_hidden_layers + 1 + layer for layer in read)
+        patches = (tower.image_size // tower.patch_size) ** 2
+        tokens = patches + class_tokens[tower.model_type]
+        return cls(
+            hidden_size=tower.hidden_size,
+            intermediate_size=tower.intermediate_size,
+            num_blocks=blocks,
+            num_patches=patches,
+            num_tokens=tokens,
+            patch_values=tower.num_channels * tower.patch_size**2,
+            projector_input=tower.hidden_size * len(read),
+            projector_output=config.text_config.hidden_size,
+            projected_tokens=tokens - 1 if config.vision_feature_select_strategy == "default" else tokens,
+        )
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per image."""
+        block = self.num_tokens * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size)
+        block += 2 * self.num_tokens**2 * self.hidden_size
+        embedding = self.num_patches * self.patch_values * self.hidden_size
+        projector = self.projected_tokens * self.projector_output * (self.projector_input + self.projector_output)
+        return self.num_blocks * block + embedding + projector
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """One prefill of one sample. `flops_total` is None where no vision tower was given.
+
+    Attributes: macs_visual (A), flops_visual (B), flops_prefill (C), flops_total (D).
+    """
+
+    macs_visual: int
+    flops_visual: int
+    flops_prefill: int
+    flops_total: int | None
+
+
+def visual_tokens(layer: LiveLayer, grids: Grids) -> int:
+    """Visual tokens the layer carries: ceil(tokens * N) of each image."""
+    return sum(math.ceil(layer.tokens * rows * columns) for rows, columns in grids)
+
+
+def plan_cost(
+    plan: VisualPlan,
+    decoder: DecoderShape,
+    grids: Grids,
+    text_tokens: int = 64,
+    text_before: int | None = None,
+    vision: VisionShape | None = None,
+) -> PlanCost:
+    """Cost of the plan as executed, dead work left out.
+
+    Args:
+        grids: (rows, columns) of each image of the sample.
+        text_before: how many of the text tokens precede the images, which visual tokens attend to. None: all of
+            them, the published conventions' full count.
+
+    Raises:
+        ValueError: the plan does not fit the decoder.
+    """
+    return _cost(decoder.live_layers(plan), decoder, grids, text_tokens, text_before, vision)
+
+
+def dense_cost(
+    decoder: DecoderShape,
+    grids: Grids,
+    text_tokens: int = 64,
+    text_before: int | None = None,
+    vision: VisionShape | None = None,
+) -> PlanCost:
+    """Cost of the stock model, the reference of every fraction. Arguments as in `plan_cost`."""
+    return _cost(decoder.stock_layers(), decoder, grids, text_tokens, text_before, vision)
+
+
+def visual_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids) -> float:
+    """Share of the stock model's visual FLOPs left (convention B)."""
+    return plan_cost(plan, decoder, grids).flops_visual / dense_cost(decoder, grids).flops_visual
+
+
+def model_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids, text_tokens: int = 64) -> float:
+    """Share of the stock decoder's prefill FLOPs left (convention C)."""
+    sparse, dense = plan_cost(plan, decoder, grids, text_tokens), dense_cost(decoder, grids, text_tokens)
+    return sparse.flops_prefill / dense.flops_prefill
+
+
+def kv_bytes(plan: VisualPlan, decoder: DecoderShape, grids: Grids, text_tokens: int, bytes_per_value: int) -> int:
+    """Bytes of keys and values held after prefill: text in every layer, visual tokens where text reads them."""
+    return _kv_bytes(decoder.live_layers(plan), decoder, grids, text_tokens, bytes_per_value)
+
+
+def dense_kv_bytes(decoder: DecoderShape, grids: Grids, text_tokens: int, bytes_per_value: int) -> int:
+    """The same for the stock model."""
+    return _kv_bytes(decoder.stock_layers(), decoder, grids, text_tokens, bytes_per_value)
+
+
+def _kv_bytes(layers, decoder, grids, text_tokens, bytes_per_value) -> int:
+    tokens_times_units = sum(
+        text_tokens * decoder.num_kv_heads + (visual_tokens(layer, grids) * layer.num_heads if layer.read else 0)
+        for layer in layers
+    )
+    return 2 * tokens_times_units * decoder.head_dim * bytes_per_value
+
+
+def _cost(layers, decoder, grids, text_tokens, text_before, vision) -> PlanCost:
+    before = text_tokens if text_before is None else text_before
+    after = text_tokens if text_before is None else text_tokens - text_before
+    visual = sum(_visual_macs(layer, decoder, grids) for layer in layers)
+    shared = sum(_shared_macs(layer, decoder, grids, text_tokens, before) for layer in layers)
+    ranking = sum(
+        _ranking_macs(layer, above, decoder, grids, after)
+        for layer, above in zip(layers[1:], layers[:-1], strict=True)
+    )
+    prefill = 2 * (visual + shared + ranking)
+    total = None if vision is None else prefill + 2 * len(grids) * vision.macs
+    return PlanCost(macs_visual=visual, flops_visual=2 * visual, flops_prefill=prefill, flops_total=total)
+
+
+def _pairs(layer: LiveLayer, grids: Grids) -> tuple[int, int]:
+    """Visual query rows executed, and pairs of them with visual keys: dense, or tiles where they pay."""
+    tokens = visual_tokens(layer, grids)
+    if layer.radius is not None:
+        query_slots, pair_slots = tile_slots(grids, layer.radius)
+        if tiles_pay(tokens, pair_slots):
+            return query_slots, pair_slots
+    return tokens, tokens**2
+
+
+def _visual_macs(layer: LiveLayer, decoder: DecoderShape, grids: Grids) -> int:
+    """Work of visual rows: projections, FFN, attention among themselves."""
+    tokens = visual_tokens(layer, grids)
+    served_query, served_kv = _served(layer, decoder)
+    macs = tokens * 3 * decoder.hidden_size * layer.num_ffn
+    if layer.keys:
+        macs += tokens * 2 * decoder.hidden_size * served_kv
+    if layer.attend:
+        macs += tokens * 2 * decoder.hidden_size * served_query
+        macs += 2 * _pairs(layer, grids)[1] * served_query
+    return macs
+
+
+def _shared_macs(layer: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int, before: int) -> int:
+    """Work of text rows, and pairs of text with visual tokens either way."""
+    served_query, _ = _served(layer, decoder)
+    d = decoder.hidden_size
+    macs = text_tokens * d * (2 * decoder.query_size + 2 * decoder.kv_size + 3 * decoder.intermediate_size)
+    macs += 2 * text_tokens**2 * decoder.query_size
+    if layer.read:
+        macs += 2 * text_tokens * visual_tokens(layer, grids) * served_query
+    if layer.attend:
+        macs += 2 * _pairs(layer, grids)[0] * before * served_query
+    return macs
+
+
+def _ranking_macs(layer: LiveLayer, above: LiveLayer, decoder: DecoderShape, grids: Grids, text_after: int) -> int:
+    """The extra query-key product that ranks the tokens of the layer above where some are let go."""
+    if not layer.keep:
+        return 0
+    rows = 1 if layer.rank.rows == "last" else text_after
+    return rows * visual_tokens(above, grids) * _served(above, decoder)[0]
+
+
+def _served(layer: LiveLayer, decoder: DecoderShape) -> tuple[int, int]:
+    """Widths of the query and of the key projection that serve visual tokens."""
+    served_kv = layer.num_heads * decoder.head_dim
+    return served_kv * (decoder.num_heads // decoder.num_kv_heads), served_kv

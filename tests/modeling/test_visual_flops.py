@@ -1,0 +1,127 @@
+"""The FLOPs counter: published anchors, hand counts, and what FlopCounterMode sees executed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from modeling.neighbor_attention import tile_slots
+from modeling.visual_flops import (
+    DecoderShape,
+    VisionShape,
+    dense_cost,
+    dense_kv_bytes,
+    kv_bytes,
+    model_fraction,
+    plan_cost,
+    visual_fraction,
+)
+from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+
+SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"
+SMALL = DecoderShape(hidden_size=32, intermediate_size=80, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=6)
+GRIDS = [(4, 4), (2, 3)]
+
+
+def shape_config(name):
+    return LlavaConfig.from_dict(json.loads((SHAPES / name).read_text()))
+
+
+@pytest.mark.parametrize(
+    "name, macs_visual, flops_visual, flops_prefill, flops_total",
+    [
+        ("llava-1.5-7b.json", 3.82, 7.63, 8.50, 8.89),
+        ("llava-1.5-13b.json", None, 14.89, 16.58, None),
+    ],
+)
+def test_published_anchors(name, macs_visual, flops_visual, flops_prefill, flops_total):
+    """The four conventions as printed by FastV, YOPO, ShortV and DiffPrune, in units of 1e12."""
+    config = shape_config(name)
+    cost = dense_cost(DecoderShape.from_config(config.text_config), [(24, 24)], 64, vision=VisionShape.from_config(config))
+    found = (cost.macs_visual, cost.flops_visual, cost.flops_prefill, cost.flops_total)
+    for value, printed in zip(found, (macs_visual, flops_visual, flops_prefill, flops_total), strict=True):
+        assert printed is None or round(value / 1e12, 2) == printed
+
+
+def test_shapes_are_the_true_models():
+    for name, billions in (("llava-1.5-7b.json", 7.06), ("llava-1.5-13b.json", 13.35)):
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(shape_config(name))
+        assert round(sum(p.numel() for p in model.parameters()) / 1e9, 2) == billions
+
+
+def test_vision_tower_runs_to_the_layer_that_is_read():
+    config = shape_config("llava-1.5-7b.json")
+    assert VisionShape.from_config(config).num_blocks == 23
+    config.vision_feature_layer = 5
+    assert VisionShape.from_config(config).num_blocks == 5
+    config.vision_feature_layer = [3, -1]
+    shape = VisionShape.from_config(config)
+    assert (shape.num_blocks, shape.projector_input) == (24, 2 * 1024)
+
+
+def test_other_vision_towers_are_refused():
+    config = shape_config("llava-1.5-7b.json")
+    config.vision_config.model_type = "pixtral"
+    with pytest.raises(ValueError, match="vision tower: got 'pixtral', allowed: clip_vision_model"):
+        VisionShape.from_config(config)
+
+
+def test_plan_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="got 3 layers, the model has 4"):
+        plan_cost(VisualPlan.dense(3), SMALL, GRIDS)
+
+
+def test_dense_plan_leaves_out_dead_work_only():
+    """The dense plan differs from the stock model by the last layer's visual updates, which nothing reads."""
+    d, m, v, t = 32, 80, 22, 10
+    dead = v * (2 * d * 48 + 3 * d * m) + 2 * v * v * 48
+    dense, stock = plan_cost(VisualPlan.dense(4), SMALL, GRIDS, t), dense_cost(SMALL, GRIDS, t)
+    assert stock.macs_visual - dense.macs_visual == dead
+    assert stock.flops_prefill - dense.flops_prefill == 2 * (dead + 2 * v * t * 48)
+    assert stock.flops_total is None
+
+
+def test_one_layer_by_hand():
+    """Half the tokens, one unit of four, 20 neurons, tiles: every term of a middle layer."""
+    grids, t, before = [(12, 12)], 10, 3
+    layers = (
+        LayerPlan(),
+        LayerPlan(tokens=0.9, rank=Rank(rows="instruction"), heads=1, ffn=20, radius=1),
+        LayerPlan(tokens=0.9, attend=False, ffn=0, heads=(1, 3)),
+        LayerPlan(tokens=0.0),
+    )
+    d, hd, v = 32, 6, 130
+    query_slots, pair_slots = tile_slots(grids, 1)
+    stock = 144 * (2 * d * 24 + 2 * d * 48 + 3 * d * 80) + 2 * 144**2 * 48
+    middle = v * (2 * d * hd + 2 * d * 2 * hd + 3 * d * 20) + 2 * pair_slots * 2 * hd
+    blind_end = v * 2 * d * 2 * hd
+    cost = plan_cost(VisualPlan(layers), SMALL, grids, t, text_before=before)
+    assert cost.macs_visual == stock + middle + blind_end
+    text = 4 * (t * (2 * d * 48 + 2 * d * 24 + 3 * d * 80) + 2 * t * t * 48)
+    reads = 2 * t * (144 * 48 + v * 2 * hd + v * 4 * hd)
+    to_text = 2 * before * (144 * 48 + query_slots * 2 * hd)
+    ranking = (t - before) * 144 * 48
+    assert cost.flops_prefill == 2 * (cost.macs_visual + text + reads + to_text + ranking)
+
+
+def test_fractions_and_bytes():
+    plan = VisualPlan((LayerPlan(attend=False, ffn=0, heads=2), *[LayerPlan(tokens=0.0)] * 3))
+    grids, v = [(4, 5)], 20
+    stock = dense_cost(SMALL, grids)
+    assert visual_fraction(plan, SMALL, grids) == v * 2 * 32 * 12 * 2 / stock.flops_visual
+    assert visual_fraction(plan, SMALL, grids) < model_fraction(plan, SMALL, grids, 64) < 1
+    assert kv_bytes(plan, SMALL, grids, 7, 4) == 2 * 4 * 6 * (4 * 7 * 4 + v * 2)
+    assert dense_kv_bytes(SMALL, grids, 7, 4) == 2 * 4 * 6 * 4 * (7 + v) * 4
+
+
+def test_every_saving_is_priced():
+    """Each single change to a middle layer lowers the cost; what changes nothing executed does not."""
+    dense = VisualPlan.dense(4)
+    full = plan_cost(dense, SMALL, [(12, 12)]).flops_prefill
+    for change in ({"attend": False}, {"read": False}, {"heads": 2}, {"ffn": 40}, {"radius": 1}, {"tokens": 0.5}):
+        assert plan_cost(dense.replace(1, **change), SMALL, [(12, 12)]).flops_prefill < full, change
+    assert plan_cost(dense.replace(3, ffn=0), SMALL, [(12, 12)]).flops_prefill == full
+    assert plan_cost(dense.replace(1, radius=40), SMALL, [(12, 12)]).flops_prefill == full
