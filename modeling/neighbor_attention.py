@@ -86,33 +86,30 @@ def neighbor_tiles(
     """Cut the image grids of a batch into tiles.
 
     Args:
-        image: [B, V] long, index of the token's image within its sample; -1 for padding.
+        image: [B, V] long, number of the token's image, unique within its sample; -1 for padding.
         row, column: [B, V] long, the token's place in its grid; ignored where padding. Grids may have
             holes and any size; tokens stand in sequence order.
         radius: greatest Chebyshev distance seen, 0 or more. bidirectional: later tokens too.
     """
     assert radius >= 0 and image.shape == row.shape == column.shape
-    batch, num_tokens = image.shape
     side = tile_side(radius)
     window = side + 2 * radius
     valid = image >= 0
-    token = torch.arange(num_tokens, device=image.device).expand(batch, num_tokens)
 
-    # The grids as a table of token indices, -1 where there is none, with a margin of r for the windows.
-    num_images, rows, columns = (
-        int(place[valid].max()) + 1 if valid.any() else 1 for place in (image, row, column)
-    )
+    # Every image's grid as a table of token indices, -1 where there is none, with a margin of r for the windows.
+    count, rows, columns = (int(place[valid].max()) + 1 if valid.any() else 1 for place in (image, row, column))
     height, width = -(-rows // side) * side, -(-columns // side) * side
-    table = image.new_full((batch, num_images, height + 2 * radius, width + 2 * radius), -1)
-    sample_of_token = torch.arange(batch, device=image.device)[:, None].expand(batch, num_tokens)
-    table[sample_of_token[valid], image[valid], row[valid] + radius, column[valid] + radius] = token[valid]
+    token_sample, token = valid.nonzero(as_tuple=True)
+    images, number = torch.unique(token_sample * count + image[valid], return_inverse=True)
+    table = image.new_full((len(images), height + 2 * radius, width + 2 * radius), -1)
+    table[number, row[valid] + radius, column[valid] + radius] = token
 
-    inner = table[:, :, radius : radius + height, radius : radius + width]
-    queries = _tiles(inner, side, side)  # [B, images, tiles down, tiles across, Q]
+    inner = table[:, radius : radius + height, radius : radius + width]
+    queries = _tiles(inner, side, side)  # [images, tiles down, tiles across, Q]
     occupied = (queries >= 0).any(-1)
     query_index = queries[occupied]  # [M, Q]
     key_index = _tiles(table, window, side)[occupied]  # [M, K]
-    sample = occupied.nonzero()[:, 0]  # [M]
+    sample = images[occupied.nonzero()[:, 0]] // count  # [M]
 
     allowed = _within(radius, image.device) & (query_index >= 0)[:, :, None] & (key_index >= 0)[:, None, :]
     if not bidirectional:
@@ -172,8 +169,8 @@ def neighbor_attention(
 
 
 def _tiles(table: torch.Tensor, window: int, step: int) -> torch.Tensor:
-    """Square windows of the last two axes: [..., R, C] -> [..., windows down, windows across, window^2]."""
-    return table.unfold(2, window, step).unfold(3, window, step).flatten(-2)
+    """Square windows of every image: [images, R, C] -> [images, windows down, windows across, window^2]."""
+    return table.unfold(1, window, step).unfold(2, window, step).flatten(-2)
 
 
 def _within(radius: int, device: torch.device) -> torch.Tensor:

@@ -11,14 +11,13 @@ what the last layer would add to visual tokens, so it is never computed.
 Legend: t text tokens, v visual tokens of a layer, d hidden_size, m intermediate_size, U units (key/value groups).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import LlamaConfig, LlavaConfig
 
 from .neighbor_attention import tile_slots, tiles_pay
-from .visual_plan import LiveLayer, Rank, VisualPlan
+from .visual_plan import LiveLayer, Rank, VisualPlan, num_kept
 
 Grids = Sequence[tuple[int, int]]
 
@@ -142,7 +141,7 @@ class PlanCost:
 
 def visual_tokens(layer: LiveLayer, grids: Grids) -> int:
     """Visual tokens the layer carries: ceil(tokens * N) of each image."""
-    return sum(math.ceil(layer.tokens * rows * columns) for rows, columns in grids)
+    return sum(num_kept(layer.tokens, rows * columns) for rows, columns in grids)
 
 
 def plan_cost(
@@ -180,6 +179,12 @@ def dense_cost(
 def visual_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids) -> float:
     """Share of the stock model's visual FLOPs left (convention B)."""
     return plan_cost(plan, decoder, grids).flops_visual / dense_cost(decoder, grids).flops_visual
+
+
+def visual_fraction_by_layer(plan: VisualPlan, decoder: DecoderShape, grids: Grids) -> tuple[float, ...]:
+    """`visual_fraction` of each layer against the same layer of the stock model."""
+    layers = zip(decoder.live_layers(plan), decoder.stock_layers(), strict=True)
+    return tuple(_visual_macs(layer, decoder, grids) / _visual_macs(stock, decoder, grids) for layer, stock in layers)
 
 
 def model_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids, text_tokens: int = 64) -> float:

@@ -17,6 +17,7 @@ from modeling.visual_flops import (
     model_fraction,
     plan_cost,
     visual_fraction,
+    visual_fraction_by_layer,
 )
 from modeling.visual_plan import LayerPlan, Rank, VisualPlan
 
@@ -112,6 +113,8 @@ def test_fractions_and_bytes():
     grids, v = [(4, 5)], 20
     stock = dense_cost(SMALL, grids)
     assert visual_fraction(plan, SMALL, grids) == v * 2 * 32 * 12 * 2 / stock.flops_visual
+    by_layer = visual_fraction_by_layer(plan, SMALL, grids)
+    assert by_layer[1:] == (0, 0, 0) and sum(by_layer) / 4 == pytest.approx(visual_fraction(plan, SMALL, grids))
     assert visual_fraction(plan, SMALL, grids) < model_fraction(plan, SMALL, grids, 64) < 1
     assert kv_bytes(plan, SMALL, grids, 7, 4) == 2 * 4 * 6 * (4 * 7 * 4 + v * 2)
     assert dense_kv_bytes(SMALL, grids, 7, 4) == 2 * 4 * 6 * 4 * (7 + v) * 4
