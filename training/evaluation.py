@@ -21,9 +21,10 @@ import torch
 from rich.progress import track
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from data.benchmarks.shapes import FAMILIES, score
+from data.benchmarks.shapes import score
 from data.collator import Collator
 from data.conversations import Sample, encode_prompt
+from data.shapes_questions import FAMILIES
 from training.run import write_json
 
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
@@ -76,7 +77,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Evaluation":
-        """Summarises records; families come in the order of `FAMILIES`."""
+        """Summarises records; families come in the order of `data.shapes_questions`."""
         records = tuple(records)
         scores = {name: [r.score for r in records if r.family == name] for name in FAMILIES}
         return cls(

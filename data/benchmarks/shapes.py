@@ -10,8 +10,7 @@ Scores are in [0, 1]; the accuracy of a model is their mean.
 
 import re
 
-EXACT_FAMILIES = ("existence", "attribute", "relation", "reading", "choice")
-FAMILIES = (*EXACT_FAMILIES, "caption")
+from data.shapes_questions import FAMILIES
 
 
 def score(family: str, prediction: str, answer: str) -> float:
