@@ -8,10 +8,12 @@ N rows, V vocab, D hidden_size.
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
+from torch.utils.checkpoint import checkpoint
 
 from training.schema import Strict
 
@@ -44,6 +46,37 @@ class DistillationSettings(Strict):
     @property
     def needs_teacher(self) -> bool:
         return bool(self.forward_kl_weight or self.reverse_kl_weight or self.jsd_weight or self.hidden_cosine_weight)
+
+    def token_sums(self, labels: torch.Tensor, student: "Rows", teacher: "Rows | None") -> Iterator[tuple[str, float, torch.Tensor]]:
+        """Name, weight and token sum of each loss whose weight is not 0.
+
+        Args:
+            labels: [N] int64, the next token of each row.
+            student, teacher: the same N rows of both; the teacher may be None where no loss needs it.
+        """
+        temperature = self.distill_temperature
+        if self.cross_entropy_weight:
+            yield "cross_entropy", self.cross_entropy_weight, cross_entropy(student.logits, labels)
+        if self.forward_kl_weight:
+            token_sum = forward_kl(student.logits, teacher.logits, distill_temperature=temperature)
+            yield "forward_kl", self.forward_kl_weight, token_sum
+        if self.reverse_kl_weight:
+            token_sum = reverse_kl(student.logits, teacher.logits, distill_temperature=temperature)
+            yield "reverse_kl", self.reverse_kl_weight, token_sum
+        if self.jsd_weight:
+            token_sum = jensen_shannon(
+                student.logits, teacher.logits, jsd_beta=self.jsd_beta, distill_temperature=temperature
+            )
+            yield "jensen_shannon", self.jsd_weight, token_sum
+        if self.hidden_cosine_weight:
+            yield "hidden_cosine", self.hidden_cosine_weight, hidden_cosine(student.hidden, teacher.hidden)
+
+
+class Rows(NamedTuple):
+    """What a model gives at the supervised positions: logits [N, V], last hidden state [N, D]."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
 
 
 def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -104,6 +137,8 @@ def _divergence(
 def _sum_chunks(
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], first: torch.Tensor, second: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of `function` over chunks of rows; 0 with a gradient path where there are no rows."""
-    chunks: Iterator = zip(first.split(CHUNK_ROWS), second.split(CHUNK_ROWS), strict=True)
-    return torch.stack([function(*chunk) for chunk in chunks]).sum()
+    """Sum of `function` over chunks of rows. A chunk's fp32 tensors live while it is worked on, forward and backward."""
+    if len(first) <= CHUNK_ROWS:
+        return function(first, second)
+    chunks = zip(first.split(CHUNK_ROWS), second.split(CHUNK_ROWS), strict=True)
+    return torch.stack([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]).sum()
