@@ -1,0 +1,39 @@
+"""Encoded samples into a batch. B samples, S tokens of the longest one."""
+
+from typing import Literal
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import ProcessorMixin
+
+from data.conversations import IGNORE_INDEX
+
+
+class Collator:
+    """Pads the token rows of samples from `encode` or `encode_prompt` and strings their pictures together.
+
+    Returns:
+        input_ids and attention_mask [B, S] int64; labels [B, S] int64 where the samples have them; and each key of the
+        image processor, for LLaVA pixel_values [images of the batch, 3, H, W], in the order of the samples. A batch
+        without images has no such key.
+    """
+
+    def __init__(self, processor: ProcessorMixin, padding_side: Literal["right", "left"] = "right"):
+        pad_token_id = processor.tokenizer.pad_token_id
+        if pad_token_id is None:
+            raise ValueError("the processor's tokenizer has no pad token, batches need one")
+        self._padding = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        self._padding_side = padding_side
+
+    def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        samples = [{"attention_mask": torch.ones_like(sample["input_ids"]), **sample} for sample in samples]
+        batch = {}
+        for key in dict.fromkeys(key for sample in samples for key in sample):
+            rows = [sample[key] for sample in samples if key in sample]
+            if key in self._padding:
+                batch[key] = pad_sequence(
+                    rows, batch_first=True, padding_value=self._padding[key], padding_side=self._padding_side
+                )
+            else:
+                batch[key] = torch.cat(rows)
+        return batch

@@ -1,0 +1,318 @@
+"""Conversations about pictures: read from LLaVA's JSON, encoded for training or as a prompt.
+
+This is the one place where it is decided which tokens are supervised: exactly the answers, each with its end token.
+
+The format is LLaVA's (arXiv 2304.08485), a list of
+`{"id": …, "image": path or list of paths, "family": …, "conversations": [{"from": "human" | "gpt", "value": …}]}`
+where each `<image>` mark in a human turn stands for the next picture. `image` and `family` are optional.
+
+Shapes: S tokens of one sample, placeholders expanded.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import ProcessorMixin
+
+from data.images import MAX_PIXELS, find_image, open_image, process_images
+
+IMAGE_MARK = "<image>"
+IGNORE_INDEX = -100  # what cross entropy leaves out
+
+_SPACE = re.compile(r"\s*")
+
+OnBadSample = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation: questions and answers in order; each `<image>` mark in a question is the next of `images`."""
+
+    id: str
+    images: tuple[Path, ...]
+    turns: tuple[tuple[str, str], ...]
+    family: str | None = None
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that was left out: its id if it had one, its place in the list it came from, and why."""
+
+    id: str | None
+    index: int
+    reason: str
+
+
+class SampleTooLong(ValueError):
+    """A sample with more tokens than the limit; it is left out whole, never cut."""
+
+
+def load_llava_json(
+    json_path: Path, image_root: Path, *, on_bad_sample: OnBadSample = "error", max_bad_share: float = 0.0
+) -> tuple[list[Sample], list[BadSample]]:
+    """Read and check a LLaVA JSON file. Pictures are looked for, not opened.
+
+    Args:
+        json_path: the JSON file.
+        image_root: folder that the rows' image paths are relative to and may not leave.
+        on_bad_sample: "error" stops at the first bad row; "skip" leaves bad rows out and returns them.
+        max_bad_share: with "skip", the largest share of bad rows in [0, 1] that is not an error.
+
+    Raises:
+        ValueError: the file is not a JSON list of rows, a row is bad, or too many are.
+    """
+    samples, bad = [], []
+    rows = _read_rows(json_path)
+    for index, row in enumerate(rows):
+        try:
+            samples.append(_read_row(row, image_root))
+        except ValueError as error:
+            row_id = str(row["id"]) if isinstance(row, dict) and "id" in row else None
+            reason = f"{json_path}: row {index} (id {row_id!r}): {error}"
+            if on_bad_sample == "error":
+                raise ValueError(reason) from error
+            bad.append(BadSample(row_id, index, reason))
+    check_bad_share(bad, len(rows), max_bad_share)
+    return samples, bad
+
+
+def check_bad_share(bad: list[BadSample], num_samples: int, max_bad_share: float) -> None:
+    """Raises ValueError if more than `max_bad_share` of `num_samples` are bad."""
+    if len(bad) > max_bad_share * num_samples:
+        raise ValueError(
+            f"{len(bad)} of {num_samples} samples are bad, at most a share of {max_bad_share} is allowed; "
+            f"the first: {bad[0].reason}"
+        )
+
+
+def _read_rows(json_path: Path) -> list[Any]:
+    try:
+        rows = json.loads(Path(json_path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{json_path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{json_path}: not JSON ({error})") from error
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{json_path}: got {'no rows' if rows == [] else type(rows).__name__}, a list of rows is expected")
+    return rows
+
+
+def _read_row(row: Any, image_root: Path) -> Sample:
+    """A row as a Sample; ValueError says what is wrong with it."""
+    if not isinstance(row, dict):
+        raise ValueError(f"got {type(row).__name__}, a row is an object")
+    for key, types in (("id", (str, int)), ("conversations", list)):
+        if key not in row:
+            raise ValueError(f"no key {key!r}; got {sorted(row)}")
+        if not isinstance(row[key], types):
+            raise ValueError(f"{key!r} is {type(row[key]).__name__}, a {'text' if key == 'id' else 'list'} is expected")
+    family = row.get("family")
+    if family is not None and not isinstance(family, str):
+        raise ValueError(f"'family' is {type(family).__name__}, a text is expected")
+
+    turns = _read_turns(row["conversations"])
+    images = row.get("image", [])
+    names = [images] if isinstance(images, str) else images
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"'image' is {images!r}, a path or a list of paths is expected (no key where there is no image)")
+    num_marks = sum(question.count(IMAGE_MARK) for question, _ in turns)
+    if num_marks != len(names):
+        raise ValueError(f"{num_marks} {IMAGE_MARK} marks for {len(names)} images, as many marks as images are expected")
+    return Sample(str(row["id"]), tuple(find_image(image_root, name) for name in names), turns, family)
+
+
+def _read_turns(conversation: list[Any]) -> tuple[tuple[str, str], ...]:
+    """(question, answer) pairs of a conversation in which human and gpt take turns."""
+    values = []
+    for place, turn in enumerate(conversation):
+        if not isinstance(turn, dict) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
+            raise ValueError(f"turn {place} is {turn!r}, an object with texts 'from' and 'value' is expected")
+        speaker, expected = turn["from"], ("human", "gpt")[place % 2]
+        if speaker not in ("human", "gpt"):
+            raise ValueError(f"turn {place} is from {speaker!r}, allowed are 'human' and 'gpt'")
+        if speaker != expected and place == 0:
+            raise ValueError("the conversation starts with 'gpt', it must start with 'human'")
+        if speaker != expected:
+            raise ValueError(f"two {speaker!r} turns in a row (turns {place - 1} and {place})")
+        values.append(turn["value"].strip())
+    if len(values) == 0 or len(values) % 2:
+        raise ValueError(f"the conversation {'ends with human' if values else 'is empty'}, it must end with 'gpt'")
+    for place, answer in enumerate(values[1::2]):
+        if not answer:
+            raise ValueError(f"turn {2 * place + 1} is an empty answer")
+        if IMAGE_MARK in answer:
+            raise ValueError(f"turn {2 * place + 1} is an answer with an {IMAGE_MARK} mark, only questions show images")
+    return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+def encode(
+    sample: Sample, processor: ProcessorMixin, max_length: int, max_pixels: int = MAX_PIXELS
+) -> dict[str, torch.Tensor]:
+    """A sample for training.
+
+    Returns:
+        input_ids [S] int64, labels [S] int64 (the token itself for answers and their end tokens, -100 elsewhere; not
+        shifted), and what the image processor gives, for LLaVA pixel_values [num_images, 3, H, W] float32; nothing
+        of that for a sample without images.
+
+    Raises:
+        SampleTooLong: more than `max_length` tokens.
+        ValueError: a bad picture, no supervised token, or a text that holds the image token.
+    """
+    with naming(sample):
+        encoded = _encode_whole(sample, processor, max_pixels)
+        check_length(len(encoded["input_ids"]), max_length)
+    return encoded
+
+
+def encode_prompt(sample: Sample, processor: ProcessorMixin, max_pixels: int = MAX_PIXELS) -> dict[str, torch.Tensor]:
+    """A sample whose last answer is withheld and asked for: what `encode` gives up to there, without labels."""
+    with naming(sample):
+        text, answers = _render(sample, processor)
+        last_answer, _ = answers[-1]
+        input_ids, _ = _tokenize(text[:last_answer], processor)
+        return add_images({"input_ids": input_ids}, sample, processor, max_pixels)
+
+
+def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
+    """input_ids and labels, both int32, of a sample before its image placeholders are expanded (one per image)."""
+    text, answers = _render(sample, processor)
+    input_ids, offsets = _tokenize(text, processor)
+    num_image_tokens = int((input_ids == processor.image_token_id).sum())
+    if num_image_tokens != len(sample.images):
+        raise ValueError(
+            f"{num_image_tokens} image tokens for {len(sample.images)} images; no text may hold the image token "
+            f"{processor.image_token!r}, and the chat template must show every image"
+        )
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    first, last = offsets.unbind(1)  # characters [first, last) of each token
+    for start, end in answers:
+        if ((first < start) & (last > start)).any():
+            raise ValueError(f"the tokenizer merges the end of a prompt with its answer {text[start:end]!r}")
+        supervised = (first >= start) & (last <= end) & (first < last)
+        labels[supervised] = input_ids[supervised]
+    if (labels == IGNORE_INDEX).all():
+        raise ValueError("no supervised token")
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def add_images(
+    tokens: dict[str, torch.Tensor], sample: Sample, processor: ProcessorMixin, max_pixels: int
+) -> dict[str, torch.Tensor]:
+    """`tokens` of `encode_text` with each image's placeholder expanded, and the processed pictures beside them."""
+    pictures, num_placeholders = process_images(sample.images, processor, max_pixels)
+    repeats = torch.ones_like(tokens["input_ids"])
+    repeats[tokens["input_ids"] == processor.image_token_id] = torch.tensor(num_placeholders, dtype=repeats.dtype)
+    return {key: value.long().repeat_interleave(repeats) for key, value in tokens.items()} | pictures
+
+
+def check_length(length: int, max_length: int) -> None:
+    """Raises SampleTooLong if a sample of `length` tokens is over the limit."""
+    if length > max_length:
+        raise SampleTooLong(f"{length} tokens, at most {max_length} are allowed")
+
+
+def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises ValueError if `encode` and the processor's own call make different tokens of this sample."""
+    text, _ = _render(sample, processor)
+    images = [open_image(path, max_pixels) for path in sample.images]
+    expected = processor(
+        text=text, images=images or None, add_special_tokens=_adds_special_tokens(text, processor), return_tensors="pt"
+    )["input_ids"][0]
+    encoded = _encode_whole(sample, processor, max_pixels)["input_ids"]
+    if not torch.equal(encoded, expected):
+        raise ValueError(
+            f"{type(processor).__name__} is not supported: it makes {len(expected)} tokens of sample {sample.id!r} "
+            f"where one placeholder per image, expanded, makes {len(encoded)}"
+        )
+
+
+@contextmanager
+def naming(sample: Sample) -> Iterator[None]:
+    """A ValueError raised inside says which sample it is about."""
+    try:
+        yield
+    except ValueError as error:
+        kind = SampleTooLong if isinstance(error, SampleTooLong) else ValueError
+        raise kind(f"sample {sample.id!r}: {error}") from error
+
+
+def _encode_whole(sample: Sample, processor: ProcessorMixin, max_pixels: int) -> dict[str, torch.Tensor]:
+    """`encode` without its limit."""
+    return add_images(encode_text(sample, processor), sample, processor, max_pixels)
+
+
+def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation in the processor's chat template, and the characters [start, end) of each answer.
+
+    An answer runs from where its generation prompt ends to the end of its end token: what a model must generate. If
+    the template puts no end token after answers (LLaVA-1.5's puts a space), it is put in that space's place after
+    *every* answer, as LLaVA-1.5 was trained.
+    """
+    end_token = processor.tokenizer.eos_token
+    if end_token is None:
+        raise ValueError("the processor's tokenizer has no eos token to end answers with")
+    messages = []
+    for question, answer in sample.turns:
+        messages.append({"role": "user", "content": _question_parts(question)})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    whole = processor.apply_chat_template(messages, tokenize=False)
+    prompts = processor.apply_chat_template(
+        [messages[: 2 * turn + 1] for turn in range(len(sample.turns))], add_generation_prompt=True, tokenize=False
+    )
+
+    text, answers, copied = "", [], 0
+    for prompt, (_, answer) in zip(prompts, sample.turns, strict=True):
+        start = len(prompt)
+        answer_start = _SPACE.match(whole, start).end()
+        if not whole.startswith(prompt) or not whole.startswith(answer, answer_start):
+            raise ValueError(f"the chat template does not continue its own prompt with the answer {answer!r}")
+        answer_end = answer_start + len(answer)
+        end = _SPACE.match(whole, answer_end).end()
+        if whole.startswith(end_token, end):
+            end += len(end_token)
+            reply = whole[start:end]
+        else:
+            reply = whole[start:answer_end] + end_token
+        text += whole[copied:start]
+        answers.append((len(text), len(text) + len(reply)))
+        text += reply
+        copied = end
+    return text + whole[copied:], answers
+
+
+def _question_parts(question: str) -> list[dict[str, str]]:
+    """A question as chat content: its texts and, at each mark, an image."""
+    parts = []
+    for place, text in enumerate(question.split(IMAGE_MARK)):
+        if place > 0:
+            parts.append({"type": "image"})
+        if text.strip():
+            parts.append({"type": "text", "text": text.strip()})
+    return parts
+
+
+def _tokenize(text: str, processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids [S] and the characters [S, 2] that each token covers, both int32."""
+    encoding = processor.tokenizer(
+        text,
+        add_special_tokens=_adds_special_tokens(text, processor),
+        return_offsets_mapping=True,
+        verbose=False,  # its warning about long texts; our own limit is checked once placeholders are expanded
+    )
+    return (
+        torch.tensor(encoding["input_ids"], dtype=torch.int32),
+        torch.tensor(encoding["offset_mapping"], dtype=torch.int32),
+    )
+
+
+def _adds_special_tokens(text: str, processor: ProcessorMixin) -> bool:
+    """A template that writes the start token itself must not get a second one from the tokenizer."""
+    start_token = processor.tokenizer.bos_token
+    return start_token is None or not text.startswith(start_token)

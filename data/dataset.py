@@ -1,0 +1,104 @@
+"""Samples as a torch dataset: texts encoded and pictures looked at when it is built, pictures decoded when fetched."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from data.conversations import (
+    BadSample,
+    OnBadSample,
+    Sample,
+    SampleTooLong,
+    add_images,
+    check_bad_share,
+    check_expansion,
+    check_length,
+    encode_text,
+    naming,
+)
+from data.images import MAX_PIXELS, num_placeholders_at, open_image, read_image_size
+
+
+class ConversationDataset(Dataset):
+    """What `encode` gives for each usable sample, in the order given.
+
+    Samples longer than `max_length` are left out and listed. Any other bad sample is an error, or with
+    `on_bad_sample="skip"` left out and listed. To know broken pictures beforehand, "skip" decodes every picture once
+    here; "error" reads the header alone, and a picture that breaks off is an error when it is fetched.
+
+    Attributes:
+        samples: those kept; item i is `encode(samples[i], …)`.
+        lengths: tokens of each sample kept, placeholders expanded.
+        bad, too_long: those left out.
+
+    Raises:
+        ValueError: a bad sample, or more than a share of `max_bad_share` of them, or no sample left.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: ProcessorMixin,
+        *,
+        max_length: int,
+        on_bad_sample: OnBadSample = "error",
+        max_bad_share: float = 0.0,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.samples: list[Sample] = []
+        self.lengths: list[int] = []
+        self.bad: list[BadSample] = []
+        self.too_long: list[BadSample] = []
+        self._tokens: list[dict[str, torch.Tensor]] = []
+        self._processor, self._max_pixels = processor, max_pixels
+
+        num_placeholders = lru_cache(maxsize=None)(lambda size: num_placeholders_at(size, processor))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            paths = dict.fromkeys(path for sample in samples for path in sample.images)
+            sizes = {path: pool.submit(_look_at, path, max_pixels, on_bad_sample == "skip") for path in paths}
+            for index, sample in enumerate(samples):
+                try:
+                    with naming(sample):
+                        tokens = encode_text(sample, processor)
+                        placeholders = [num_placeholders(sizes[path].result()) for path in sample.images]
+                        length = len(tokens["input_ids"]) - len(placeholders) + sum(placeholders)
+                        check_length(length, max_length)
+                except SampleTooLong as error:
+                    self.too_long.append(BadSample(sample.id, index, str(error)))
+                except ValueError as error:
+                    if on_bad_sample == "error":
+                        pool.shutdown(cancel_futures=True)
+                        raise
+                    self.bad.append(BadSample(sample.id, index, str(error)))
+                else:
+                    self.samples.append(sample)
+                    self.lengths.append(length)
+                    self._tokens.append(tokens)
+        check_bad_share(self.bad, len(samples), max_bad_share)
+        if not self.samples:
+            raise ValueError(
+                f"no sample is left of {len(samples)}: {len(self.too_long)} have more than {max_length} tokens, "
+                f"{len(self.bad)} are bad"
+            )
+        check_expansion(next((sample for sample in self.samples if sample.images), self.samples[0]), processor, max_pixels)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = self.samples[index]
+        with naming(sample):
+            return add_images(self._tokens[index], sample, self._processor, self._max_pixels)
+
+
+def _look_at(path: Path, max_pixels: int, decode: bool) -> tuple[int, int]:
+    """(height, width) of a picture; ValueError if its header, or with `decode` any part of it, is bad."""
+    if decode:
+        open_image(path, max_pixels)
+    return read_image_size(path, max_pixels)

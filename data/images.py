@@ -1,0 +1,103 @@
+"""Pictures from files that others made: inside their root, of a sane size, whole."""
+
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from transformers import ProcessorMixin
+
+# A 64-megapixel photograph; 192 MB once decoded to RGB.
+MAX_PIXELS = 64_000_000
+
+# What PIL raises on broken files, by format: its own errors, then those of the parsers beneath (PNG chunks, TIFF tags).
+_BROKEN_FILE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def find_image(image_root: Path, name: str) -> Path:
+    """The real path of picture `name` under `image_root`.
+
+    Raises:
+        ValueError: the file is missing, or lies outside the root (by `..`, an absolute path or a symbolic link).
+    """
+    root = os.path.realpath(image_root)
+    path = os.path.realpath(os.path.join(root, name))
+    if not path.startswith(os.path.join(root, "")):
+        raise ValueError(f"image {name!r} lies outside its root {str(image_root)!r} (at {path!r})")
+    if not os.path.isfile(path):
+        raise ValueError(f"image {name!r} is not a file under {str(image_root)!r}")
+    return Path(path)
+
+
+def read_image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) in pixels from the file's header; nothing is decoded.
+
+    Raises:
+        ValueError: not a picture, or larger than `max_pixels`.
+    """
+    with _open_checked(path, max_pixels) as image:
+        return image.height, image.width
+
+
+def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The whole picture as RGB.
+
+    Raises:
+        ValueError: not a picture, larger than `max_pixels` (known from the header, before decoding), truncated
+            or corrupt.
+    """
+    with _open_checked(path, max_pixels) as image:
+        try:
+            return image.convert("RGB")
+        except _BROKEN_FILE as error:
+            raise ValueError(f"image {str(path)!r} is truncated or corrupt ({error})") from error
+
+
+def process_images(
+    paths: Sequence[Path], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """Pictures as the model takes them.
+
+    Returns:
+        What the image processor gives, for LLaVA pixel_values [num_images, 3, H, W] float32 (empty without pictures),
+        and the number of image tokens that each picture takes in a text.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
+    if not paths:
+        return {}, []
+    pictures = dict(processor.image_processor([open_image(path, max_pixels) for path in paths], return_tensors="pt"))
+    return pictures, [_num_placeholders(processor, pictures, index) for index in range(len(paths))]
+
+
+def num_placeholders_at(size: tuple[int, int], processor: ProcessorMixin) -> int:
+    """The number of image tokens for a picture of (height, width) pixels; processors look at nothing but the size."""
+    height, width = size
+    pictures = processor.image_processor([Image.new("RGB", (width, height))], return_tensors="pt")
+    return _num_placeholders(processor, pictures, 0)
+
+
+def _num_placeholders(processor: ProcessorMixin, pictures: Mapping[str, torch.Tensor], index: int) -> int:
+    return processor.replace_image_token(pictures, index).count(processor.image_token)
+
+
+def _open_checked(path: Path, max_pixels: int) -> Image.Image:
+    """An opened, not yet decoded picture of at most `max_pixels`."""
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {str(path)!r} is too large ({error}); at most {max_pixels} pixels") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {str(path)!r} is not a picture that PIL can read") from error
+    except _BROKEN_FILE as error:
+        raise ValueError(f"image {str(path)!r} cannot be read ({error})") from error
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise ValueError(
+            f"image {str(path)!r} is too large ({image.width} x {image.height} pixels); at most {max_pixels} pixels"
+        )
+    return image

@@ -1,0 +1,94 @@
+"""Several LLaVA JSON files as one training set: each source as often as asked for, evenly interleaved.
+
+Everything is decided by the seed: which samples a source gives, and their order. Through any stretch of the mixture
+the sources run in proportion to their sizes, so that it may also be read without shuffling, or only in part.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import ProcessorMixin
+
+from data.conversations import BadSample, OnBadSample, Sample, load_llava_json
+from data.dataset import ConversationDataset
+from data.images import MAX_PIXELS
+
+
+class Source(BaseModel):
+    """A LLaVA JSON file and how much of it is used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path = Field(description="LLaVA JSON file")
+    images: Path = Field(description="folder that the file's image paths are relative to and may not leave")
+    weight: float | None = Field(
+        default=None, gt=0, description="times each sample is used: 0.5 is a random half, 2 is each sample twice; default 1"
+    )
+    num_samples: int | None = Field(default=None, gt=0, description="random samples used, instead of a weight")
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> "Source":
+        if self.weight is not None and self.num_samples is not None:
+            raise ValueError(f"{self.path}: weight and num_samples exclude each other, got {self.weight} and {self.num_samples}")
+        return self
+
+
+def draw_samples(
+    sources: Sequence[Source], *, seed: int, on_bad_sample: OnBadSample = "error", max_bad_share: float = 0.0
+) -> tuple[list[Sample], list[BadSample]]:
+    """The samples of a mixture in their order, and the bad rows of its files that were left out.
+
+    Raises:
+        ValueError: as `load_llava_json`, or a source with fewer samples than asked for.
+    """
+    placed, bad = [], []
+    for place, source in enumerate(sources):
+        samples, bad_rows = load_llava_json(
+            source.path, source.images, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share
+        )
+        drawn = _draw(samples, source, random.Random(f"{seed} {place}"))
+        placed += [((turn + 0.5) / len(drawn), place, sample) for turn, sample in enumerate(drawn)]
+        bad += bad_rows
+    placed.sort(key=lambda entry: entry[:2])
+    return [sample for _, _, sample in placed], bad
+
+
+def build_mixture(
+    sources: Sequence[Source],
+    processor: ProcessorMixin,
+    *,
+    max_length: int,
+    seed: int,
+    on_bad_sample: OnBadSample = "error",
+    max_bad_share: float = 0.0,
+    max_pixels: int = MAX_PIXELS,
+) -> ConversationDataset:
+    """The mixture as a dataset; its `bad` also lists the rows that the files' checks left out.
+
+    Raises:
+        ValueError: as `draw_samples` and `ConversationDataset`.
+    """
+    samples, bad = draw_samples(sources, seed=seed, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share)
+    dataset = ConversationDataset(
+        samples,
+        processor,
+        max_length=max_length,
+        on_bad_sample=on_bad_sample,
+        max_bad_share=max_bad_share,
+        max_pixels=max_pixels,
+    )
+    dataset.bad[:0] = bad
+    return dataset
+
+
+def _draw(samples: list[Sample], source: Source, rng: random.Random) -> list[Sample]:
+    """As many samples as the source asks for, shuffled; none a second time before each has been drawn once."""
+    count = source.num_samples or max(1, round((source.weight or 1.0) * len(samples)))
+    if source.num_samples and count > len(samples):
+        raise ValueError(f"{source.path}: num_samples is {count}, but the file has {len(samples)} good samples")
+    drawn = []
+    while len(drawn) < count:
+        drawn += rng.sample(samples, min(len(samples), count - len(drawn)))
+    return drawn
