@@ -144,17 +144,20 @@ def neighbor_attention(
         [B, Hq, V, hd], zero where a token is padding.
     """
     batch, num_heads, num_tokens, head_dim = query.shape
-    num_kv_heads = key.shape[1]
+    num_kv_heads, num_text = text_key.shape[1:3]
     num_tiles, num_queries = tiles.query_index.shape
     group = num_heads // num_kv_heads
-    query_row = tiles.sample[:, None] * num_tokens + tiles.query_index  # [M, Q], into B * V
-    key_row = tiles.sample[:, None] * num_tokens + tiles.key_index  # [M, K]
+    sample = tiles.sample[:, None]
+    query_row = sample * num_tokens + tiles.query_index  # [M, Q], into B * V
+    text_index = torch.arange(num_text, device=query.device).expand(num_tiles, num_text)
+    key_index = torch.cat([text_index, num_text + tiles.key_index], dim=1)  # [M, P + K]
+    key_row = sample * (num_text + num_tokens) + key_index  # into B * (P + V)
 
+    keys = _rows(torch.cat([text_key, key], dim=2), key_row).transpose(1, 2)  # [M, Hkv, P + K, hd]
+    values = _rows(torch.cat([text_value, value], dim=2), key_row).transpose(1, 2)
     # Heads that share a key stand side by side as queries, so that keys are never repeated.
     tile_query = _rows(query, query_row).view(num_tiles, num_queries, num_kv_heads, group, head_dim)
     tile_query = tile_query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [M, Hkv, group * Q, hd]
-    keys = torch.cat([text_key[tiles.sample], _rows(key, key_row).transpose(1, 2)], dim=2)  # [M, Hkv, P + K, hd]
-    values = torch.cat([text_value[tiles.sample], _rows(value, key_row).transpose(1, 2)], dim=2)
 
     visible = torch.cat([text_mask.flatten(0, 1)[query_row], tiles.allowed], dim=-1)  # [M, Q, P + K]
     visible = visible | ~tiles.query_valid[:, :, None]  # empty slots see anything rather than nothing (NaN)
@@ -163,9 +166,8 @@ def neighbor_attention(
 
     output = output.view(num_tiles, num_kv_heads, group, num_queries, head_dim).permute(0, 3, 1, 2, 4)
     output = output.reshape(num_tiles * num_queries, num_heads, head_dim)
-    padding = tiles.slot < 0
-    output = output[tiles.slot.clamp(min=0)].masked_fill(padding[:, :, None, None], 0)  # [B, V, Hq, hd]
-    return output.transpose(1, 2)
+    output = output.index_select(0, tiles.slot.clamp(min=0).flatten()).view(batch, num_tokens, num_heads, head_dim)
+    return output.masked_fill((tiles.slot < 0)[:, :, None, None], 0).transpose(1, 2)
 
 
 def _tiles(table: torch.Tensor, window: int, step: int) -> torch.Tensor:
@@ -184,4 +186,5 @@ def _within(radius: int, device: torch.device) -> torch.Tensor:
 
 def _rows(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Gather tokens of [B, H, V, hd] by their index into B * V: [M, N] -> [M, N, H, hd]."""
-    return states.transpose(1, 2).flatten(0, 1)[rows]
+    tokens = states.transpose(1, 2).flatten(0, 1)
+    return tokens.index_select(0, rows.flatten()).view(*rows.shape, *tokens.shape[1:])

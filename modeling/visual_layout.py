@@ -46,7 +46,7 @@ class TextTokens:
 class VisualTokens:
     """Carried visual rows, and where in which image each lies.
 
-    `index`, `valid`, `slots` as for text; `image` [B, V] counts the images of the batch (-1 for invalid rows),
+    `index`, `valid`, `slots` as for text; `image` [B, V] counts the images of the sample (-1 for invalid rows),
     `row` and `column` [B, V] are places in the image's grid, `image_tokens` [B, V] the image's original number of
     tokens. `grids` are the (rows, columns) of each image of the batch, `full`: no row is invalid.
     """
@@ -154,11 +154,12 @@ def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, grids: tuple[tuple[i
 
     sizes = [rows * columns for rows, columns in grids]
     cells = [torch.arange(size) for size in sizes]
+    image = place([torch.full((size,), number) for number, size in enumerate(sizes)], padding=-1)
     return VisualTokens(
         index=index,
         valid=valid,
         slots=torch.where(valid, slots.gather(1, index), NO_SLOT),
-        image=place([torch.full((size,), number) for number, size in enumerate(sizes)], padding=-1),
+        image=torch.where(valid, image - image[:, :1], -1),
         row=place([cell // columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
         column=place([cell % columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
         image_tokens=place([torch.full((size,), size) for size in sizes], padding=0),
