@@ -87,24 +87,24 @@ def test_dense_plan_leaves_out_dead_work_only():
 
 def test_one_layer_by_hand():
     """Half the tokens, one unit of four, 20 neurons, tiles: every term of a middle layer."""
-    grids, t, before = [(12, 12)], 10, 3
+    grids, t, before = [(24, 20)], 10, 3
     layers = (
         LayerPlan(),
         LayerPlan(tokens=0.9, rank=Rank(rows="instruction"), heads=1, ffn=20, radius=1),
         LayerPlan(tokens=0.9, attend=False, ffn=0, heads=(1, 3)),
         LayerPlan(tokens=0.0),
     )
-    d, hd, v = 32, 6, 130
+    d, hd, n, v = 32, 6, 480, 432
     query_slots, pair_slots = tile_slots(grids, 1)
-    stock = 144 * (2 * d * 24 + 2 * d * 48 + 3 * d * 80) + 2 * 144**2 * 48
+    stock = n * (2 * d * 24 + 2 * d * 48 + 3 * d * 80) + 2 * n**2 * 48
     middle = v * (2 * d * hd + 2 * d * 2 * hd + 3 * d * 20) + 2 * pair_slots * 2 * hd
     blind_end = v * 2 * d * 2 * hd
     cost = plan_cost(VisualPlan(layers), SMALL, grids, t, text_before=before)
     assert cost.macs_visual == stock + middle + blind_end
     text = 4 * (t * (2 * d * 48 + 2 * d * 24 + 3 * d * 80) + 2 * t * t * 48)
-    reads = 2 * t * (144 * 48 + v * 2 * hd + v * 4 * hd)
-    to_text = 2 * before * (144 * 48 + query_slots * 2 * hd)
-    ranking = (t - before) * 144 * 48
+    reads = 2 * t * (n * 48 + v * 2 * hd + v * 4 * hd)
+    to_text = 2 * before * (n * 48 + query_slots * 2 * hd)
+    ranking = (t - before) * n * 48
     assert cost.flops_prefill == 2 * (cost.macs_visual + text + reads + to_text + ranking)
 
 
@@ -123,8 +123,9 @@ def test_fractions_and_bytes():
 def test_every_saving_is_priced():
     """Each single change to a middle layer lowers the cost; what changes nothing executed does not."""
     dense = VisualPlan.dense(4)
-    full = plan_cost(dense, SMALL, [(12, 12)]).flops_prefill
+    grids = [(24, 20)]
+    full = plan_cost(dense, SMALL, grids).flops_prefill
     for change in ({"attend": False}, {"read": False}, {"heads": 2}, {"ffn": 40}, {"radius": 1}, {"tokens": 0.5}):
-        assert plan_cost(dense.replace(1, **change), SMALL, [(12, 12)]).flops_prefill < full, change
-    assert plan_cost(dense.replace(3, ffn=0), SMALL, [(12, 12)]).flops_prefill == full
-    assert plan_cost(dense.replace(1, radius=40), SMALL, [(12, 12)]).flops_prefill == full
+        assert plan_cost(dense.replace(1, **change), SMALL, grids).flops_prefill < full, change
+    assert plan_cost(dense.replace(3, ffn=0), SMALL, grids).flops_prefill == full
+    assert plan_cost(dense.replace(1, radius=40), SMALL, grids).flops_prefill == full
