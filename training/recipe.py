@@ -5,28 +5,33 @@ unknown key, at any depth, is an error that names the path and the nearest valid
 directory. `key.sub=value` overrides are applied to the YAML before it is checked.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from data.shapes import WorldSettings
+from training.calibration import CalibrationSettings
 from training.distillation import DistillationSettings
+from training.lora import LoraSettings
+from training.planners import PlannerSettings
+from training.recipe_errors import describe
 from training.schema import Strict
 from training.teacher import TeacherSettings
+from training.trainer import TrainingSettings
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+STUDENT = "student"
+"""The name of the recipe's own student among the models compared."""
 
 
 class BaseRecipe(Strict):
     """What every run has."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     """Names the run's folder, runs/<name>."""
     seed: int = Field(ge=0)
 
@@ -49,26 +54,68 @@ class ModelSettings(Strict):
     trust_remote_code: bool = False
 
 
+class SourceSettings(Strict):
+    """Samples from a LLaVA JSON (`path` and `images`), or from a split of `data.world`."""
+
+    path: Path | None = None
+    images: Path | None = None
+    """Folder that the image paths in the JSON are relative to; images outside it are refused."""
+    split: str | None = None
+    weight: float | None = Field(default=None, gt=0)
+    """How often each sample is used; 0.5 is a random half."""
+    num_samples: int | None = Field(default=None, gt=0)
+    """Random samples used, instead of a weight."""
+
+    @model_validator(mode="after")
+    def _one_origin(self):
+        if (self.path is None) == (self.split is None):
+            raise ValueError("give either path (a LLaVA JSON) or split (of data.world)")
+        if (self.path is None) != (self.images is None):
+            raise ValueError("images goes with path: the folder of the JSON's images")
+        if self.weight is not None and self.num_samples is not None:
+            raise ValueError("give weight or num_samples, not both")
+        return self
+
+
 class DataSettings(Strict):
-    """Sources in LLaVA JSON. Where `world` is given, a source's path may also be the name of one of its splits."""
+    """What is trained, calibrated and evaluated on."""
 
     world: WorldSettings | None = None
-    train: list[Any] = Field(min_length=1)
-    calibration: list[Any] = Field(min_length=1)
-    evaluation: list[Any] = Field(min_length=1)
+    """The embedded world, for sources that name one of its splits."""
+    train: tuple[SourceSettings, ...] = Field(min_length=1)
+    calibration: tuple[SourceSettings, ...] = Field(min_length=1)
+    """Held apart from evaluation: the plan is searched on it."""
+    evaluation: tuple[SourceSettings, ...] = Field(min_length=1)
+    """Rows carry the `family` they are scored by."""
     max_length: int = Field(gt=0)
-    """Tokens, visual ones included; longer samples are bad samples, never cut."""
+    """Tokens, visual ones included; longer samples are left out and counted, never cut."""
     on_bad_sample: Literal["error", "skip"] = "error"
     max_bad_share: float = Field(default=0.0, ge=0, le=1)
     """Under `skip`: the largest share of bad samples that is still accepted."""
 
+    @model_validator(mode="after")
+    def _splits_exist(self):
+        known = self.world.splits if self.world else {}
+        for source in (*self.train, *self.calibration, *self.evaluation):
+            if source.split is not None and source.split not in known:
+                raise ValueError(f"split {source.split!r} is not one of data.world ({', '.join(known) or 'which is not given'})")
+        return self
+
 
 class CompareSettings(Strict):
-    """One more row of the report's table: another plan, or the same one (`plan: null`), distilled or not."""
+    """One more row of the report's table: another plan, or the student's own (`plan: null`), distilled or not."""
 
-    name: str
-    plan: dict | None = None
+    name: str = Field(pattern=NAME)
+    plan: PlannerSettings | None = None
     distil: bool
+
+
+class EvaluationSettings(Strict):
+    """How models are asked."""
+
+    batch_size: int = Field(ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; null: as each family's longest true answer asks for."""
 
 
 class SparsifyRecipe(BaseRecipe):
@@ -77,17 +124,24 @@ class SparsifyRecipe(BaseRecipe):
     task: Literal["sparsify"]
     model: ModelSettings
     data: DataSettings
-    calibration: dict
-    plan: dict
-    lora: dict | None
-    """None: every weight of the text decoder and the projector is trained, and the teacher is a second model."""
+    calibration: CalibrationSettings
+    plan: PlannerSettings
+    lora: LoraSettings | None
+    """null: full fine-tuning of text decoder and projector; the teacher is then a second model."""
     distillation: DistillationSettings
-    training: dict
-    compare: list[CompareSettings] = []
-    evaluation: dict
+    training: TrainingSettings
+    compare: tuple[CompareSettings, ...] = ()
+    evaluation: EvaluationSettings
+
+    @model_validator(mode="after")
+    def _names_differ(self):
+        names = [STUDENT, *(row.name for row in self.compare)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"compare: names must differ from each other and from {STUDENT!r}, got {', '.join(names[1:])}")
+        return self
 
 
-Recipe = Annotated[Union[DenseRecipe, SparsifyRecipe], Field(discriminator="task")]
+Recipe = Annotated[DenseRecipe | SparsifyRecipe, Field(discriminator="task")]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -110,7 +164,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_describe(error)}") from error
+        raise ValueError(f"{path}: {describe(error, Recipe)}") from error
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -150,81 +204,3 @@ def _index(section: Any, part: str, override: str) -> str | int:
             return int(part)
         raise ValueError(f"override {override!r}: {part!r} is not a position in a list of {len(section)} (0 is the first)")
     raise ValueError(f"override {override!r}: {part!r} lies inside {section!r}, which has no keys")
-
-
-# ---- one line from pydantic's findings ----
-
-
-def _describe(error: ValidationError) -> str:
-    findings = error.errors(include_url=False)
-    # A misspelt key is found twice, as unknown and as missing: the unknown one tells the user more.
-    findings.sort(key=lambda finding: finding["type"] != "extra_forbidden")
-    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    return _describe_one(findings[0]) + more
-
-
-def _describe_one(finding: dict) -> str:
-    location = finding["loc"]
-    if finding["type"] == "extra_forbidden":
-        path, sections = _walk(Recipe, location[:-1])
-        allowed = sorted({key for section in sections for key, _ in _fields(section)})
-        return f"unknown key {_dotted(path, location[-1])}{_nearest(str(location[-1]), path, allowed)}; allowed: {', '.join(allowed)}"
-    path, _ = _walk(Recipe, location)
-    where = _dotted(path) or "recipe"
-    if finding["type"] == "missing":
-        return f"{where} is missing"
-    if finding["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        context = finding["ctx"]
-        where = _dotted(path, context["discriminator"].strip("'"))
-        if finding["type"] == "union_tag_not_found":
-            return f"{where} is missing"
-        allowed = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
-        return f"{where}: got {context['tag']!r}; allowed: {', '.join(allowed)}"
-    message = finding["msg"].removeprefix("Value error, ")
-    return f"{where}: got {finding['input']!r}; {message[0].lower()}{message[1:]}"
-
-
-def _nearest(key: str, path: tuple, allowed: list[str]) -> str:
-    close = get_close_matches(key, allowed, n=1)
-    return f", did you mean {_dotted(path, close[0])}?" if close else ""
-
-
-def _dotted(path: tuple, *more: Any) -> str:
-    return ".".join(str(part) for part in (*path, *more))
-
-
-def _walk(annotation: Any, location: tuple) -> tuple[tuple, list[type]]:
-    """Follow pydantic's location; returns it without union tags, and the sections it may mean."""
-    path: tuple = ()
-    sections = list(_sections(annotation))
-    for part in location:
-        if isinstance(part, int):
-            path += (part,)  # an item of a list: _sections has looked through the list
-            continue
-        tagged = [section for section in sections if _has_tag(section, part)]
-        inside = [annotation for section in sections for key, annotation in _fields(section) if key == part]
-        if tagged and not inside:
-            sections = tagged
-            continue
-        path += (part,)
-        sections = [found for annotation in inside for found in _sections(annotation)]
-    return path, sections
-
-
-def _sections(annotation: Any) -> Iterator[type]:
-    """The settings classes in an annotation, through Annotated, unions, lists and tuples."""
-    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
-        yield annotation
-    elif get_origin(annotation) is not Literal:
-        for argument in get_args(annotation):
-            yield from _sections(argument)
-
-
-def _fields(section: type) -> list[tuple[str, Any]]:
-    if issubclass(section, BaseModel):
-        return [(name, field.annotation) for name, field in section.model_fields.items()]
-    return [(field.name, field.type) for field in dataclass_fields(section)]
-
-
-def _has_tag(section: type, tag: str) -> bool:
-    return any(get_origin(annotation) is Literal and tag in get_args(annotation) for _, annotation in _fields(section))

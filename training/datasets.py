@@ -1,0 +1,64 @@
+"""A recipe's `data` section as samples, datasets and batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from transformers import ProcessorMixin
+
+from data.collator import Collator
+from data.conversations import BadSample, Sample
+from data.dataset import ConversationDataset
+from data.mixture import Source, build_mixture, draw_samples
+from data.shapes import write_world
+from training.recipe import SourceSettings, SparsifyRecipe
+
+WORLDS = Path(__file__).resolve().parent.parent / "data" / "cache"
+
+
+def mixture(recipe: SparsifyRecipe, role: Literal["train", "calibration"], processor: ProcessorMixin) -> ConversationDataset:
+    """The samples of a role, encoded. Raises ValueError on bad data, as `data.mixture.build_mixture`."""
+    data = recipe.data
+    return build_mixture(
+        _sources(recipe, {"train": data.train, "calibration": data.calibration}[role]),
+        processor,
+        max_length=data.max_length,
+        seed=recipe.seed,
+        on_bad_sample=data.on_bad_sample,
+        max_bad_share=data.max_bad_share,
+    )
+
+
+def evaluation_samples(recipe: SparsifyRecipe) -> tuple[list[Sample], list[BadSample]]:
+    """The held-out samples, and the bad rows that were left out. Raises ValueError on bad data."""
+    data = recipe.data
+    return draw_samples(
+        _sources(recipe, data.evaluation),
+        seed=recipe.seed,
+        on_bad_sample=data.on_bad_sample,
+        max_bad_share=data.max_bad_share,
+    )
+
+
+def calibration_batches(recipe: SparsifyRecipe, processor: ProcessorMixin) -> list[dict]:
+    """`calibration.num_samples` samples in batches. Raises ValueError where there are fewer."""
+    dataset, settings = mixture(recipe, "calibration", processor), recipe.calibration
+    if len(dataset) < settings.num_samples:
+        raise ValueError(f"calibration.num_samples: got {settings.num_samples}, data.calibration has {len(dataset)} usable samples")
+    collator = Collator(processor)
+    starts = range(0, settings.num_samples, settings.batch_size)
+    return [
+        collator([dataset[index] for index in range(start, min(start + settings.batch_size, settings.num_samples))])
+        for start in starts
+    ]
+
+
+def _sources(recipe: SparsifyRecipe, settings: Sequence[SourceSettings]) -> list[Source]:
+    """Files to read from; the embedded world is written first where it is not there yet."""
+    world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
+    sources = []
+    for source in settings:
+        path = world[source.split] if source.split else source.path
+        images = path.parent if source.split else source.images
+        sources.append(Source(path=path, images=images, weight=source.weight, num_samples=source.num_samples))
+    return sources

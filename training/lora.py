@@ -1,0 +1,90 @@
+"""LoRA on projections that are used in slices.
+
+A sparse decoder calls its projections (`modeling.sparse_decoder.NarrowLinear`) with `rows` (which outputs are wanted)
+and `columns` (which inputs `x` holds); an adapter must follow the same slices, so it is built of narrow projections
+itself. Every weight is sliced inside its own module's forward: under ZeRO-3 it is whole nowhere else.
+
+LoRA: arXiv 2106.09685; y = W x + scaling * B A x.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from pydantic import Field
+from torch import nn
+
+from modeling.sparse_decoder import NarrowLinear
+from training.schema import Strict
+
+
+class LoraSettings(Strict):
+    """Adapters on every projection of the text decoder."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class NarrowLoraLinear(LoraLinear):
+    """The LoRA twin of `NarrowLinear`: same forward signature, same slices."""
+
+    off: bool = False
+    """The base projection alone; see `adapters_off`."""
+
+    def update_layer(self, adapter_name: str, *args, **kwargs) -> None:
+        super().update_layer(adapter_name, *args, **kwargs)
+        for adapters in (self.lora_A, self.lora_B):
+            adapters[adapter_name] = _narrow(adapters[adapter_name])
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rows: int | torch.Tensor | None = None,
+        columns: int | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        result = self.base_layer(x, rows=rows, columns=columns)
+        if self.off or self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            x = self._cast_input_dtype(x, self.lora_A[name].weight.dtype)
+            low = self.lora_A[name](self.lora_dropout[name](x), columns=columns)
+            result = result + self.lora_B[name](low, rows=rows) * self.scaling[name]
+        return result
+
+
+def _narrow(linear: nn.Linear) -> NarrowLinear:
+    """The same weight in a projection that can be sliced."""
+    narrow = NarrowLinear(linear.in_features, linear.out_features, bias=False, device="meta")
+    narrow.weight = linear.weight
+    return narrow
+
+
+def add_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
+    """Freeze `model` and put trainable adapters on every `NarrowLinear` in it, that is on its text decoder."""
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=[name for name, module in model.named_modules() if isinstance(module, NarrowLinear)],
+    )
+    # peft has no public way to say which adapter class belongs to a layer class of ours.
+    config._register_custom_module({NarrowLinear: NarrowLoraLinear})
+    return get_peft_model(model, config)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is its base weights. Unlike peft's `disable_adapter`, no requires_grad is touched: DeepSpeed
+    has hung its hooks on the parameters that require gradients, once."""
+    layers = [module for module in model.modules() if isinstance(module, NarrowLoraLinear)]
+    for layer in layers:
+        layer.off = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.off = False

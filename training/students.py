@@ -1,0 +1,89 @@
+"""Students: the dense model's weights under a plan, distilled, and kept on disk as what training changed.
+
+A trained student is stored as its LoRA adapter (after full fine-tuning, as its weights) and put together again from the
+dense model, its plan and that folder, whatever the number of processes or the ZeRO stage that trained it.
+"""
+
+import gc
+from pathlib import Path
+
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration, ProcessorMixin, set_seed
+
+from checkpoints.build import build_student, load_dense
+from data.collator import Collator
+from data.dataset import ConversationDataset
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan
+from training.lora import add_lora
+from training.recipe import ModelSettings, SparsifyRecipe
+from training.run import is_main_process
+from training.trainer import DistillationTrainer
+
+
+def load_model(settings: ModelSettings) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
+    """The dense model and its processor, in the recipe's dtype, on the CPU. Raises ValueError, as `load_dense`."""
+    return load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
+
+
+def load_processor(settings: ModelSettings) -> ProcessorMixin:
+    """The dense model's processor alone. Raises ValueError where there is none."""
+    try:
+        return AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    except OSError as error:
+        raise ValueError(f"{settings.path}: no readable processor and tokenizer ({error})") from None
+
+
+def untrained_student(settings: ModelSettings, plan: VisualPlan) -> SparseLlavaForConditionalGeneration:
+    """The dense model under `plan`."""
+    dense, _ = load_model(settings)
+    return build_student(dense, plan)
+
+
+def trained_student(recipe: SparsifyRecipe, plan: VisualPlan, folder: Path) -> SparseLlavaForConditionalGeneration:
+    """The student that `train_student` left in `folder`, adapters merged."""
+    weights = folder / "weights"
+    if recipe.lora is None:
+        return SparseLlavaForConditionalGeneration.from_pretrained(weights, dtype=getattr(torch, recipe.model.dtype))
+    model = add_lora(untrained_student(recipe.model, plan), recipe.lora)
+    outcome = set_peft_model_state_dict(model, load_file(weights / "adapter_model.safetensors"))
+    assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
+    return model.merge_and_unload()
+
+
+def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: ConversationDataset, collator: Collator, folder: Path) -> None:
+    """Distil the student under `plan`; every process calls this. What is in `folder` already is not done again.
+
+    Leaves in `folder`: weights/ (whole or absent), trainer/ with metrics.jsonl and the last checkpoint.
+    """
+    if (folder / "weights").exists():
+        return
+    set_seed(recipe.seed)
+    # Loaded before the training arguments exist: under ZeRO-3 these make from_pretrained split what it loads.
+    student, teacher = untrained_student(recipe.model, plan), None
+    if recipe.lora is not None:
+        student = add_lora(student, recipe.lora)
+    else:
+        student.model.vision_tower.requires_grad_(False)
+        if recipe.distillation.needs_teacher:
+            teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
+    trainer = DistillationTrainer(
+        model=student,
+        args=recipe.training.arguments(folder / "trainer", recipe.seed),
+        train_dataset=dataset,
+        data_collator=collator,
+        distillation=recipe.distillation,
+        teacher=teacher,
+    )
+    trainer.train()
+    partial = folder / "weights.partial"
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if is_main_process():
+        partial.rename(folder / "weights")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer
+    gc.collect()  # engine and hooks hold each other; the next model needs the room
