@@ -156,8 +156,8 @@ def plan_cost(
 
     Args:
         grids: (rows, columns) of each image of the sample.
-        text_before: how many of the text tokens precede the images, which visual tokens attend to. None: all of
-            them, the published conventions' full count.
+        text_before: how many of the text tokens precede the images: tiles of neighbour attention meet these alone.
+            None: all of them, the published conventions' full count.
 
     Raises:
         ValueError: the plan does not fit the decoder.
@@ -213,11 +213,10 @@ def _kv_bytes(layers, decoder, grids, text_tokens, bytes_per_value) -> int:
 
 def _cost(layers, decoder, grids, text_tokens, text_before, vision) -> PlanCost:
     before = text_tokens if text_before is None else text_before
-    after = text_tokens if text_before is None else text_tokens - text_before
     visual = sum(_visual_macs(layer, decoder, grids) for layer in layers)
     shared = sum(_shared_macs(layer, decoder, grids, text_tokens, before) for layer in layers)
     ranking = sum(
-        _ranking_macs(layer, above, decoder, grids, after)
+        _ranking_macs(layer, above, decoder, grids, text_tokens, text_before)
         for layer, above in zip(layers[1:], layers[:-1], strict=True)
     )
     prefill = 2 * (visual + shared + ranking)
@@ -225,14 +224,12 @@ def _cost(layers, decoder, grids, text_tokens, text_before, vision) -> PlanCost:
     return PlanCost(macs_visual=visual, flops_visual=2 * visual, flops_prefill=prefill, flops_total=total)
 
 
-def _pairs(layer: LiveLayer, grids: Grids) -> tuple[int, int]:
-    """Visual query rows executed, and pairs of them with visual keys: dense, or tiles where they pay."""
-    tokens = visual_tokens(layer, grids)
-    if layer.radius is not None:
-        query_slots, pair_slots = tile_slots(grids, layer.radius)
-        if tiles_pay(tokens, pair_slots):
-            return query_slots, pair_slots
-    return tokens, tokens**2
+def _tile_slots(layer: LiveLayer, grids: Grids) -> tuple[int, int] | None:
+    """Query slots and pair slots where the layer's visual attention runs in tiles; None where it is one product."""
+    if layer.radius is None:
+        return None
+    query_slots, pair_slots = tile_slots(grids, layer.radius)
+    return (query_slots, pair_slots) if tiles_pay(visual_tokens(layer, grids), pair_slots) else None
 
 
 def _visual_macs(layer: LiveLayer, decoder: DecoderShape, grids: Grids) -> int:
@@ -243,30 +240,37 @@ def _visual_macs(layer: LiveLayer, decoder: DecoderShape, grids: Grids) -> int:
     if layer.keys:
         macs += tokens * 2 * decoder.hidden_size * served_kv
     if layer.attend:
-        macs += tokens * 2 * decoder.hidden_size * served_query
-        macs += 2 * _pairs(layer, grids)[1] * served_query
+        tiled = _tile_slots(layer, grids)
+        pairs = tokens**2 if tiled is None else tiled[1]
+        macs += tokens * 2 * decoder.hidden_size * served_query + 2 * pairs * served_query
     return macs
 
 
 def _shared_macs(layer: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int, before: int) -> int:
     """Work of text rows, and pairs of text with visual tokens either way."""
+    tokens = visual_tokens(layer, grids)
     served_query, _ = _served(layer, decoder)
-    d = decoder.hidden_size
-    macs = text_tokens * d * (2 * decoder.query_size + 2 * decoder.kv_size + 3 * decoder.intermediate_size)
+    projections = 2 * decoder.query_size + 2 * decoder.kv_size
+    macs = text_tokens * decoder.hidden_size * (projections + 3 * decoder.intermediate_size)
     macs += 2 * text_tokens**2 * decoder.query_size
     if layer.read:
-        macs += 2 * text_tokens * visual_tokens(layer, grids) * served_query
+        macs += 2 * text_tokens * tokens * served_query
     if layer.attend:
-        macs += 2 * _pairs(layer, grids)[0] * before * served_query
+        tiled = _tile_slots(layer, grids)
+        pairs = tokens * text_tokens if tiled is None else tiled[0] * before
+        macs += 2 * pairs * served_query
     return macs
 
 
-def _ranking_macs(layer: LiveLayer, above: LiveLayer, decoder: DecoderShape, grids: Grids, text_after: int) -> int:
-    """The extra query-key product that ranks the tokens of the layer above where some are let go."""
+def _ranking_macs(
+    layer: LiveLayer, above: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int, before: int | None
+) -> int:
+    """The extra query-key product over the layer above that ranks its tokens, where some are let go."""
     if not layer.keep:
         return 0
-    rows = 1 if layer.rank.rows == "last" else text_after
-    return rows * visual_tokens(above, grids) * _served(above, decoder)[0]
+    instruction = text_tokens if before is None else text_tokens - before
+    rows = 1 if layer.rank.rows == "last" else instruction
+    return rows * (visual_tokens(above, grids) + text_tokens) * _served(above, decoder)[0]
 
 
 def _served(layer: LiveLayer, decoder: DecoderShape) -> tuple[int, int]:

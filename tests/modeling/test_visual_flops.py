@@ -1,13 +1,18 @@
 """The FLOPs counter: published anchors, hand counts, and what FlopCounterMode sees executed."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from modeling.neighbor_attention import tile_slots
+from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.neighbor_attention import tile_slots, tiles_pay
 from modeling.visual_flops import (
     DecoderShape,
     VisionShape,
@@ -103,8 +108,8 @@ def test_one_layer_by_hand():
     assert cost.macs_visual == stock + middle + blind_end
     text = 4 * (t * (2 * d * 48 + 2 * d * 24 + 3 * d * 80) + 2 * t * t * 48)
     reads = 2 * t * (n * 48 + v * 2 * hd + v * 4 * hd)
-    to_text = 2 * before * (n * 48 + query_slots * 2 * hd)
-    ranking = (t - before) * n * 48
+    to_text = 2 * (t * n * 48 + before * query_slots * 2 * hd)
+    ranking = (t - before) * (n + t) * 48
     assert cost.flops_prefill == 2 * (cost.macs_visual + text + reads + to_text + ranking)
 
 
@@ -129,3 +134,92 @@ def test_every_saving_is_priced():
         assert plan_cost(dense.replace(1, **change), SMALL, grids).flops_prefill < full, change
     assert plan_cost(dense.replace(3, ffn=0), SMALL, grids).flops_prefill == full
     assert plan_cost(dense.replace(1, radius=40), SMALL, grids).flops_prefill == full
+
+
+SIDE, IMAGE_TOKEN, TEXT_BEFORE, TEXT_TOKENS = 18, 49, 5, 14
+
+
+@pytest.fixture(scope="module")
+def model():
+    text = LlamaConfig(
+        vocab_size=50,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=2 * SIDE, patch_size=2
+    )
+    config = SparseLlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1
+    )
+    return SparseLlavaForConditionalGeneration(config).eval()
+
+
+def random_plan(seed):
+    """Any plan that six layers of four units and 160 neurons can have."""
+    dice = random.Random(seed)
+    layers = []
+    for _ in range(6):
+        before = layers[-1] if layers else LayerPlan(read=False)
+        tokens = before.tokens * (dice.choice([1.0, 0.8, 0.5]) if before.read and before.heads != 0 else 1.0)
+        radius = dice.choice([None, 1, 2])
+        layers.append(
+            LayerPlan(
+                tokens=tokens,
+                rank=Rank(rows=dice.choice(["last", "instruction"])),
+                attend=dice.random() < 0.8,
+                read=dice.random() < 0.8,
+                heads=dice.choice([None, 0, 1, 3, (2,), (0, 3)]),
+                ffn=dice.choice([None, 0, 40, tuple(range(60, 100))]),
+                radius=radius,
+                bidirectional=radius is not None and dice.random() < 0.5,
+            )
+        )
+    return VisualPlan(tuple(layers))
+
+
+def execute(model, plan, num_images):
+    """FLOPs that FlopCounterMode sees, by module, and the cache; some of the text stands before the images."""
+    generator = torch.Generator().manual_seed(0)
+    before, after = (torch.randint(0, 48, (count,), generator=generator) for count in (TEXT_BEFORE, TEXT_TOKENS - TEXT_BEFORE))
+    images = torch.full((num_images * SIDE**2,), IMAGE_TOKEN)
+    pixels = torch.randn(num_images, 3, 2 * SIDE, 2 * SIDE, generator=generator)
+    # The fused attention of a CPU is invisible to the counter; the plain one is made of products that it counts.
+    with model.use_plan(plan), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        outputs = model(input_ids=torch.cat([before, images, after])[None], pixel_values=pixels, use_cache=True)
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    return flops, outputs.past_key_values
+
+
+PLANS = {"dense": VisualPlan.dense(6), **{f"random {seed}": random_plan(seed) for seed in range(9)}}
+
+
+@pytest.mark.parametrize("number, plan", list(enumerate(PLANS.values())), ids=PLANS.keys())
+def test_claimed_is_executed(model, number, plan):
+    grids = [(SIDE, SIDE)] * (1 + number % 2)
+    flops, cache = execute(model, plan, len(grids))
+    decoder, vision = DecoderShape.from_config(model.config.text_config), VisionShape.from_config(model.config)
+    claimed = plan_cost(plan, decoder, grids, TEXT_TOKENS, TEXT_BEFORE, vision)
+    name = type(model).__name__
+    executed = flops[f"{name}.model.language_model"]
+    assert claimed.flops_prefill == pytest.approx(executed, rel=0.001)
+    assert claimed.flops_total == pytest.approx(flops[f"{name}.model"], rel=0.001)
+    assert kv_bytes(plan, decoder, grids, TEXT_TOKENS, 4) == cache.num_bytes()
+
+    # A counter told of another plan must be caught: one layer's FFN, opened or closed, is far beyond the margin.
+    other = plan.replace(0, ffn=0 if plan.layers[0].ffn is None else None)
+    if other.live(4, 160) != plan.live(4, 160):
+        assert plan_cost(other, decoder, grids, TEXT_TOKENS, TEXT_BEFORE).flops_prefill != pytest.approx(executed, rel=0.02)
+
+
+def test_random_plans_cover_tiles_and_rankings():
+    """What the comparison above claims to compare does occur in its plans."""
+    live = [layer for plan in PLANS.values() for layer in plan.live(4, 160)]
+    assert any(layer.radius == 1 and layer.tokens == 1 for layer in live)
+    assert any(layer.keep and layer.rank.rows == "instruction" for layer in live)
+    assert any(layer.keep and layer.rank.rows == "last" for layer in live)
+    assert any(not layer.read and layer.attend for layer in live)
+    assert tiles_pay(SIDE**2, tile_slots([(SIDE, SIDE)], 1)[1])
