@@ -121,6 +121,12 @@ def wilson(scores: Sequence[float]) -> Accuracy:
     return Accuracy(mean, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n)
 
 
+def relative_accuracy(model: Evaluation, reference: Evaluation) -> float | None:
+    """Accuracy as a fraction of the reference's, on the same questions; None where the reference scores nothing."""
+    assert len(model.records) == len(reference.records)
+    return model.accuracy / reference.accuracy if reference.accuracy else None
+
+
 def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,

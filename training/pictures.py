@@ -37,6 +37,11 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
     partial.replace(path)
 
 
+def percent(share: float | None) -> str:
+    """A share in percent with one decimal; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
 def plan_picture(plan: VisualPlan, num_units: int, intermediate_size: int, layer_flops: Sequence[float]) -> Figure:
     """What each decoder layer does for visual tokens, and what that costs.
 
@@ -51,7 +56,7 @@ def plan_picture(plan: VisualPlan, num_units: int, intermediate_size: int, layer
     bars, cells = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.6))
 
     figure.suptitle(
-        f"Work for visual tokens, layer by layer: {_percent(sum(layer_flops) / num_layers)} of the dense model's FLOPs",
+        f"Work for visual tokens, layer by layer: {percent(sum(layer_flops) / num_layers)} of the dense model's FLOPs",
         fontsize=12, color=INK,
     )
     bars.bar(range(num_layers), layer_flops, width=0.82, color=BLUE)
@@ -106,23 +111,27 @@ def curves_picture(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figur
     return figure
 
 
-def comparison_picture(rows: Sequence[tuple[str, Accuracy, float]]) -> Figure:
-    """Accuracy with its interval beside the visual FLOPs it costs, one line per (name, accuracy, FLOPs left)."""
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.36 * len(rows)), layout="constrained")
+def comparison_picture(rows: Sequence[Mapping]) -> Figure:
+    """Accuracy with its interval beside the visual FLOPs it costs, one line per row of the comparison table.
+
+    Args:
+        rows: each with `name`, `accuracy`, `low`, `high` and `visual_flops` (fractions); the dense model first.
+    """
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.42 * len(rows)), layout="constrained")
     points, bars = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
-    for line, (_, accuracy, flops) in enumerate(rows):
-        color = SERIES[0] if line == 0 else SERIES[1]
-        points.plot((accuracy.low, accuracy.high), (line, line), color=color, linewidth=3, solid_capstyle="butt", alpha=0.6)
-        points.plot(accuracy.accuracy, line, "o", color=color, markersize=8)
+    for line, row in enumerate(rows):
+        color = BLUE if line == 0 else ORANGE
+        points.plot((row["low"], row["high"]), (line, line), color=color, linewidth=3, solid_capstyle="butt", alpha=0.6)
+        points.plot(row["accuracy"], line, "o", color=color, markersize=8)
         points.annotate(
-            _percent(accuracy.accuracy), (accuracy.accuracy, line), (0, 7), textcoords="offset points",
+            percent(row["accuracy"]), (row["accuracy"], line), (0, 7), textcoords="offset points",
             ha="center", fontsize=8, color=INK,
         )
-        bars.barh(line, flops, height=0.55, color=color)
-        bars.text(flops + 0.02, line, _percent(flops), va="center", fontsize=9, color=INK)
+        bars.barh(line, row["visual_flops"], height=0.55, color=color)
+        bars.text(row["visual_flops"] + 0.02, line, percent(row["visual_flops"]), va="center", fontsize=9, color=INK)
     points.set(
         yticks=range(len(rows)),
-        yticklabels=[name for name, _, _ in rows],
+        yticklabels=[_label(row["name"]) for row in rows],
         ylim=(len(rows) - 0.4, -0.7),
         xlabel="accuracy of generated answers (bar: 95 % interval)",
     )
@@ -147,7 +156,7 @@ def families_picture(models: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
         values = [accuracies[family] for family in families]
         heights = [value.accuracy for value in values]
         whiskers = [[v.accuracy - v.low for v in values], [v.high - v.accuracy for v in values]]
-        axes.bar(places, heights, width * 0.92, color=color, label=name)
+        axes.bar(places, heights, width * 0.92, color=color, label=_label(name))
         axes.errorbar(places, heights, whiskers, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
         for place, value in zip(places, values, strict=True):
             axes.text(place, value.high + 0.015, f"{100 * value.accuracy:.0f}", ha="center", fontsize=8, color=INK)
@@ -227,8 +236,9 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
+def _label(name: str) -> str:
+    """A name as plain text (no dollar opens a formula), shortened to what fits beside a picture."""
+    return (name if len(name) <= 40 else name[:39] + "…").replace("$", r"\$")
 
 
 def _plain(axes: Axes, grid: str | None = None) -> None:

@@ -9,6 +9,9 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data.conversations import Sample
+from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import LayerPlan, VisualPlan
 from tests.tiny_processor import tiny_processor
 from training.evaluation import Evaluation, Record, evaluate, wilson
 
@@ -31,17 +34,25 @@ def processor():
 def model(processor):
     """A random LLaVA. Large weights: its answers are long, differ by picture and do not hang on rounding."""
     torch.manual_seed(0)
+    return LlavaForConditionalGeneration(LlavaConfig(**config_values(processor))).eval()
+
+
+def config_values(processor) -> dict:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = LlamaConfig(**sizes, vocab_size=len(processor.tokenizer), initializer_range=0.6)
-    vision = CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_range=0.6)
-    config = LlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=processor.image_token_id,
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-1,
-    )
-    return LlavaForConditionalGeneration(config)
+    return {
+        "text_config": LlamaConfig(**sizes, vocab_size=len(processor.tokenizer), initializer_range=0.6),
+        "vision_config": CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_range=0.6),
+        "image_token_id": processor.image_token_id,
+        "vision_feature_select_strategy": "default",
+        "vision_feature_layer": -1,
+    }
+
+
+def sparse(model: LlavaForConditionalGeneration, processor, plan: VisualPlan) -> SparseLlavaForConditionalGeneration:
+    """The same weights under a plan."""
+    student = SparseLlavaForConditionalGeneration(SparseLlavaConfig(**config_values(processor), visual_plan=plan.to_dict()))
+    student.load_state_dict(model.state_dict())
+    return student.eval()
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +79,18 @@ def test_batch_size_and_order_change_nothing(model, processor, samples):
     assert predictions(evaluate(model, processor, samples, batch_size=4)) == predictions(alone)
     assert predictions(evaluate(model, processor, samples[::-1], batch_size=3)) == predictions(alone)
     assert [record.id for record in alone.records] == [sample.id for sample in samples]
+
+
+def test_sparse_models_answer_alike_under_the_dense_plan_and_otherwise_under_another(model, processor, samples):
+    dense = predictions(evaluate(model, processor, samples, batch_size=4))
+    same = sparse(model, processor, VisualPlan.dense(2))
+    assert predictions(evaluate(same, processor, samples, batch_size=4)) == dense
+
+    student = sparse(model, processor, VisualPlan((LayerPlan(heads=1, ffn=16), LayerPlan(read=False))))
+    alone = predictions(evaluate(student, processor, samples, batch_size=1))
+    assert predictions(evaluate(student, processor, samples, batch_size=4)) == alone
+    assert alone != dense
+    assert alone["5"] == dense["5"]  # no picture, no plan
 
 
 def test_answers_are_what_greedy_generation_from_a_hand_made_prompt_gives(model, processor, samples):

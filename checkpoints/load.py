@@ -1,0 +1,52 @@
+"""A checkpoint from disk, dense or sparse alike, ready to answer.
+
+A sparse checkpoint carries its modelling files; they are copies of this checkout's, so its own code runs only where asked.
+"""
+
+import os
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from checkpoints.build import load_dense
+from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+
+
+def load_checkpoint(
+    path: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Loads a dense model (as `load_dense`) or a sparse checkpoint, and its processor.
+
+    Args:
+        path: a folder or a model id on the Hub.
+        dtype: of the weights in memory; "auto": as stored.
+        trust_remote_code: a sparse checkpoint runs its own modelling files rather than this checkout's.
+    Raises:
+        ValueError: no such model, an unsupported one, or weights that are incomplete or not safetensors.
+    """
+    if not _is_sparse(path):
+        return load_dense(path, dtype, trust_remote_code)
+    loader = AutoModelForImageTextToText if trust_remote_code else SparseLlavaForConditionalGeneration
+    try:
+        model, report = loader.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a whole sparse checkpoint ({error})") from None
+    # transformers fills what is missing with random numbers and says so only in a log line.
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
+    return model, processor
+
+
+def _is_sparse(path: str | os.PathLike) -> bool:
+    """Whether the config is a sparse model's; whatever else it is, or that there is none, the dense loader judges."""
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(path)
+    except OSError:
+        return False
+    return values.get("model_type") == SparseLlavaConfig.model_type

@@ -1,0 +1,131 @@
+"""Ask a model, dense or sparse, the questions of a benchmark and score the answers it generates.
+
+    python scripts/evaluate.py --model checkpoints/tiny-llava
+    python scripts/evaluate.py --model runs/tiny_sparse/checkpoint --dense checkpoints/tiny-llava --json evaluation.json
+
+Prints a table with 95 % intervals. --json writes figures and every answer, and a picture (.png) beside them.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from checkpoints.load import load_checkpoint
+from data.conversations import Sample, load_llava_json
+from data.shapes import SplitSettings, WorldSettings, write_world
+from data.shapes_questions import FAMILIES
+from training.cli import run
+from training.evaluation import Accuracy, Evaluation, evaluate, relative_accuracy
+from training.pictures import families_picture, percent, save
+from training.run import write_json
+
+WORLD_CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
+# As many questions per family: a standard error of at most 3.5 points in each, 1.5 over all.
+TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a dense or a sparse checkpoint")
+    parser.add_argument("--dense", help="folder of the dense model to compare with: also prints the relative accuracy")
+    parser.add_argument(
+        "--benchmarks",
+        default="shapes",
+        help=f"comma-separated: shapes (all families), or shapes/FAMILY with FAMILY one of {', '.join(FAMILIES)}",
+    )
+    parser.add_argument("--data", type=Path, help="LLaVA JSON whose rows carry a family; default: the embedded world")
+    parser.add_argument("--images", type=Path, help="root of the images in --data; default: the folder of --data")
+    parser.add_argument("--limit", type=int, help="ask the first N questions only")
+    parser.add_argument("--batch-size", type=int, default=32, help="questions generated together (default 32)")
+    parser.add_argument("--grey", action="store_true", help="also show the model grey pictures: what it scores blind")
+    parser.add_argument("--json", type=Path, help="write the result here, and a picture beside it")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the modelling code in the folders")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    for name, number in (("--limit", arguments.limit), ("--batch-size", arguments.batch_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}: got {number}, allowed: 1 or more")
+    if arguments.json is not None and arguments.json.suffix != ".json":
+        raise ValueError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
+    samples = read_samples(arguments.data, arguments.images, read_families(arguments.benchmarks), arguments.limit)
+    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
+    start = time.perf_counter()
+    evaluations: dict[str, Evaluation] = {}
+    for name, path in (("dense", arguments.dense), ("model", arguments.model)):
+        if path is not None:
+            model, processor = load_checkpoint(path, dtype, arguments.trust_remote_code)
+            model = model.to(device)
+            evaluations[name] = evaluate(model, processor, samples, batch_size=arguments.batch_size, title=name)
+    if arguments.grey:
+        evaluations["grey pictures"] = evaluate(
+            model, processor, samples, batch_size=arguments.batch_size, pixel_transform="grey", title="grey pictures"
+        )
+    relative = relative_accuracy(evaluations["model"], evaluations["dense"]) if arguments.dense else None
+
+    console = Console()
+    console.print(table(evaluations))
+    if relative is not None:
+        console.print(f"relative accuracy: {percent(relative)}")
+    if arguments.json:
+        result = {
+            "model": arguments.model,
+            "dense": arguments.dense,
+            "relative_accuracy": relative,
+            "seconds": time.perf_counter() - start,
+            "evaluations": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
+        }
+        write_json(arguments.json, result)
+        picture = arguments.json.with_suffix(".png")
+        save(families_picture({name: evaluation.families for name, evaluation in evaluations.items()}), picture)
+        console.print(f"written: {arguments.json}, {picture}")
+
+
+def read_families(benchmarks: str) -> set[str]:
+    """The families that a comma-separated list of benchmark names stands for."""
+    known = {"shapes": set(FAMILIES)} | {f"shapes/{family}": {family} for family in FAMILIES}
+    chosen: set[str] = set()
+    for name in benchmarks.split(","):
+        if name not in known:
+            raise ValueError(f"--benchmarks: got {name!r}, allowed: {', '.join(known)}")
+        chosen |= known[name]
+    return chosen
+
+
+def read_samples(data: Path | None, images: Path | None, families: set[str], limit: int | None) -> list[Sample]:
+    """The questions to ask: of `data`, or of the embedded world's test part."""
+    if data is None:
+        if images is not None:
+            raise ValueError("--images: got a folder without --data, allowed: only together with --data")
+        data = write_world(WORLD_CACHE, TEST_WORLD)["test"]
+    samples, _ = load_llava_json(data, images or data.parent)
+    chosen = [sample for sample in samples if sample.family in families]
+    if not chosen:
+        raise ValueError(f"{data}: no row of family {', '.join(sorted(families))} ('family' says how a row is scored)")
+    return chosen[:limit]
+
+
+def table(evaluations: dict[str, Evaluation]) -> Table:
+    """Accuracy with its interval: a line per family, a column per model."""
+    result = Table("family", "questions", *evaluations)
+    for family in next(iter(evaluations.values())).families:
+        accuracies = [evaluation.families[family] for evaluation in evaluations.values()]
+        result.add_row(family, str(accuracies[0].count), *map(interval, accuracies))
+    result.add_section()
+    overall = [evaluation.overall for evaluation in evaluations.values()]
+    result.add_row("all", str(overall[0].count), *map(interval, overall), style="bold")
+    return result
+
+
+def interval(value: Accuracy) -> str:
+    return f"{percent(value.accuracy)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+if __name__ == "__main__":
+    run(main)
