@@ -140,6 +140,7 @@ def _read_turns(conversation: list[Any]) -> tuple[tuple[str, str], ...]:
             raise ValueError("the conversation starts with 'gpt', it must start with 'human'")
         if speaker != expected:
             raise ValueError(f"two {speaker!r} turns in a row (turns {place - 1} and {place})")
+        turn["value"].encode()  # half a surrogate pair, which JSON can hold and no tokenizer takes, is a ValueError here
         values.append(turn["value"].strip())
     if len(values) == 0 or len(values) % 2:
         raise ValueError(f"the conversation {'ends with human' if values else 'is empty'}, it must end with 'gpt'")
@@ -163,7 +164,7 @@ def encode(
 
     Raises:
         SampleTooLong: more than `max_length` tokens.
-        ValueError: a bad picture, no supervised token, or a text that holds the image token.
+        ValueError: a bad picture, no answer, a text that holds the image token, or a chat template that does not fit.
     """
     with naming(sample):
         encoded = _encode_whole(sample, processor, max_pixels)
@@ -196,9 +197,8 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
         if ((first < start) & (last > start)).any():
             raise ValueError(f"the tokenizer merges the end of a prompt with its answer {text[start:end]!r}")
         supervised = (first >= start) & (last <= end) & (first < last)
+        assert supervised.any(), text[start:end]  # its end token at least
         labels[supervised] = input_ids[supervised]
-    if (labels == IGNORE_INDEX).all():
-        raise ValueError("no supervised token")
     return {"input_ids": input_ids, "labels": labels}
 
 
@@ -228,8 +228,8 @@ def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int =
     encoded = _encode_whole(sample, processor, max_pixels)["input_ids"]
     if not torch.equal(encoded, expected):
         raise ValueError(
-            f"{type(processor).__name__} is not supported: it makes {len(expected)} tokens of sample {sample.id!r} "
-            f"where one placeholder per image, expanded, makes {len(encoded)}"
+            f"{type(processor).__name__} is not supported: it makes {len(expected)} tokens where one placeholder per "
+            f"image, expanded, makes {len(encoded)}"
         )
 
 
@@ -255,6 +255,8 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
     the template puts no end token after answers (LLaVA-1.5's puts a space), it is put in that space's place after
     *every* answer, as LLaVA-1.5 was trained.
     """
+    if not sample.turns:
+        raise ValueError("no supervised token: the sample has no answer")
     end_token = processor.tokenizer.eos_token
     if end_token is None:
         raise ValueError("the processor's tokenizer has no eos token to end answers with")

@@ -86,7 +86,9 @@ class ConversationDataset(Dataset):
                 f"no sample is left of {len(samples)}: {len(self.too_long)} have more than {max_length} tokens, "
                 f"{len(self.bad)} are bad"
             )
-        check_expansion(next((sample for sample in self.samples if sample.images), self.samples[0]), processor, max_pixels)
+        example = next((sample for sample in self.samples if sample.images), self.samples[0])
+        with naming(example):
+            check_expansion(example, processor, max_pixels)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -25,7 +25,7 @@ def find_image(image_root: Path, name: str) -> Path:
     """
     root = os.path.realpath(image_root)
     path = os.path.realpath(os.path.join(root, name))
-    if not path.startswith(os.path.join(root, "")):
+    if path != root and not path.startswith(os.path.join(root, "")):
         raise ValueError(f"image {name!r} lies outside its root {str(image_root)!r} (at {path!r})")
     if not os.path.isfile(path):
         raise ValueError(f"image {name!r} is not a file under {str(image_root)!r}")

@@ -13,8 +13,8 @@ WORDS = (
 TINY_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper + ': ' }}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}"
+    "{{ part['text'] + (eos_token if message['role'] == 'assistant' else ' ') }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 

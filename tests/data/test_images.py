@@ -1,0 +1,150 @@
+"""Pictures of bad files: each kind is refused with its own message, before harm is done."""
+
+import struct
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+
+from data.images import find_image, num_placeholders_at, open_image, process_images, read_image_size
+from tests.tiny_processor import tiny_processor
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root with one picture, beside a secret picture outside it."""
+    root = tmp_path / "pictures"
+    (root / "deep").mkdir(parents=True)
+    Image.effect_noise((40, 30), 50).convert("RGB").save(root / "deep" / "good.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    (tmp_path / "pictures2").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "pictures2" / "near.png")
+    return root
+
+
+def test_finds_a_picture_under_its_root(root):
+    assert find_image(root, "deep/good.png") == root / "deep" / "good.png"
+    assert find_image(root, "deep/../deep/good.png") == root / "deep" / "good.png"
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "deep/../../secret.png", "../pictures2/near.png"])
+def test_relative_path_outside_the_root(root, name):
+    with pytest.raises(ValueError, match=r"lies outside its root .*pictures'"):
+        find_image(root, name)
+
+
+def test_absolute_path_outside_the_root(root, tmp_path):
+    with pytest.raises(ValueError, match="lies outside its root"):
+        find_image(root, str(tmp_path / "secret.png"))
+
+
+def test_symbolic_links_out_of_the_root(root, tmp_path):
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "folder").symlink_to(tmp_path)
+    for name in ("link.png", "folder/secret.png"):
+        with pytest.raises(ValueError, match="lies outside its root"):
+            find_image(root, name)
+
+
+def test_symbolic_links_within_the_root_and_of_the_root_are_fine(root, tmp_path):
+    (root / "link.png").symlink_to(root / "deep" / "good.png")
+    (tmp_path / "alias").symlink_to(root)
+    assert find_image(tmp_path / "alias", "link.png") == root / "deep" / "good.png"
+
+
+@pytest.mark.parametrize("name", ["missing.png", "deep", ""])
+def test_missing_picture(root, name):
+    with pytest.raises(ValueError, match="is not a file under"):
+        find_image(root, name)
+
+
+def test_size_is_height_and_width(root):
+    assert read_image_size(root / "deep" / "good.png") == (30, 40)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_mode_becomes_rgb(root, mode):
+    path = root / ("picture.tif" if mode == "CMYK" else "picture.png")
+    Image.new("RGB", (5, 4), (255, 0, 0)).convert(mode).save(path)
+    image = open_image(path)
+    assert (image.mode, image.size) == ("RGB", (5, 4))
+
+
+def png_header(width, height):
+    """The first bytes of a PNG file of this size: signature, header chunk, the beginning of its data."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 9))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize("read", [open_image, read_image_size])
+def test_gigantic_picture_is_refused_by_its_header(root, read):
+    (root / "large.png").write_bytes(png_header(8001, 8000))
+    with pytest.raises(ValueError, match=r"too large \(8001 x 8000 pixels\); at most 64000000 pixels"):
+        read(root / "large.png")
+    (root / "bomb.png").write_bytes(png_header(100_000, 100_000))  # here PIL itself stops
+    with pytest.raises(ValueError, match=r"bomb.png' is too large .* at most 64000000 pixels"):
+        read(root / "bomb.png")
+
+
+def test_the_pixel_limit_is_inclusive_and_configurable(root):
+    assert open_image(root / "deep" / "good.png", max_pixels=1200).size == (40, 30)
+    with pytest.raises(ValueError, match=r"\(40 x 30 pixels\); at most 1199 pixels"):
+        open_image(root / "deep" / "good.png", max_pixels=1199)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif"])
+def test_truncated_picture(root, suffix):
+    whole, cut = root / f"whole.{suffix}", root / f"cut.{suffix}"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(whole)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    assert open_image(whole).size == (64, 64)
+    with pytest.raises(ValueError, match=rf"cut.{suffix}' (is truncated or corrupt|cannot be read|is not a picture)"):
+        open_image(cut)
+
+
+def test_corrupt_chunk(root):
+    content = bytearray((root / "deep" / "good.png").read_bytes())
+    content[content.index(b"IDAT") + 100] ^= 0xFF
+    (root / "corrupt.png").write_bytes(content)
+    with pytest.raises(ValueError, match="corrupt.png' is truncated or corrupt"):
+        open_image(root / "corrupt.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all"])
+def test_not_a_picture(root, content):
+    (root / "text.png").write_bytes(content)
+    with pytest.raises(ValueError, match="text.png' is not a picture that PIL can read"):
+        open_image(root / "text.png")
+
+
+def test_placeholders_come_from_the_processor(root):
+    path = root / "deep" / "good.png"
+    for image_size, patch_size, expected in ((24, 8, 9), (28, 7, 16)):
+        processor = tiny_processor(image_size=image_size, patch_size=patch_size)
+        pictures, num_placeholders = process_images([path, path], processor)
+        assert num_placeholders == [expected] * 2
+        assert pictures["pixel_values"].shape == (2, 3, image_size, image_size)
+        assert num_placeholders_at((30, 40), processor) == expected
+
+
+def test_class_token_is_left_out_as_the_processor_says(root):
+    processor = tiny_processor()
+    processor.num_additional_image_tokens, processor.vision_feature_select_strategy = 1, "full"
+    assert process_images([root / "deep" / "good.png"], processor)[1] == [10]
+    processor.vision_feature_select_strategy = "default"
+    assert process_images([root / "deep" / "good.png"], processor)[1] == [9]
+
+
+def test_no_pictures():
+    assert process_images([], tiny_processor()) == ({}, [])
+
+
+def test_pixels_are_those_of_the_picture(root):
+    red, blue = root / "red.png", root / "blue.png"
+    Image.new("RGB", (24, 24), (255, 0, 0)).save(red)
+    Image.new("RGB", (24, 24), (0, 0, 255)).save(blue)
+    pixel_values = process_images([red, blue], tiny_processor())[0]["pixel_values"]  # [2, 3, 24, 24]
+    assert torch.equal(pixel_values.mean((2, 3)).argmax(1), torch.tensor([0, 2]))
