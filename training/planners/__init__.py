@@ -1,0 +1,42 @@
+"""Planners: each file is one way to find a `VisualPlan` within a budget. A recipe's `plan` section names one."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan
+from training.calibration import Calibration
+from training.planners.file import FileSettings, plan_from_file
+from training.planners.greedy import GreedySettings, plan_greedy
+from training.planners.random_plan import RandomSettings, plan_random
+from training.planners.yopo import YopoSettings, plan_yopo
+
+PlannerSettings = Annotated[GreedySettings | YopoSettings | RandomSettings | FileSettings, Field(discriminator="planner")]
+
+
+def find_plan(
+    model: SparseLlavaForConditionalGeneration,
+    batches: Sequence[dict],
+    calibration: Calibration,
+    settings: GreedySettings | YopoSettings | RandomSettings | FileSettings,
+) -> VisualPlan:
+    """The plan of the planner that `settings` names.
+
+    Args:
+        model: the dense weights; any plan may be in force, it is restored.
+        batches: the calibration data, for planners that evaluate plans.
+
+    Raises:
+        ValueError: the settings do not fit the model, or a plan file cannot be used.
+    """
+    match settings:
+        case GreedySettings():
+            return plan_greedy(model, batches, calibration, settings)
+        case YopoSettings():
+            return plan_yopo(model.config, calibration, settings)
+        case RandomSettings():
+            return plan_random(model.config, calibration, settings)
+        case FileSettings():
+            return plan_from_file(model.config.text_config, settings)

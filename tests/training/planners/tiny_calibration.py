@@ -1,0 +1,31 @@
+"""Random statistics of a small model, for planners that need no evaluation."""
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from training.calibration import Calibration
+
+NUM_LAYERS, NUM_UNITS, NUM_NEURONS, GRID_SIDE, NUM_SAMPLES = 8, 4, 64, 5, 6
+
+
+def tiny_config() -> LlavaConfig:
+    return LlavaConfig(
+        text_config=LlamaConfig(
+            hidden_size=32,
+            intermediate_size=NUM_NEURONS,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=NUM_UNITS,
+            num_key_value_heads=NUM_UNITS,
+        ),
+        vision_config=CLIPVisionConfig(image_size=8 * GRID_SIDE, patch_size=8),
+    )
+
+
+def tiny_calibration(seed: int = 0) -> Calibration:
+    generator = torch.Generator().manual_seed(seed)
+    return Calibration(
+        activity=torch.rand(NUM_SAMPLES, NUM_LAYERS, NUM_UNITS, generator=generator),
+        neuron_importance=torch.rand(NUM_LAYERS, NUM_NEURONS, generator=generator),
+        neighborhood=torch.rand(NUM_LAYERS, GRID_SIDE, generator=generator).cumsum(1) / GRID_SIDE,
+        unit_kl=torch.rand(NUM_LAYERS, NUM_UNITS, generator=generator),
+    )

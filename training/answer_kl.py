@@ -1,0 +1,88 @@
+"""How far a plan moves the model's answers: the KL from the dense plan's answer distribution, before any training.
+
+What does not depend on the plan is done once: vision tower and projector run once per picture, the dense answers are
+stored, and plans that execute the same work (`VisualPlan.live`) are one evaluation.
+
+Shape legend: B batch, T tokens, A supervised answer tokens of a batch, V vocab.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan
+
+IGNORED_LABEL = -100
+
+
+def rows_with_images(batch: dict, image_token_id: int) -> dict:
+    """The batch without its text-only samples, which no plan touches; the images stay as they are."""
+    keep = (batch["input_ids"] == image_token_id).any(dim=1)
+    return {key: value if key == "pixel_values" else value[keep] for key, value in batch.items()}
+
+
+class AnswerKL:
+    """Mean over supervised tokens of KL(dense plan || plan), in nats, computed in fp32.
+
+    Args:
+        model: weights in any dtype; put in eval mode.
+        batches: dicts of `data.collator.Collator`; text-only samples are left out.
+
+    Raises:
+        ValueError: no answer in `batches` belongs to a sample with an image.
+    """
+
+    def __init__(self, model: SparseLlavaForConditionalGeneration, batches: Sequence[dict]):
+        self.model = model.eval()
+        config = model.config.text_config
+        self._sizes = {"num_units": config.num_key_value_heads, "intermediate_size": config.intermediate_size}
+        self._inputs = [inputs for inputs in map(self._prepare, batches) if inputs["logits_mask"].any()]
+        if not self._inputs:
+            raise ValueError("calibration data: no supervised answer in a sample with an image; nothing to measure a plan by")
+        dense = VisualPlan.dense(config.num_hidden_layers)
+        self._dense_logits = list(self._logits(dense))
+        self._known = {dense.live(**self._sizes): 0.0}
+
+    @property
+    def num_evaluations(self) -> int:
+        """How many plans have been run so far; those found in the cache are not counted."""
+        return len(self._known) - 1
+
+    def __call__(self, plan: VisualPlan) -> float:
+        live = plan.live(**self._sizes)
+        if live not in self._known:
+            self._known[live] = self._evaluate(plan)
+        return self._known[live]
+
+    @torch.no_grad()
+    def _prepare(self, batch: dict) -> dict:
+        """The forward's inputs, with the pictures already through the vision tower and the projector."""
+        rows = {key: value.to(self.model.device) for key, value in rows_with_images(batch, self.model.config.image_token_id).items()}
+        # Logits at t predict token t + 1: the last column predicts nothing.
+        supervised = F.pad(rows["labels"][:, 1:] != IGNORED_LABEL, (0, 1), value=False)  # [B, T]
+        # Labels tell which rows rank visual tokens, as in training; with `logits_mask` no loss is computed.
+        inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {"logits_mask": supervised}
+        if supervised.any():
+            features = self.model.get_image_features(rows["pixel_values"].to(self.model.dtype)).pooler_output
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+        return inputs
+
+    @torch.no_grad()
+    def _logits(self, plan: VisualPlan):
+        """Yields each batch's answer logits [A, V] under the plan."""
+        with self.model.use_plan(plan):
+            for inputs in self._inputs:
+                yield self.model(**inputs, use_cache=False).logits
+
+    def _evaluate(self, plan: VisualPlan) -> float:
+        total, num_tokens = 0.0, 0
+        for dense, sparse in zip(self._dense_logits, self._logits(plan), strict=True):
+            divergence = F.kl_div(
+                sparse.float().log_softmax(-1), dense.float().log_softmax(-1), reduction="sum", log_target=True
+            )
+            total += divergence.item()
+            num_tokens += len(dense)
+        return total / num_tokens

@@ -1,0 +1,102 @@
+"""Greedy planner: from the dense plan to the budget by the moves that cost the least answer KL per FLOP saved.
+
+Each step takes the best move of `Moves`: stop a layer's attention or FFN for visual tokens, freeze it, blind it, shut a
+unit, narrow an FFN, shrink the radius, withdraw. Once the budget is met, what is left of it is spent on re-opening the work
+that gains the most KL per FLOP. The walk is done twice, from the dense plan and from the plan that updates no visual token
+but lets every layer read them, which step by step lies behind many expensive moves; the better end is the plan.
+
+Evaluations are what costs time, so the search is lazy: a move keeps the score of its last evaluation, and only moves at
+the head of the queue are evaluated anew. The KL is that of the untrained plan: distillation comes after.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from itertools import count
+from typing import Literal
+
+from tqdm.auto import tqdm
+
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan
+from training.answer_kl import AnswerKL
+from training.calibration import Calibration
+from training.planners.budget import Budget, PlanPrice
+from training.planners.moves import Move, Moves
+from training.schema import Strict
+
+
+class GreedySettings(Strict):
+    """Search by answer KL."""
+
+    planner: Literal["greedy"]
+    budget: Budget
+
+
+def plan_greedy(
+    model: SparseLlavaForConditionalGeneration, batches: Sequence[dict], calibration: Calibration, settings: GreedySettings
+) -> VisualPlan:
+    """The plan of least answer KL that the search finds within the budget.
+
+    Args:
+        batches: what the answer KL is measured on; dicts of `data.collator.Collator`.
+    """
+    moves = Moves(model.config, calibration)
+    with tqdm(desc="greedy plan", unit="plan") as progress:
+        search = _Search(moves, AnswerKL(model, batches), PlanPrice(model.config), settings.budget.visual_flops, progress)
+        ends = [search.walk(start) for start in (moves.dense, moves.all_frozen)]
+        return moves.listed(min(ends, key=search.kl))
+
+
+class _Search:
+    def __init__(self, moves: Moves, answer_kl: AnswerKL, price: PlanPrice, budget: float, progress: tqdm):
+        self._moves = moves
+        self._answer_kl = answer_kl
+        self._price = price
+        self._budget = budget
+        self._progress = progress
+
+    def kl(self, plan: VisualPlan) -> float:
+        """Answer KL of a plan that counts its units."""
+        value = self._answer_kl(self._moves.listed(plan))
+        self._progress.update(self._answer_kl.num_evaluations - self._progress.n)
+        return value
+
+    def walk(self, plan: VisualPlan) -> VisualPlan:
+        """Down to the budget, then up to it: a plan from which no opening within the budget lowers the KL."""
+        known: dict[Move, float] = {}
+        while (price := self._price(plan)) > self._budget:
+            cheaper = [(move, to, price - self._price(to)) for move, to in self._moves.closings(plan)]
+            # What a move saves beyond the budget is worth nothing.
+            cheaper = [(move, to, min(saved, price - self._budget)) for move, to, saved in cheaper if saved > 0]
+            plan, _ = self._best(plan, cheaper, known)
+        known = {}
+        while True:
+            price = self._price(plan)
+            dearer = [(move, to, self._price(to) - price) for move, to in self._moves.openings(plan)]
+            within = [(move, to, added) for move, to, added in dearer if 0 < added <= self._budget - price]
+            better, change = self._best(plan, within, known)
+            if change >= 0:
+                return plan
+            plan = better
+
+    def _best(
+        self, plan: VisualPlan, candidates: list[tuple[Move, VisualPlan, float]], known: dict[Move, float]
+    ) -> tuple[VisualPlan, float]:
+        """The candidate (move, plan, FLOPs) of least KL change per FLOP, and its KL change; `plan` itself if there is none.
+
+        `known` holds each move's KL change when it was last evaluated; a move never evaluated goes first.
+        """
+        order = count()
+        queue = [
+            (known.get(move, -math.inf) / flops, next(order), False, move, to, flops) for move, to, flops in candidates
+        ]
+        heapq.heapify(queue)
+        while queue:
+            _, _, fresh, move, to, flops = heapq.heappop(queue)
+            if fresh:
+                self._progress.set_postfix_str(f"visual FLOPs {self._price(to):.1%}, KL {self.kl(to):.4f}")
+                return to, known[move]
+            known[move] = self.kl(to) - self.kl(plan)
+            heapq.heappush(queue, (known[move] / flops, next(order), True, move, to, flops))
+        return plan, 0.0
