@@ -1,0 +1,154 @@
+"""The model card of a sparse checkpoint: README.md with the metadata the Hub reads, the plan, its cost and what was measured."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import LlavaConfig
+
+from modeling.visual_flops import DecoderShape, VisionShape, dense_cost, plan_cost
+from modeling.visual_plan import LiveLayer, VisualPlan
+
+# In the order of PlanCost's fields.
+CONVENTIONS = (
+    "A: multiply-accumulates, visual tokens",
+    "B: FLOPs, visual tokens",
+    "C: FLOPs, decoder prefill",
+    "D: FLOPs, with vision tower and projector",
+)
+
+LOADING = """```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "path or Hub id of this checkpoint"
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder)
+```"""
+
+
+def model_card(
+    name: str,
+    plan: VisualPlan,
+    config: LlavaConfig,
+    *,
+    base_model: str,
+    base_license: str | None = None,
+    rows: Sequence[dict] = (),
+    picture: str | None = None,
+) -> str:
+    """README.md of a checkpoint.
+
+    Args:
+        name: the title.
+        plan, config: the plan in force and the (dense or sparse) config that holds the model's sizes.
+        base_model: folder or Hub id of the dense model; only a Hub id goes into the metadata.
+        base_license: the dense model's licence, as the Hub names it; it holds for this checkpoint too.
+        rows: comparison rows, each with `name`, `distilled`, `visual_flops`, `model_flops`, `accuracy`, `low`, `high`,
+            `relative_accuracy` and `families` (name → accuracy); all numbers are fractions.
+        picture: file name of the plan's picture beside the card.
+    Raises:
+        ValueError: the plan does not fit the model.
+    """
+    local = Path(base_model).exists()  # its path is no one else's business
+    metadata = ModelCardData(
+        license=base_license,
+        base_model=None if local else base_model,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["squint", "sparse", "llava"],
+    )
+    base = f"`{Path(base_model).name}`" if local else f"[{base_model}](https://huggingface.co/{base_model})"
+    licence = f"Licence: {base_license}, as the base model's." if base_license else "The base model's licence holds."
+    sections = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {name}",
+        f"{base}, made to spend less computation on its visual tokens by Squint. {licence}",
+        "## How to load",
+        f"{LOADING}\n\nThe stock LLaVA class refuses this checkpoint: it would run it dense.",
+        "## Plan",
+        "What each decoder layer does for visual tokens. Text is served in full by every layer.",
+        *([f"![The plan, layer by layer]({picture})"] if picture else []),
+        plan_table(plan, config),
+        "## Cost",
+        "One picture and 64 text tokens, prefill, in the four conventions of the literature.",
+        cost_table(plan, config),
+    ]
+    if rows:
+        sections += ["## Measured", "Accuracy of generated answers on held-out questions, with its 95 % interval.", _measured(rows)]
+    return "\n\n".join(sections) + "\n"
+
+
+def base_license(path: str | os.PathLike) -> str | None:
+    """The licence that the base model's own card states; None where there is no card within reach, or it states none."""
+    source = path
+    if Path(path).is_dir():
+        source = Path(path) / "README.md"
+        if not source.is_file():
+            return None
+    try:
+        return ModelCard.load(source).data.license
+    except OSError:
+        return None
+
+
+def plan_table(plan: VisualPlan, config: LlavaConfig) -> str:
+    """The plan as executed (dead work left out), in Markdown; equal neighbouring layers share a row."""
+    decoder = DecoderShape.from_config(config.text_config)
+    table = [("layers", "visual tokens", "attention update", "read by text", "head units", "FFN neurons", "neighbourhood")]
+    numbered = enumerate(decoder.live_layers(plan))
+    for row, group in itertools.groupby(numbered, key=lambda numbered_layer: _plan_row(numbered_layer[1], decoder)):
+        indices = [index for index, _ in group]
+        table.append((str(indices[0]) if len(indices) == 1 else f"{indices[0]}–{indices[-1]}", *row))
+    return _markdown(table)
+
+
+def _plan_row(layer: LiveLayer, decoder: DecoderShape) -> tuple[str, ...]:
+    if layer.tokens == 0:
+        return ("none",) + ("–",) * 5
+    direction = "both ways" if layer.bidirectional else "causal"
+    return (
+        f"{layer.tokens:.0%}",
+        "yes" if layer.attend else "no",
+        "yes" if layer.read else "no",
+        f"{layer.num_heads} of {decoder.num_kv_heads}",
+        f"{layer.num_ffn} of {decoder.intermediate_size}",
+        "all" if layer.radius is None else f"radius {layer.radius}, {direction}",
+    )
+
+
+def cost_table(plan: VisualPlan, config: LlavaConfig) -> str:
+    """FLOPs of the dense model and under the plan, one picture, in conventions A to D, in Markdown."""
+    decoder, vision = DecoderShape.from_config(config.text_config), VisionShape.from_config(config)
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    sparse, dense = (
+        cost(*subject, decoder, ((side, side),), vision=vision) for cost, subject in ((plan_cost, (plan,)), (dense_cost, ()))
+    )
+    table = [("convention", "dense", "this model", "left")]
+    for label, before, after in zip(CONVENTIONS, astuple(dense), astuple(sparse), strict=True):
+        table.append((label, f"{before:.3g}", f"{after:.3g}", f"{after / before:.1%}"))
+    return _markdown(table)
+
+
+def _measured(rows: Sequence[dict]) -> str:
+    families = list(rows[0]["families"])
+    table = [("model", "distilled", "visual FLOPs", "model FLOPs", "accuracy", "95 % interval", "relative", *families)]
+    for row in rows:
+        table.append(
+            (
+                row["name"],
+                "yes" if row["distilled"] else "no",
+                *(f"{row[key]:.1%}" for key in ("visual_flops", "model_flops", "accuracy")),
+                f"{row['low']:.1%} to {row['high']:.1%}",
+                f"{row['relative_accuracy']:.1%}",
+                *(f"{row['families'][family]:.1%}" for family in families),
+            )
+        )
+    return _markdown(table)
+
+
+def _markdown(table: list[tuple[str, ...]]) -> str:
+    header, *body = ("| " + " | ".join(row) + " |" for row in table)
+    return "\n".join((header, "|" + "---|" * len(table[0]), *body))

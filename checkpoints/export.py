@@ -1,0 +1,158 @@
+"""Writes a sparse checkpoint that stands on its own, and proves it.
+
+A checkpoint is a Hugging Face folder: config with its own model type and the visual plan, safetensors, processor, model card
+and the modelling files, which are flat and import nothing but each other, torch and transformers. It is written beside its
+place, loaded again by a fresh process that cannot import this repository, compared with the model in memory, and renamed
+into place only if both gave the same logits.
+
+The stock LLaVA class refuses it: transformers only warns about a foreign `model_type`, and would run the model dense, but it
+resolves the text model by *its* type, and that one, `sparse_llama`, it does not know.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+
+# Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same weights, so
+# only the order of sums may differ; in half precision, that is one unit in the last place.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+RELOAD = Path(__file__).with_name("reload.py")
+
+
+def export_checkpoint(
+    model: SparseLlavaForConditionalGeneration,
+    processor: ProcessorMixin,
+    output_dir: str | os.PathLike,
+    *,
+    card: str,
+    probe: dict[str, Tensor],
+    picture: Path | None = None,
+) -> None:
+    """Writes `model` to `output_dir`, whole and verified, or not at all. To be called by one process only.
+
+    Args:
+        model: with merged weights and an integer plan; it is put in eval mode.
+        output_dir: absent, empty, or a sparse checkpoint, which is replaced.
+        card: text of README.md.
+        probe: arguments of the model's forward; its logits here and in the fresh process, on the same device, must agree.
+        picture: a file that the card shows, copied beside it.
+    Raises:
+        ValueError: something else stands at `output_dir`.
+        RuntimeError: the checkpoint did not load, or gave other logits.
+    """
+    output_dir = Path(output_dir)
+    assert model.visual_plan.is_integer, "served units come first in a checkpoint: permute before export"
+    check_output(output_dir)
+    model.eval()
+    with _whole_folder(output_dir) as folder:
+        _write_model(model, folder)
+        processor.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if picture is not None:
+            shutil.copyfile(picture, folder / picture.name)
+        _verify(model, folder, probe)
+
+
+def check_output(output_dir: Path) -> None:
+    """Raises ValueError when `output_dir` holds anything but a sparse checkpoint."""
+    if not output_dir.exists():
+        return
+    if not output_dir.is_dir():
+        raise ValueError(f"{output_dir}: is a file, expected a folder to write a checkpoint to")
+    if any(output_dir.iterdir()) and not _is_sparse_checkpoint(output_dir):
+        raise ValueError(f"{output_dir}: not empty and not a sparse checkpoint; choose another folder or empty it")
+
+
+def _is_sparse_checkpoint(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == SparseLlavaConfig.model_type
+
+
+def _write_model(model: SparseLlavaForConditionalGeneration, folder: Path) -> None:
+    """Config, safetensors and modelling files. Both auto classes load the class that generates: generic evaluators know
+    only AutoModel, and no headless base would be of use to an engine that cannot run two streams."""
+    SparseLlavaConfig.register_for_auto_class()
+    SparseLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+    module = SparseLlavaForConditionalGeneration.__module__.rpartition(".")[2]
+    model.config.auto_map = {"AutoModel": f"{module}.{SparseLlavaForConditionalGeneration.__name__}"}
+    model.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _whole_folder(final: Path) -> Iterator[Path]:
+    """Gives a folder beside `final` that takes its place at the end, or disappears when anything is raised."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
+    _remove(partial)  # left by a run that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        for path in (*partial.iterdir(), partial):
+            _to_disk(path)
+    except BaseException:
+        _remove(partial)
+        raise
+    _remove(replaced)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    _to_disk(final.parent)
+    _remove(replaced)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _verify(model: SparseLlavaForConditionalGeneration, folder: Path, probe: dict[str, Tensor]) -> None:
+    """Loads `folder` in a fresh process and compares logits. Raises RuntimeError."""
+    with torch.no_grad():
+        here = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()
+    there = fresh_process_logits(folder, probe, model.device)
+    if there.shape != here.shape:
+        raise RuntimeError(f"the exported model gives logits of shape {tuple(there.shape)}, the model here {tuple(here.shape)}")
+    difference = ((there - here).abs().max() / here.abs().max()).item()
+    if not difference <= TOLERANCE[model.dtype]:
+        raise RuntimeError(
+            f"the exported model gives other logits than the model here: relative difference {difference:.1e}, "
+            f"allowed in {model.dtype}: {TOLERANCE[model.dtype]:.0e}"
+        )
+
+
+def fresh_process_logits(folder: Path, probe: dict[str, Tensor], device: torch.device) -> Tensor:
+    """Logits [B, S, V], fp32, of the checkpoint on `probe`, from a process that starts in an empty folder and knows nothing of
+    this repository. Raises RuntimeError with that process's own words when it fails."""
+    # A stranger's environment: no module cache that could answer with older files, no network, none of a launcher's variables.
+    kept = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SYSTEMROOT")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory() as cwd:
+        environment |= {"HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
+        asked, answer = Path(home) / "probe.safetensors", Path(home) / "answer.safetensors"
+        save_file({name: value.cpu().contiguous() for name, value in probe.items()}, asked)
+        command = [sys.executable, "-I", RELOAD, folder.resolve(), asked, answer, device]
+        process = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+        if process.returncode != 0:
+            raise RuntimeError(f"{folder} does not load in a fresh process:\n{process.stderr[-4000:]}")
+        return load_file(answer)["logits"].float()

@@ -1,0 +1,25 @@
+import pytest
+
+from training import cli
+
+
+def test_success_exits_with_0(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda: print("done"))
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys):
+    def refuse():
+        raise ValueError("recipe.yaml: steps: got -1,\n  allowed: > 0")
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(refuse)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: recipe.yaml: steps: got -1, allowed: > 0\n"
+
+
+def test_our_own_bugs_keep_their_traceback():
+    with pytest.raises(KeyError):
+        cli.run(lambda: {}["missing"])
