@@ -191,14 +191,14 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
             f"{num_image_tokens} image tokens for {len(sample.images)} images; no text may hold the image token "
             f"{processor.image_token!r}, and the chat template must show every image"
         )
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    first, last = offsets.unbind(1)  # characters [first, last) of each token
+    in_answer = torch.zeros(len(text) + 1, dtype=torch.bool)
     for start, end in answers:
-        if ((first < start) & (last > start)).any():
-            raise ValueError(f"the tokenizer merges the end of a prompt with its answer {text[start:end]!r}")
-        supervised = (first >= start) & (last <= end) & (first < last)
-        assert supervised.any(), text[start:end]  # its end token at least
-        labels[supervised] = input_ids[supervised]
+        in_answer[start:end] = True
+    first, last = offsets[:, 0], offsets[:, 1] - 1  # characters of each token; none where last < first
+    supervised = in_answer[first] & (first <= last)
+    if (supervised != in_answer[last] & (first <= last)).any():
+        raise ValueError("the tokenizer merges the end of a prompt with the beginning of its answer")
+    labels = input_ids.masked_fill(~supervised, IGNORE_INDEX)
     return {"input_ids": input_ids, "labels": labels}
 
 
@@ -301,7 +301,7 @@ def _question_parts(question: str) -> list[dict[str, str]]:
 
 
 def _tokenize(text: str, processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids [S] and the characters [S, 2] that each token covers, both int32."""
+    """input_ids [S] int32 and the characters [S, 2] int64, first and one after the last, that each token covers."""
     encoding = processor.tokenizer(
         text,
         add_special_tokens=_adds_special_tokens(text, processor),
@@ -310,7 +310,7 @@ def _tokenize(text: str, processor: ProcessorMixin) -> tuple[torch.Tensor, torch
     )
     return (
         torch.tensor(encoding["input_ids"], dtype=torch.int32),
-        torch.tensor(encoding["offset_mapping"], dtype=torch.int32),
+        torch.tensor(encoding["offset_mapping"], dtype=torch.int64),
     )
 
 
