@@ -47,7 +47,7 @@ def model_card(
         base_model: folder or Hub id of the dense model; only a Hub id goes into the metadata.
         base_license: the dense model's licence, as the Hub names it; it holds for this checkpoint too.
         rows: comparison rows, each with `name`, `distilled`, `visual_flops`, `model_flops`, `accuracy`, `low`, `high`,
-            `relative_accuracy` and `families` (name → accuracy); all numbers are fractions.
+            `relative_accuracy` (None where the dense model answers nothing) and `families` (name → accuracy), as fractions.
         picture: file name of the plan's picture beside the card.
     Raises:
         ValueError: the plan does not fit the model.
@@ -67,7 +67,7 @@ def model_card(
         f"# {name}",
         f"{base}, made to spend less computation on its visual tokens by Squint. {licence}",
         "## How to load",
-        f"{LOADING}\n\nThe stock LLaVA class refuses this checkpoint: it would run it dense.",
+        f"{LOADING}\n\nThe stock LLaVA class refuses this checkpoint rather than run it dense.",
         "## Plan",
         "What each decoder layer does for visual tokens. Text is served in full by every layer.",
         *([f"![The plan, layer by layer]({picture})"] if picture else []),
@@ -142,7 +142,7 @@ def _measured(rows: Sequence[dict]) -> str:
                 "yes" if row["distilled"] else "no",
                 *(f"{row[key]:.1%}" for key in ("visual_flops", "model_flops", "accuracy")),
                 f"{row['low']:.1%} to {row['high']:.1%}",
-                f"{row['relative_accuracy']:.1%}",
+                "–" if row["relative_accuracy"] is None else f"{row['relative_accuracy']:.1%}",
                 *(f"{row['families'][family]:.1%}" for family in families),
             )
         )

@@ -18,6 +18,7 @@ ROW = {
     "relative_accuracy": 0.993,
     "families": {"existence": 0.97, "reading": 0.95},
 }
+OTHER = {**ROW, "name": "random", "distilled": False, "relative_accuracy": None}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,10 @@ def test_a_local_base_model_is_named_without_its_path(config, tmp_path):
 
 
 def test_tables_and_picture(config):
-    text = model_card("tiny", PLAN, config, base_model="a/b", rows=[ROW, {**ROW, "name": "random", "distilled": False}], picture="plan.png")
+    text = model_card("tiny", PLAN, config, base_model="a/b", rows=[ROW, OTHER], picture="plan.png")
     assert "](plan.png)" in text
     assert "| greedy | yes | 11.8% | 31.0% | 96.2% | 95.3% to 97.0% | 99.3% | 97.0% | 95.0% |" in text
-    assert "| random | no |" in text
+    assert "| random | no | 11.8% | 31.0% | 96.2% | 95.3% to 97.0% | – |" in text
     assert "## Measured" not in model_card("tiny", PLAN, config, base_model="a/b")
 
 
