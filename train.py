@@ -1,6 +1,7 @@
 """The whole run of a recipe: deepspeed train.py --recipe NAME|PATH [key.sub=value ...]"""
 
 import argparse
+import warnings
 from pathlib import Path
 
 from training.cli import run
@@ -14,6 +15,9 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it first
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides a field of the recipe")
     arguments = parser.parse_intermixed_args()
+
+    # Libraries telling each other about their next major versions: nothing a user of this script could act on.
+    warnings.simplefilter("ignore", FutureWarning)
 
     from training.recipe import load_recipe  # after parsing: --help should not wait for torch
 

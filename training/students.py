@@ -5,6 +5,7 @@ dense model, its plan and that folder, whatever the number of processes or the Z
 """
 
 import gc
+import shutil
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def trained_student(recipe: SparsifyRecipe, plan: VisualPlan, folder: Path) -> S
 def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: ConversationDataset, collator: Collator, folder: Path) -> None:
     """Distil the student under `plan`; every process calls this. What is in `folder` already is not done again.
 
-    Leaves in `folder`: weights/ (whole or absent), trainer/ with metrics.jsonl and the last checkpoint.
+    Leaves in `folder`: weights/ (whole or absent) and trainer/ with metrics.jsonl.
     """
     if (folder / "weights").exists():
         return
@@ -83,6 +84,8 @@ def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: Conversatio
     trainer.accelerator.wait_for_everyone()
     if is_main_process():
         partial.rename(folder / "weights")
+        for checkpoint in (folder / "trainer").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from peft import PeftModel
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -74,6 +75,7 @@ class TrainingSettings(Strict):
 
     def arguments(self, output_dir: Path, seed: int) -> TrainingArguments:
         """The same in transformers' words."""
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
         return TrainingArguments(
             output_dir=str(output_dir),
             max_steps=self.max_steps or -1,
@@ -87,8 +89,7 @@ class TrainingSettings(Strict):
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             bf16=self.precision == "bfloat16",
-            gradient_checkpointing=self.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+            **(checkpointing if self.gradient_checkpointing else {}),
             deepspeed=self.deepspeed,
             use_cpu=not torch.cuda.is_available(),
             logging_steps=self.logging_steps,
@@ -98,6 +99,7 @@ class TrainingSettings(Strict):
             dataloader_num_workers=self.num_workers,
             remove_unused_columns=False,
             report_to=list(self.report_to),
+            disable_tqdm=True,  # ProgressLine shows the same without a line per log
             seed=seed,
         )
 
@@ -134,6 +136,8 @@ class DistillationTrainer(Trainer):
         if teacher is not None:
             _check_vocabulary(teacher, model)
             teacher.requires_grad_(False).eval().to(self.args.device)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(ProgressLine())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -215,6 +219,25 @@ class DistillationTrainer(Trainer):
             with adapters_off(student), base.use_plan(VisualPlan.dense(len(base.visual_plan))):
                 yield student
             student.train(training)
+
+
+class ProgressLine(TrainerCallback):
+    """One progress bar over all steps, with the last loss."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not state.is_world_process_zero
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.4g}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 class MetricsFile(TrainerCallback):
