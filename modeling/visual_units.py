@@ -18,6 +18,8 @@ class Units:
     """
 
     def __init__(self, served: int | tuple[int, ...], num_units: int, group: int, head_dim: int):
+        if isinstance(served, tuple) and sorted(served) == list(range(num_units)):
+            served = num_units
         self.group = group
         self.all_served = (served if isinstance(served, int) else len(served)) == num_units
         self._first = served * group if isinstance(served, int) else None

@@ -13,9 +13,17 @@ TOKENS_PER_IMAGE = GRID_SIDE**2
 
 
 def tiny_student(
-    num_layers: int = 3, num_kv_heads: int = 2, seed: int = 0, grid_side: int = GRID_SIDE
+    num_layers: int = 3,
+    num_kv_heads: int = 2,
+    seed: int = 0,
+    grid_side: int = GRID_SIDE,
+    initializer_range: float = 0.3,
 ) -> SparseLlavaForConditionalGeneration:
-    """Four query heads, 24 FFN neurons, `grid_side`^2 visual tokens per image, the dense plan; fp32, eval mode."""
+    """Four query heads, 24 FFN neurons, `grid_side`^2 visual tokens per image, the dense plan; fp32, eval mode.
+
+    Args:
+        initializer_range: the default is large enough that a random model's answers depend on what it sees.
+    """
     torch.manual_seed(seed)
     config = SparseLlavaConfig(
         text_config=LlamaConfig(
@@ -25,8 +33,7 @@ def tiny_student(
             num_attention_heads=4,
             num_key_value_heads=num_kv_heads,
             vocab_size=VOCAB_SIZE,
-            # Large enough that a random model's answers depend on what it sees.
-            initializer_range=0.3,
+            initializer_range=initializer_range,
         ),
         vision_config=CLIPVisionConfig(
             hidden_size=16,

@@ -1,0 +1,130 @@
+"""What a visual plan means, spelled out slowly: one sample, one stream, one head and one row at a time, masks only.
+
+Nothing of the runtime is used but the weights: no streams, no slices, no cache, no liveness, no batch.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from modeling.visual_plan import LayerPlan, VisualPlan
+
+
+def reference_logits(model: nn.Module, plan: VisualPlan, sample: dict, supervised: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits [S, vocab] of one unpadded sample (batch of one) under `plan`; rows of image tokens mean nothing."""
+    ids = sample["input_ids"][0]
+    decoder, config = model.model.language_model, model.config
+    states = decoder.embed_tokens(ids)
+    image = torch.full_like(ids, -1)
+    places = torch.zeros(len(ids), 2, dtype=torch.long)
+    if "pixel_values" in sample:
+        features = torch.cat(list(model.model.get_image_features(sample["pixel_values"]).pooler_output))
+        states = states.masked_scatter((ids == config.image_token_id)[:, None], features)
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        for number, row in enumerate(torch.where(ids == config.image_token_id)[0].tolist()):
+            image[row] = number // side**2
+            places[row] = torch.tensor(divmod(number % side**2, side))
+    cos, sin = decoder.rotary_emb(states[None], torch.arange(len(ids))[None])
+    alive = image >= 0
+    counts = {number: int((image == number).sum()) for number in image.unique().tolist() if number >= 0}
+    probabilities = None
+    for index, (layer, entry) in enumerate(zip(decoder.layers, plan.layers, strict=True)):
+        before = plan.layers[index - 1].tokens if index else 1.0
+        if entry.tokens < before and counts:
+            alive = _survivors(alive, image, counts, entry, ids, probabilities, plan.layers[index - 1] if index else None, supervised)
+        states, probabilities = _layer(layer, entry, states, cos[0], sin[0], image, places, alive)
+    return model.lm_head(decoder.norm(states))
+
+
+def _units(chosen, total: int) -> list[int]:
+    if chosen is None:
+        return list(range(total))
+    return list(range(chosen)) if isinstance(chosen, int) else list(chosen)
+
+
+def _survivors(alive, image, counts, entry, ids, probabilities, above, supervised) -> torch.Tensor:
+    if entry.tokens == 0:
+        return torch.zeros_like(alive)
+    is_text = image < 0
+    rows = [row for row in range(len(ids)) if is_text[row]]
+    if entry.rank.rows == "last":
+        if supervised is None:
+            rows = rows[-1:]
+        else:
+            rows = [row for row in rows if row + 1 < len(ids) and supervised[row + 1] and not supervised[row]]
+    else:
+        last_image = max(row for row in range(len(ids)) if not is_text[row])
+        rows = [row for row in rows if row > last_image and (supervised is None or not supervised[row])]
+    heads = probabilities.shape[0]
+    units = _units(above.heads, above_units := probabilities.num_units)
+    served = [head for head in range(heads) if head // (heads // above_units) in units]
+    kept = torch.zeros_like(alive)
+    for number, count in counts.items():
+        tokens = [row for row in range(len(ids)) if image[row] == number and alive[row]]
+        score = {row: sum(float(probabilities[head, query, row]) for head in served for query in rows) for row in tokens}
+        best = sorted(tokens, key=lambda row: (-score[row], row))[: math.ceil(round(entry.tokens * count, 6))]
+        kept[best] = True
+    return kept
+
+
+class _Probabilities(torch.Tensor):
+    num_units: int
+
+
+def _layer(layer, entry: LayerPlan, states, cos, sin, image, places, alive):
+    attention, mlp = layer.self_attn, layer.mlp
+    length, head_dim = len(states), attention.head_dim
+    normed = layer.input_layernorm(states)
+    queries, keys, values = (
+        nn.functional.linear(normed, projection.weight, projection.bias).view(length, -1, head_dim)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    num_heads, num_units = queries.shape[1], keys.shape[1]
+    units = _units(entry.heads, num_units)
+
+    def rotate(vectors):
+        half = head_dim // 2
+        turned = torch.cat([-vectors[..., half:], vectors[..., :half]], dim=-1)
+        return vectors * cos[:, None] + turned * sin[:, None]
+
+    queries, keys = rotate(queries), rotate(keys)
+    is_text = image < 0
+
+    def visible(query: int, key: int, served: bool) -> bool:
+        if is_text[key]:
+            return key <= query
+        if not (alive[key] and served):
+            return False
+        if is_text[query]:
+            return entry.read and key <= query
+        if entry.radius is None:
+            return key <= query
+        near = int((places[query] - places[key]).abs().max()) <= entry.radius
+        return bool(image[query] == image[key]) and near and (entry.bidirectional or key <= query)
+
+    rows = range(length)
+    masks = {served: torch.tensor([[visible(q, k, served) for k in rows] for q in rows]) for served in (True, False)}
+    outputs, all_weights = [], []
+    for head in range(num_heads):
+        unit = head // (num_heads // num_units)
+        updated = [is_text[row] or (bool(alive[row]) and entry.attend and unit in units) for row in range(length)]
+        logits = queries[:, head] @ keys[:, unit].T * head_dim**-0.5
+        logits = logits.masked_fill(~masks[unit in units], -torch.inf)
+        logits = torch.where(torch.tensor(updated)[:, None], logits, torch.zeros_like(logits))
+        weights = logits.softmax(-1)
+        all_weights.append(weights.detach())
+        outputs.append(torch.where(torch.tensor(updated)[:, None], weights @ values[:, unit], 0.0))
+    update = nn.functional.linear(torch.stack(outputs, dim=1).reshape(length, -1), attention.o_proj.weight, attention.o_proj.bias)
+    touched = is_text | (alive & entry.attend & (len(units) > 0))
+    states = torch.where(touched[:, None], states + update, states)
+
+    normed = layer.post_attention_layernorm(states)
+    hidden = mlp.act_fn(normed @ mlp.gate_proj.weight.T) * (normed @ mlp.up_proj.weight.T)
+    neurons = torch.zeros(hidden.shape[1], dtype=torch.bool)
+    neurons[_units(entry.ffn, hidden.shape[1])] = True
+    hidden = torch.where(is_text[:, None] | neurons, hidden, 0.0)
+    states = torch.where((is_text | alive)[:, None], states + hidden @ mlp.down_proj.weight.T, states)
+    weights = torch.stack(all_weights).as_subclass(_Probabilities)
+    weights.num_units = num_units
+    return states, weights
