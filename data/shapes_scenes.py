@@ -28,10 +28,10 @@ WORDS = ("cat", "dog", "sun", "cup", "hat", "map", "key", "box", "pen", "fox", "
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))
 
 _PARTS = {"test": range(0, 10), "validation": range(10, 15), "calibration": range(15, 20), "train": range(20, 100)}
-_BACKGROUND = (236, 236, 232)
+BACKGROUND = (236, 236, 232)
 _INK = (20, 20, 20)
 _SIGN_HEIGHT = 18
-_MAX_SHIFT = 3  # pixels by which a thing may stand off the middle of its cell
+_MAX_SHIFT = 1  # pixels by which a thing may stand off the middle of its cell
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def sample_scene(rng: random.Random, part: str, min_things: int, max_things: int
 
 def draw_scene(scene: Scene) -> Image.Image:
     """Draw a scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels; the same scene gives the same pixels."""
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), _BACKGROUND)
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
         _draw_thing(draw, thing)
