@@ -5,12 +5,12 @@ unit, narrow an FFN, shrink the radius, withdraw. Once the budget is met, what i
 that gains the most KL per FLOP. The walk is done twice, from the dense plan and from the plan that updates no visual token
 but lets every layer read them, which step by step lies behind many expensive moves; the better end is the plan.
 
-Evaluations are what costs time, so the search is lazy: a move keeps the score of its last evaluation, and only moves at
-the head of the queue are evaluated anew. The KL is that of the untrained plan: distillation comes after.
+Evaluations are what costs time, so the search is lazy: a move keeps the KL change of its last evaluation, or a first guess
+(first_guess.py), and only moves at the head of the queue are evaluated anew. The KL is that of the untrained plan:
+distillation comes after.
 """
 
 import heapq
-import math
 from collections.abc import Sequence
 from itertools import count
 from typing import Literal
@@ -22,6 +22,7 @@ from modeling.visual_plan import VisualPlan
 from training.answer_kl import AnswerKL
 from training.calibration import Calibration
 from training.planners.budget import Budget, PlanPrice
+from training.planners.first_guess import GUESSED, first_guess
 from training.planners.moves import Move, Moves
 from training.schema import Strict
 
@@ -43,14 +44,18 @@ def plan_greedy(
     """
     moves = Moves(model.config, calibration)
     with tqdm(desc="greedy plan", unit="plan") as progress:
-        search = _Search(moves, AnswerKL(model, batches), PlanPrice(model.config), settings.budget.visual_flops, progress)
+        answer_kl, price = AnswerKL(model, batches), PlanPrice(model.config)
+        search = _Search(moves, calibration, answer_kl, price, settings.budget.visual_flops, progress)
         ends = [search.walk(start) for start in (moves.dense, moves.all_frozen)]
         return moves.listed(min(ends, key=search.kl))
 
 
 class _Search:
-    def __init__(self, moves: Moves, answer_kl: AnswerKL, price: PlanPrice, budget: float, progress: tqdm):
+    def __init__(
+        self, moves: Moves, calibration: Calibration, answer_kl: AnswerKL, price: PlanPrice, budget: float, progress: tqdm
+    ):
         self._moves = moves
+        self._calibration = calibration
         self._answer_kl = answer_kl
         self._price = price
         self._budget = budget
@@ -85,12 +90,16 @@ class _Search:
     ) -> tuple[VisualPlan, float]:
         """The candidate (move, plan, FLOPs) of least KL change per FLOP, and its KL change; `plan` itself if there is none.
 
-        `known` holds each move's KL change when it was last evaluated; a move never evaluated goes first.
+        `known` holds each move's KL change when it was last evaluated, and is brought up to date.
         """
+        for move, to, _ in candidates:
+            if move not in known and move[0] not in GUESSED:
+                known[move] = self.kl(to) - self.kl(plan)
         order = count()
-        queue = [
-            (known.get(move, -math.inf) / flops, next(order), False, move, to, flops) for move, to, flops in candidates
-        ]
+        queue = []
+        for move, to, flops in candidates:
+            change = known[move] if move in known else first_guess(move, plan, to, self._calibration, known)
+            queue.append((change / flops, next(order), False, move, to, flops))
         heapq.heapify(queue)
         while queue:
             _, _, fresh, move, to, flops = heapq.heappop(queue)
