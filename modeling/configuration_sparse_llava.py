@@ -1,7 +1,19 @@
 """Configuration of a sparse LLaVA: LLaVA's own, and the visual plan that its weights were made for."""
 
 from huggingface_hub.dataclasses import strict
+from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llava.configuration_llava import LlavaConfig
+
+
+@strict
+class SparseLlamaConfig(LlamaConfig):
+    """Llama's own, under another model type.
+
+    Given a foreign `model_type`, the stock LLaVA class only warns and would run a sparse checkpoint dense. But it resolves
+    its text model by type, and this one it does not know: so it refuses.
+    """
+
+    model_type = "sparse_llama"
 
 
 @strict
@@ -11,3 +23,9 @@ class SparseLlavaConfig(LlavaConfig):
     model_type = "sparse_llava"
 
     visual_plan: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        text = self.text_config
+        if text is not None and not isinstance(text, SparseLlamaConfig):
+            self.text_config = SparseLlamaConfig(**(text if isinstance(text, dict) else text.to_dict()))
+        super().__post_init__(**kwargs)  # takes a config object as it is
