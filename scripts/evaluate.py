@@ -55,8 +55,29 @@ def main() -> None:
     if arguments.json is not None and arguments.json.suffix != ".json":
         raise ValueError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
     samples = read_samples(arguments.data, arguments.images, read_families(arguments.benchmarks), arguments.limit)
-    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
     start = time.perf_counter()
+    evaluations = ask(arguments, samples)
+    result = {
+        "model": arguments.model,
+        "dense": arguments.dense,
+        "relative_accuracy": relative_accuracy(evaluations["model"], evaluations["dense"]) if arguments.dense else None,
+        "seconds": time.perf_counter() - start,
+        "evaluations": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
+    }
+    console = Console()
+    console.print(table(evaluations))
+    if arguments.dense:
+        console.print(f"relative accuracy: {percent(result['relative_accuracy'])}")
+    if arguments.json:
+        write_json(arguments.json, result)
+        picture = arguments.json.with_suffix(".png")
+        save(families_picture({name: evaluation.families for name, evaluation in evaluations.items()}), picture)
+        console.print(f"written: {arguments.json}, {picture}")
+
+
+def ask(arguments: argparse.Namespace, samples: list[Sample]) -> dict[str, Evaluation]:
+    """Every model that was asked for, and how it did. On a GPU weights are as stored, on a CPU in fp32."""
+    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
     evaluations: dict[str, Evaluation] = {}
     for name, path in (("dense", arguments.dense), ("model", arguments.model)):
         if path is not None:
@@ -67,24 +88,7 @@ def main() -> None:
         evaluations["grey pictures"] = evaluate(
             model, processor, samples, batch_size=arguments.batch_size, pixel_transform="grey", title="grey pictures"
         )
-    relative = relative_accuracy(evaluations["model"], evaluations["dense"]) if arguments.dense else None
-
-    console = Console()
-    console.print(table(evaluations))
-    if relative is not None:
-        console.print(f"relative accuracy: {percent(relative)}")
-    if arguments.json:
-        result = {
-            "model": arguments.model,
-            "dense": arguments.dense,
-            "relative_accuracy": relative,
-            "seconds": time.perf_counter() - start,
-            "evaluations": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
-        }
-        write_json(arguments.json, result)
-        picture = arguments.json.with_suffix(".png")
-        save(families_picture({name: evaluation.families for name, evaluation in evaluations.items()}), picture)
-        console.print(f"written: {arguments.json}, {picture}")
+    return evaluations
 
 
 def read_families(benchmarks: str) -> set[str]:

@@ -1,0 +1,107 @@
+"""scripts/evaluate.py from the outside: a table, files, and one clear line on bad input."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from data.shapes import SplitSettings, WorldSettings, write_world
+from data.shapes_questions import FAMILIES
+from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import LayerPlan, VisualPlan
+from tests.tiny_processor import tiny_processor
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script as `python scripts/evaluate.py ...` does, in this process: torch takes seconds to import."""
+
+    def call(*arguments: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return Done(stopped.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A dense and a sparse checkpoint of the same random weights, and a few questions."""
+    root = tmp_path_factory.mktemp("evaluate")
+    processor = tiny_processor()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values = {
+        "text_config": LlamaConfig(**sizes, vocab_size=len(processor.tokenizer)),
+        "vision_config": CLIPVisionConfig(**sizes, image_size=24, patch_size=8),
+        "image_token_id": processor.image_token_id,
+    }
+    torch.manual_seed(0)
+    dense = LlavaForConditionalGeneration(LlavaConfig(**values))
+    plan = VisualPlan((LayerPlan(heads=1), LayerPlan(read=False)))
+    sparse = SparseLlavaForConditionalGeneration(SparseLlavaConfig(**values, visual_plan=plan.to_dict()))
+    sparse.load_state_dict(dense.state_dict())
+    for name, model in (("dense", dense), ("sparse", sparse)):
+        model.save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    world = WorldSettings(seed=1, splits={"questions": SplitSettings(part="test", rows=2 * len(FAMILIES))})
+    return {"dense": root / "dense", "sparse": root / "sparse", "data": write_world(root, world)["questions"]}
+
+
+def test_sparse_beside_dense_and_grey(run, folders, tmp_path):
+    result = tmp_path / "result.json"
+    done = run(
+        "--model", folders["sparse"], "--dense", folders["dense"], "--data", folders["data"], "--json", result, "--grey",
+        "--batch-size", "4",
+    )
+    assert done.returncode == 0, done.stderr
+    for word in (*FAMILIES, "dense", "model", "grey pictures", "all"):
+        assert word in done.stdout
+    content = json.loads(result.read_text())
+    assert list(content["evaluations"]) == ["dense", "model", "grey pictures"]
+    assert all(evaluation["count"] == 2 * len(FAMILIES) for evaluation in content["evaluations"].values())
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.png"]
+
+
+def test_one_family_and_a_limit(run, folders, tmp_path):
+    result = tmp_path / "result.json"
+    arguments = ("--data", folders["data"], "--json", result)
+    done = run("--model", folders["dense"], "--benchmarks", "shapes/reading,shapes/choice", "--limit", "3", *arguments)
+    assert done.returncode == 0, done.stderr
+    evaluation = json.loads(result.read_text())["evaluations"]["model"]
+    assert {name: value["count"] for name, value in evaluation["families"].items()} == {"reading": 2, "choice": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--benchmarks", "shapes/poetry"), "--benchmarks: got 'shapes/poetry', allowed: shapes, shapes/existence"),
+        (("--batch-size", "0"), "--batch-size: got 0, allowed: 1 or more"),
+        (("--json", "result.png"), "--json: got result.png, allowed: a name that ends in .json"),
+        (("--images", "."), "--images: got a folder without --data"),
+        (("--data", "absent.json"), "absent.json"),
+        (("--model", "no/such/folder"), "no/such/folder: neither a model folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(run, folders, arguments, message):
+    defaults = () if "--images" in arguments or "--data" in arguments else ("--data", folders["data"])
+    done = run("--model", folders["dense"], *defaults, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
