@@ -1,32 +1,35 @@
-"""What covers each patch of a picture of the embedded world: the dense targets of a vision tower.
+"""What covers each patch of a picture of the embedded world, in words: the dense targets of a vision tower.
 
-Class 0 of every target but `cell` means none. P patches per picture, in reading order.
+P patches per picture, in reading order.
 """
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data.shapes_scenes import BACKGROUND, CELL_SIZE, COLORS, IMAGE_SIZE, PLACES, SHAPES, SIZES, WORDS, Scene
 
-TARGETS = {  # target: number of its classes
-    "thing": len(COLORS) * len(SHAPES) + 1,  # jointly, so that what is bound together lies in one direction
-    "color": len(COLORS) + 1,
-    "shape": len(SHAPES) + 1,
-    "size": len(SIZES) + 1,
-    "center": 2,  # one patch per thing, just above and left of its middle: what is to be counted stands once
-    "word": len(WORDS) + 1,
-    "tens": 11,
-    "units": 11,
-    "cell": len(PLACES),
+# Words that exclude each other: a patch has at most one of a group. As answers say them, so digits but the first of a
+# number stand without a space.
+GROUPS = {
+    "row": tuple(dict.fromkeys(f" {place.split()[0]}" for place in PLACES)),
+    "column": tuple(dict.fromkeys(f" {place.split()[1]}" for place in PLACES)),
+    "color": tuple(f" {color}" for color in COLORS),
+    "shape": tuple(f" {shape}" for shape in SHAPES),
+    "size": tuple(f" {size}" for size in SIZES),
+    "thing": (" thing",),  # one patch per thing, just above and left of its middle: what is to be counted stands once
+    "kind": (" word", " number"),
+    "word": tuple(f" {word}" for word in WORDS),
+    "tens": tuple(f" {digit}" for digit in range(10)),
+    "units": tuple(f"{digit}" for digit in range(10)),
 }
+NO_WORD = -100
 
 _COVERED_PIXELS = 6  # fewer than this many pixels do not make a patch covered
 _VISIBLE = 60  # summed difference of the channels from the background
 
 
-def patch_targets(scene: Scene, image: Image.Image, patch_size: int) -> dict[str, torch.Tensor]:
-    """Class of every patch for each of TARGETS.
+def patch_words(scene: Scene, image: Image.Image, patch_size: int) -> np.ndarray:
+    """The words for every patch, as indices into each of GROUPS.
 
     Args:
         scene: what the picture shows.
@@ -34,31 +37,31 @@ def patch_targets(scene: Scene, image: Image.Image, patch_size: int) -> dict[str
         patch_size: side of a patch in pixels; it divides IMAGE_SIZE.
 
     Returns:
-        Each target: [P] int64.
+        [P, len(GROUPS)] int64; NO_WORD where nothing of the group covers the patch.
     """
     side = IMAGE_SIZE // patch_size
     assert side * patch_size == IMAGE_SIZE and image.size == (IMAGE_SIZE, IMAGE_SIZE)
     difference = np.abs(np.asarray(image, dtype=np.int16) - np.array(BACKGROUND, dtype=np.int16)).sum(axis=-1)
     visible = (difference > _VISIBLE).reshape(side, patch_size, side, patch_size).sum(axis=(1, 3))
     covered = visible >= _COVERED_PIXELS
-    place = (np.arange(side) * patch_size + patch_size // 2) // CELL_SIZE
-    targets = {name: np.zeros((side, side), dtype=np.int64) for name in TARGETS}
-    targets["cell"] += 3 * place[:, None] + place[None, :]
+    middles = np.arange(side) * patch_size + patch_size // 2
+    words = {name: np.full((side, side), NO_WORD, dtype=np.int64) for name in GROUPS}
+    words["row"][:] = (middles // CELL_SIZE)[:, None]
+    words["column"][:] = (middles // CELL_SIZE)[None, :]
+    cell = 3 * words["row"] + words["column"]
     for thing in scene.things:
-        patches = covered & (targets["cell"] == thing.cell)
-        color, shape = list(COLORS).index(thing.color), SHAPES.index(thing.shape)
-        targets["thing"][patches] = color * len(SHAPES) + shape + 1
-        targets["color"][patches] = color + 1
-        targets["shape"][patches] = shape + 1
-        targets["size"][patches] = list(SIZES).index(thing.size) + 1
+        patches = covered & (cell == thing.cell)
+        for name, word in (("color", thing.color), ("shape", thing.shape), ("size", thing.size)):
+            words[name][patches] = GROUPS[name].index(f" {word}")
         x, y = (middle - patch_size // 2 for middle in thing.center)
-        targets["center"][y // patch_size, x // patch_size] = 1
-    patches = covered & (targets["cell"] == scene.sign.cell)
+        words["thing"][y // patch_size, x // patch_size] = 0
+    patches = covered & (cell == scene.sign.cell)
+    words["kind"][patches] = GROUPS["kind"].index(f" {scene.sign.kind}")
     if scene.sign.kind == "word":
-        targets["word"][patches] = WORDS.index(scene.sign.text) + 1
+        words["word"][patches] = GROUPS["word"].index(f" {scene.sign.text}")
     else:
-        right = (np.arange(side) * patch_size + patch_size // 2) % CELL_SIZE >= CELL_SIZE // 2
-        tens, units = (int(digit) + 1 for digit in scene.sign.text)
-        targets["tens"][patches & ~right] = tens
-        targets["units"][patches & right] = units
-    return {name: torch.from_numpy(values).flatten() for name, values in targets.items()}
+        right = middles % CELL_SIZE >= CELL_SIZE // 2
+        tens, units = (int(digit) for digit in scene.sign.text)
+        words["tens"][patches & ~right] = tens
+        words["units"][patches & right] = units
+    return np.stack([words[name].flatten() for name in GROUPS], axis=1)

@@ -24,7 +24,6 @@ CAPTION_REQUEST = "Describe the picture."
 Turn = tuple[str, str]
 Asker = Callable[[Scene, random.Random], Turn | None]
 
-_PLURALS = {shape: f"{shape}es" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 _STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # (rows, columns)
 
 
@@ -79,12 +78,12 @@ def _ask_size(scene: Scene, rng: random.Random) -> Turn:
 
 def _ask_number(scene: Scene, rng: random.Random) -> Turn:
     """How many things share an attribute: first how many it shall be, then which attribute has that many."""
-    counts = {"things": len(scene.things)}
-    counts |= {f"{color} things": sum(thing.color == color for thing in scene.things) for color in COLORS}
-    counts |= {_PLURALS[shape]: sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
+    counts = {"a thing": len(scene.things)}
+    counts |= {_with_article(f"{color} thing"): sum(thing.color == color for thing in scene.things) for color in COLORS}
+    counts |= {_with_article(shape): sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
     number = rng.choice(sorted(set(counts.values())))
     what = rng.choice([what for what, count in counts.items() if count == number])
-    return f"How many {what} are there?", str(number)
+    return f"How many times is there {what}?", str(number)
 
 
 def _ask_side(scene: Scene, rng: random.Random) -> Turn | None:
@@ -99,18 +98,6 @@ def _ask_side(scene: Scene, rng: random.Random) -> Turn | None:
         return f"Is the {thing.name} left or right of the {other.name}?", sides[0 if before else 1]
     sides, before = ("above", "below"), thing.row < other.row
     return f"Is the {thing.name} above or below the {other.name}?", sides[0 if before else 1]
-
-
-def _ask_relation(scene: Scene, rng: random.Random) -> Turn | None:
-    """The yes/no form of `_ask_side`."""
-    turn = _ask_side(scene, rng)
-    if turn is None:
-        return None
-    question, side = turn
-    claim = rng.choice(("left", "right") if side in ("left", "right") else ("above", "below"))
-    pair = "left or right of" if side in ("left", "right") else "above or below"
-    preposition = f"{claim} of" if side in ("left", "right") else claim
-    return question.replace(pair, preposition), "yes" if claim == side else "no"
 
 
 def _ask_neighbor(scene: Scene, rng: random.Random) -> Turn | None:
@@ -212,7 +199,7 @@ def _detect_shape(scene: Scene, rng: random.Random) -> Turn:
 _FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
     "existence": (_ask_existence,),
     "attribute": (_ask_color, _ask_shape, _ask_size, _ask_number),
-    "relation": (_ask_side, _ask_relation, _ask_neighbor),
+    "relation": (_ask_side, _ask_neighbor),
     "reading": (_ask_reading,),
     "choice": (_choose_color, _choose_shape, _choose_place),
     "caption": (_ask_caption,),
@@ -223,8 +210,7 @@ _CONVERSATION_ASKERS: dict[Asker, int] = {  # asker: how often it is chosen, rel
     _ask_shape: 2,
     _ask_size: 1,
     _ask_number: 2,
-    _ask_side: 2,
-    _ask_relation: 2,
+    _ask_side: 3,
     _ask_neighbor: 2,
     _ask_reading: 1,
     _choose_color: 1,

@@ -153,7 +153,7 @@ def train_tower(run: Run) -> dict:
     model = build_model(settings.model, processor, settings.max_length)
     split = settings.world.splits[settings.tower.split]
     scenes = [scene for scene, _, _ in split_rows(settings.tower.split, split, settings.world.seed)]
-    reader = PatchReader(model)
+    reader = PatchReader(model, processor)
     folder = run.directory / "tower"
     trainer = Trainer(
         model=reader,
@@ -176,7 +176,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
     folder = run.directory / "phases" / phase.name
     arguments = phase.arguments(folder / "trainer", run.recipe.seed)
     tower = model.model.vision_tower
-    rest = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
+    rest = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])  # the head is the embedding
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -186,7 +186,6 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
             if phase.turns == "independent"
             else collator
         ),
-        optimizer_cls_and_kwargs=None,
         optimizers=(
             torch.optim.AdamW(
                 [

@@ -3,12 +3,19 @@
 A CLIP vision tower of a few layers, a Llama of narrow ones, and a tokenizer of whole words whose digits stand alone.
 Its conversations are LLaVA-1.5's with an end token after each answer; pictures come before the first "USER:", so that
 every turn of a conversation reads the same.
+
+The Llama starts where looking things up is nearly there (`_align`): the head is the embedding, queries are keys, and
+what is attended to is copied. It is an initialisation and nothing more: the model stays an ordinary LLaVA.
+
+V vocab, D hidden_size.
 """
 
 from collections.abc import Iterable
 
+import torch
 from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -22,6 +29,7 @@ from transformers import (
 from training.schema import Strict
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
+_COPY = 0.5  # length of a copy relative to a word
 _TEMPLATE_WORDS = ("USER: ", " ASSISTANT: ")
 _TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -71,8 +79,8 @@ def _build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
             pre_tokenizers.Split(Regex(r"▁?\d|▁?\p{L}+|▁?[^\d\p{L}▁]|▁"), "isolated"),
         ]
     )
-    spaced = [form for text in texts for form in (text, f" {text}")]  # as a question, as an answer
-    digits = [form for digit in range(10) for form in (f"{digit}", f" {digit}")]
+    spaced = [f" {text}" for text in texts]  # the template puts a space before questions and answers
+    digits = [f" {digit}{digit}" for digit in range(10)]  # first and later in a number
     words = {word for text in (*_TEMPLATE_WORDS, *spaced, *digits) for word, _ in pre_tokenizer.pre_tokenize_str(text)}
     vocabulary = {word: index for index, word in enumerate((*_SPECIAL_TOKENS, *sorted(words)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -114,8 +122,10 @@ def build_model(settings: TinyLlavaSettings, processor: LlavaProcessor, max_leng
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},  # most of a head tells words apart over any distance
+        tie_word_embeddings=True,
     )
-    return LlavaForConditionalGeneration(
+    model = LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=vision,
             text_config=text,
@@ -123,5 +133,27 @@ def build_model(settings: TinyLlavaSettings, processor: LlavaProcessor, max_leng
             image_seq_length=(settings.image_size // settings.patch_size) ** 2,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",
+            tie_word_embeddings=True,
         )
     )
+    _align(model)
+    return model
+
+
+@torch.no_grad()
+def _align(model: LlavaForConditionalGeneration) -> None:
+    """Start the Llama as one that looks at tokens like its own and copies what they say.
+
+    Words are orthogonal directions (as far as V <= D) and the head reads the same directions. In every layer the query
+    of a token is its key, so it attends to tokens that share its words, and output is the transpose of value, so it takes
+    their other words over. One circuit then serves all words; from a random start there is one to be found for each.
+    """
+    text = model.model.language_model
+    nn.init.orthogonal_(text.embed_tokens.weight)
+    for layer in text.layers:
+        attention = layer.self_attn
+        nn.init.orthogonal_(attention.q_proj.weight)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        nn.init.orthogonal_(attention.v_proj.weight)
+        # A normalised token is D**0.5 long, a word 1: copying must not drown what is there.
+        attention.o_proj.weight.copy_(_COPY * text.config.hidden_size**-0.5 * attention.v_proj.weight.T)
