@@ -19,11 +19,11 @@ from data.conversations import Sample, load_llava_json
 from data.shapes import SplitSettings, WorldSettings, write_world
 from data.shapes_questions import FAMILIES
 from training.cli import run
+from training.datasets import WORLDS
 from training.evaluation import Accuracy, Evaluation, evaluate, relative_accuracy
 from training.pictures import families_picture, percent, save
 from training.run import write_json
 
-WORLD_CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
 # As many questions per family: a standard error of at most 3.5 points in each, 1.5 over all.
 TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})
 
@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="root of the images in --data; default: the folder of --data")
     parser.add_argument("--limit", type=int, help="ask the first N questions only")
     parser.add_argument("--batch-size", type=int, default=32, help="questions generated together (default 32)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as stored")
     parser.add_argument("--grey", action="store_true", help="also show the model grey pictures: what it scores blind")
     parser.add_argument("--json", type=Path, help="write the result here, and a picture beside it")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the modelling code in the folders")
@@ -76,12 +77,12 @@ def main() -> None:
 
 
 def ask(arguments: argparse.Namespace, samples: list[Sample]) -> dict[str, Evaluation]:
-    """Every model that was asked for, and how it did. On a GPU weights are as stored, on a CPU in fp32."""
-    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
+    """Every model that was asked for, and how it did."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     evaluations: dict[str, Evaluation] = {}
     for name, path in (("dense", arguments.dense), ("model", arguments.model)):
         if path is not None:
-            model, processor = load_checkpoint(path, dtype, arguments.trust_remote_code)
+            model, processor = load_checkpoint(path, arguments.dtype, arguments.trust_remote_code)
             model = model.to(device)
             evaluations[name] = evaluate(model, processor, samples, batch_size=arguments.batch_size, title=name)
     if arguments.grey:
@@ -107,7 +108,7 @@ def read_samples(data: Path | None, images: Path | None, families: set[str], lim
     if data is None:
         if images is not None:
             raise ValueError("--images: got a folder without --data, allowed: only together with --data")
-        data = write_world(WORLD_CACHE, TEST_WORLD)["test"]
+        data = write_world(WORLDS, TEST_WORLD)["test"]
     samples, _ = load_llava_json(data, images or data.parent)
     chosen = [sample for sample in samples if sample.family in families]
     if not chosen:

@@ -115,12 +115,13 @@ def comparison_picture(rows: Sequence[Mapping]) -> Figure:
     """Accuracy with its interval beside the visual FLOPs it costs, one line per row of the comparison table.
 
     Args:
-        rows: each with `name`, `accuracy`, `low`, `high` and `visual_flops` (fractions); the dense model first.
+        rows: each with `name`, `distilled`, and the fractions `accuracy`, `low`, `high` and `visual_flops`; the dense
+            model first. It is blue, distilled models are orange, others grey.
     """
     figure = Figure(figsize=(WIDTH, 1.2 + 0.42 * len(rows)), layout="constrained")
     points, bars = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
     for line, row in enumerate(rows):
-        color = BLUE if line == 0 else ORANGE
+        color = BLUE if line == 0 else ORANGE if row["distilled"] else GREY
         points.plot((row["low"], row["high"]), (line, line), color=color, linewidth=3, solid_capstyle="butt", alpha=0.6)
         points.plot(row["accuracy"], line, "o", color=color, markersize=8)
         points.annotate(
