@@ -56,7 +56,7 @@ def allowed_outside(module: str) -> bool:
     return top in ("torch", "transformers") or top in sys.stdlib_module_names or module == "huggingface_hub.dataclasses"
 
 
-@pytest.mark.parametrize("room, path", sources(), ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
+@pytest.mark.parametrize("room, path", list(sources()), ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
 def test_rooms_import_only_what_lies_below(room, path):
     assert wrong_imports(room, ast.parse(path.read_text())) == []
 
