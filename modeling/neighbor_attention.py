@@ -16,6 +16,10 @@ import torch
 import torch.nn.functional as F
 
 
+GATHERED_VALUES = 2**21
+"""Keys (as many values) that are gathered at a time."""
+
+
 @dataclass(frozen=True)
 class NeighborTiles:
     """Which queries meet which keys, tile by tile. Slots that hold no token carry index 0 and are masked.
@@ -146,29 +150,53 @@ def neighbor_attention(
     """
     batch, num_heads, num_tokens, head_dim = query.shape
     num_kv_heads, num_text = text_key.shape[1:3]
-    num_tiles, num_queries = tiles.query_index.shape
-    group = num_heads // num_kv_heads
     sample = tiles.sample[:, None]
     query_row = sample * num_tokens + tiles.query_index  # [M, Q], into B * V
-    text_index = torch.arange(num_text, device=query.device).expand(num_tiles, num_text)
-    key_index = torch.cat([text_index, num_text + tiles.key_index], dim=1)  # [M, P + K]
-    key_row = sample * (num_text + num_tokens) + key_index  # into B * (P + V)
+    key_row = sample * num_tokens + tiles.key_index  # [M, K], into B * V
+    text_row = sample * num_text + torch.arange(num_text, device=query.device)  # [M, P], into B * P
 
-    keys = _rows(torch.cat([text_key, key], dim=2), key_row).transpose(1, 2)  # [M, Hkv, P + K, hd]
-    values = _rows(torch.cat([text_value, value], dim=2), key_row).transpose(1, 2)
-    # Heads that share a key stand side by side as queries, so that keys are never repeated.
-    tile_query = _rows(query, query_row).view(num_tiles, num_queries, num_kv_heads, group, head_dim)
-    tile_query = tile_query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [M, Hkv, group * Q, hd]
-
-    visible = torch.cat([text_mask.flatten(0, 1)[query_row], tiles.allowed], dim=-1)  # [M, Q, P + K]
-    visible = visible | ~tiles.query_valid[:, :, None]  # empty slots see anything rather than nothing (NaN)
-    visible = visible.repeat(1, group, 1)[:, None]  # [M, 1, group * Q, P + K]
-    output = F.scaled_dot_product_attention(tile_query, keys, values, attn_mask=visible, scale=scaling)
-
-    output = output.view(num_tiles, num_kv_heads, group, num_queries, head_dim).permute(0, 3, 1, 2, 4)
-    output = output.reshape(num_tiles * num_queries, num_heads, head_dim)
+    queries = _by_token(query)  # [B * V, Hq, hd]
+    keys, values = (tuple(map(_by_token, pair)) for pair in ((text_key, key), (text_value, value)))
+    text_seen = text_mask.flatten(0, 1)  # [B * V, P]
+    # A tile's keys are copies. A few tiles at a time keep them where the processor reads them fast.
+    few = max(1, GATHERED_VALUES // ((num_text + key_row.shape[1]) * num_kv_heads * head_dim))
+    slots = (query_row, tiles.query_valid, text_row, key_row, tiles.allowed)
+    output = [
+        _attend(queries, keys, values, text_seen, *some, scaling)
+        for some in zip(*(part.split(few) for part in slots), strict=True)
+    ]
+    output = torch.cat(output).flatten(0, 1)  # [M * Q, Hq, hd]
     output = output.index_select(0, tiles.slot.clamp(min=0).flatten()).view(batch, num_tokens, num_heads, head_dim)
-    return output.masked_fill((tiles.slot < 0)[:, :, None, None], 0).transpose(1, 2)
+    return output.masked_fill_((tiles.slot < 0)[:, :, None, None], 0).transpose(1, 2)
+
+
+def _attend(
+    queries: torch.Tensor,
+    keys: tuple[torch.Tensor, torch.Tensor],
+    values: tuple[torch.Tensor, torch.Tensor],
+    text_seen: torch.Tensor,
+    query_row: torch.Tensor,
+    query_valid: torch.Tensor,
+    text_row: torch.Tensor,
+    key_row: torch.Tensor,
+    allowed: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of some tiles -> [M, Q, Hq, hd]; keys and values are pairs, of the text and of the picture."""
+    num_kv_heads = keys[0].shape[1]
+    group = queries.shape[1] // num_kv_heads
+    # Heads that share a key stand side by side as queries, so that keys are never repeated.
+    tile_queries = _gather(queries, query_row).unflatten(2, (num_kv_heads, group))
+    tile_queries = tile_queries.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [M, Hkv, group * Q, hd]
+    tile_keys, tile_values = (
+        torch.cat([_gather(text, text_row), _gather(visual, key_row)], dim=1).transpose(1, 2)  # [M, Hkv, P + K, hd]
+        for text, visual in (keys, values)
+    )
+    visible = torch.cat([text_seen[query_row], allowed], dim=-1)  # [M, Q, P + K]
+    visible = visible | ~query_valid[:, :, None]  # empty slots see anything rather than nothing (NaN)
+    visible = visible.repeat(1, group, 1)[:, None]  # [M, 1, group * Q, P + K]
+    output = F.scaled_dot_product_attention(tile_queries, tile_keys, tile_values, attn_mask=visible, scale=scaling)
+    return output.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def _tiles(table: torch.Tensor, window: int, step: int) -> torch.Tensor:
@@ -185,7 +213,11 @@ def _within(radius: int, device: torch.device) -> torch.Tensor:
     return (near[:, None, :, None] & near[None, :, None, :]).reshape(side**2, -1)
 
 
-def _rows(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Gather tokens of [B, H, V, hd] by their index into B * V: [M, N] -> [M, N, H, hd]."""
-    tokens = states.transpose(1, 2).flatten(0, 1)
-    return tokens.index_select(0, rows.flatten()).view(*rows.shape, *tokens.shape[1:])
+def _by_token(states: torch.Tensor) -> torch.Tensor:
+    """[B, H, N, hd] -> [B * N, H, hd]"""
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def _gather(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Tokens [B * N, H, hd] at rows [M, K] -> [M, K, H, hd]"""
+    return tokens.index_select(0, rows.flatten()).unflatten(0, rows.shape)

@@ -1,0 +1,179 @@
+"""Dense against sparse on the clock, in one process, on the same weights.
+
+    python scripts/benchmark.py --model runs/tiny_sparse/checkpoint --json benchmark.json
+    python scripts/benchmark.py --hidden-size 1024 --layers 16 --visual-tokens 576 --plan-of runs/tiny_sparse/checkpoint
+    python scripts/benchmark.py --config recipes/shapes/llava-1.5-7b.json --plan plan.json --dtype bfloat16 --device cuda
+
+Prefill, decode, key/value bytes, peak memory (on a GPU) and FLOPs in the four conventions, then attention within a
+radius on ever larger pictures. --json writes the figures, and a picture (.png) beside them where matplotlib is at hand.
+Needs torch and transformers alone.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan
+from training.benchmark import benchmark, neighbours
+from training.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.cli import run
+
+try:
+    from training.benchmark_picture import benchmark_picture
+except ModuleNotFoundError:  # matplotlib is not installed
+    benchmark_picture = None
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="folder of a sparse checkpoint")
+    what.add_argument("--config", type=Path, help="random weights in the shape of this LLaVA config JSON")
+    what.add_argument("--hidden-size", type=int, help="random weights in a shape of this width; see --layers")
+    parser.add_argument("--layers", type=int, default=16, help="decoder layers, with --hidden-size (default 16)")
+    parser.add_argument("--visual-tokens", type=int, default=576, help="a square number, with --hidden-size (default 576)")
+    plan = parser.add_mutually_exclusive_group()
+    plan.add_argument("--plan", type=Path, help="plan file for the shape; default: the model's own, or the dense plan")
+    plan.add_argument("--plan-of", type=Path, help="folder of a sparse checkpoint whose plan's fractions the shape takes")
+    parser.add_argument("--text-tokens", type=int, default=64, help="of the prompt, half before the picture (default 64)")
+    parser.add_argument("--batch-sizes", default="1,4", help="comma-separated (default 1,4)")
+    parser.add_argument("--decode-tokens", type=int, default=16, help="greedy steps timed after a prefill (default 16)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements per figure (default 5)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one")
+    parser.add_argument("--radius", type=int, default=2, help="of the neighbour section (default 2)")
+    parser.add_argument("--neighbour-sides", default="32,64,128", help="grid sides of that section; empty: none")
+    parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside them")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    for name in ("text_tokens", "decode_tokens", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, allowed: 1 or more")
+    if arguments.radius < 0:
+        raise ValueError(f"--radius: got {arguments.radius}, allowed: 0 or more")
+    if arguments.json is not None and arguments.json.suffix != ".json":
+        raise ValueError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
+    batch_sizes = numbers("--batch-sizes", arguments.batch_sizes)
+    sides = numbers("--neighbour-sides", arguments.neighbour_sides) if arguments.neighbour_sides else []
+
+    model = read_model(arguments)
+    report = benchmark(
+        model,
+        text_tokens=arguments.text_tokens,
+        batch_sizes=batch_sizes,
+        decode_tokens=arguments.decode_tokens,
+        repeats=arguments.repeats,
+        say=lambda line: print(line, flush=True),
+    )
+    if sides:
+        report["neighbours"] = neighbours(
+            sides,
+            radius=arguments.radius,
+            num_heads=8,
+            head_dim=64,
+            text_tokens=arguments.text_tokens // 2,
+            dtype=DTYPES[arguments.dtype],
+            device=arguments.device,
+            repeats=arguments.repeats,
+        )
+    print_report(report)
+    if arguments.json is not None:
+        write(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
+        if benchmark_picture is None:
+            print("no picture: matplotlib is not installed")
+        else:
+            partial = arguments.json.with_suffix(".partial.png")
+            benchmark_picture(report).savefig(partial, dpi=150)
+            partial.replace(arguments.json.with_suffix(".png"))
+
+
+def read_model(arguments: argparse.Namespace) -> SparseLlavaForConditionalGeneration:
+    """The sparse model that the command line describes."""
+    dtype = DTYPES[arguments.dtype]
+    if arguments.model is not None:
+        if arguments.plan_of is not None:
+            raise ValueError("--plan-of: allowed only with --config or --hidden-size")
+        model = read_checkpoint(arguments.model, dtype).to(arguments.device)
+        if arguments.plan is not None:
+            model.set_visual_plan(VisualPlan.load(arguments.plan))
+        return model
+    if arguments.config is not None:
+        shape = shape_of_file(arguments.config)
+    else:
+        shape = shape_of_sizes(arguments.hidden_size, arguments.layers, arguments.visual_tokens)
+    if arguments.plan is not None:
+        plan = VisualPlan.load(arguments.plan)
+    elif arguments.plan_of is not None:
+        plan = carried_plan(arguments.plan_of, shape)
+    else:
+        plan = VisualPlan.dense(shape.text_config.num_hidden_layers)
+    return random_model(shape, plan, dtype, arguments.device)
+
+
+def read_checkpoint(folder: Path, dtype: torch.dtype) -> SparseLlavaForConditionalGeneration:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{folder}: no config.json there, so no checkpoint")
+    if json.loads(config.read_text(encoding="utf-8")).get("model_type") != "sparse_llava":
+        raise ValueError(f"{folder}: not a sparse checkpoint; scripts/sparsify.py makes one from a dense model and a plan")
+    return SparseLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+
+
+def numbers(option: str, given: str) -> list[int]:
+    """Comma-separated integers of at least 1."""
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option}: got {given!r}, allowed: comma-separated numbers of 1 or more")
+    return [int(part) for part in parts]
+
+
+def print_report(report: dict) -> None:
+    """The figures as plain text."""
+    print(f"\n{'FLOPs, one sample':<34}{'dense':>14}{'sparse':>14}{'left':>9}")
+    meaning = {"A": "visual MACs", "B": "visual FLOPs", "C": "decoder prefill", "D": "with the vision tower"}
+    for letter, cost in report["flops"].items():
+        print(f"{letter + '  ' + meaning[letter]:<34}{cost['dense']:>14.4g}{cost['sparse']:>14.4g}{cost['left']:>9.1%}")
+    for name, counted in report["kv_bytes"].items():
+        left = counted["sparse"] / counted["dense"]
+        print(f"{'key/value bytes, ' + name:<34}{counted['dense']:>14,}{counted['sparse']:>14,}{left:>9.1%}")
+    print(f"\n{'median (least .. greatest)':<34}{'dense':>26}{'sparse':>26}{'speed-up':>10}")
+    for row in report["batches"]:
+        for name, title in (("prefill", "prefill"), ("prefill_with_vision", "prefill with vision"), ("decode", "decode")):
+            times = "".join(f"{in_milliseconds(row[name][model]):>26}" for model in ("dense", "sparse"))
+            print(f"{title + ', batch ' + str(row['batch_size']):<34}{times}{row[name]['speedup']:>10.2f}")
+        print(f"{'  of the FLOPs ratio':<34}{row['prefill']['speedup_over_flops_ratio']:>62.2f}")
+        rate = row["decode"]["tokens_per_second"]
+        print(f"{'  tokens per second':<34}{rate['dense']:>26.1f}{rate['sparse']:>26.1f}")
+        memory = row["peak_memory_bytes"]
+        if memory is not None:
+            print(f"{'  peak memory of the prefill, bytes':<34}{memory['dense']:>26,}{memory['sparse']:>26,}")
+    if report["batches"][0]["peak_memory_bytes"] is None:
+        print("peak memory: measured on a GPU only")
+    previous = None
+    for row in report.get("neighbours", []):
+        growth = "" if previous is None else f"  x {row['layer']['median'] / previous:.2f}"
+        print(f"within radius {row['radius']}, {row['tokens']:>6} tokens: {in_milliseconds(row['layer'])}{growth}")
+        previous = row["layer"]["median"]
+
+
+def in_milliseconds(times: dict[str, float]) -> str:
+    return "{median:.1f} ms ({least:.1f} .. {greatest:.1f})".format(**{name: 1000 * value for name, value in times.items()})
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,293 @@
+"""Dense against sparse on the clock: the same weights in one process, the stock model's sdpa against two streams.
+
+Every figure is a median over repeats in which the two models take turns, so that a machine that slows down slows both.
+What the plan promises stands beside what is measured: the prefill's FLOPs ratio is the speed-up that could be reached.
+This module needs torch and transformers alone.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import transformers
+from transformers import Cache, LlavaConfig, LlavaForConditionalGeneration
+
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.neighbor_attention import neighbor_attention, neighbor_tiles
+from modeling.visual_cache import VisualCache
+from modeling.visual_flops import (
+    DecoderShape,
+    VisionShape,
+    dense_cost,
+    dense_kv_bytes,
+    kv_bytes,
+    plan_cost,
+)
+
+Model = LlavaForConditionalGeneration | SparseLlavaForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, the same in every sample of the batch: text, a picture, text.
+
+    Attributes: input_ids [B, S]; pixel_values [B, 3, H, W]; inputs_embeds [B, S, D], what the decoder alone is given;
+        visual_mask [B, S]; grid, (rows, columns) of the picture.
+    """
+
+    input_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    inputs_embeds: torch.Tensor
+    visual_mask: torch.Tensor
+    grid: tuple[int, int]
+
+    @classmethod
+    def random(cls, model: Model, batch_size: int, text_tokens: int) -> "Prompt":
+        """Half of the text stands before the picture."""
+        config, weight = model.config, model.get_input_embeddings().weight
+        generator = torch.Generator().manual_seed(0)
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        text = torch.randint(0, config.text_config.vocab_size - 1, (batch_size, text_tokens), generator=generator)
+        text += text >= config.image_token_id  # any token but the picture's
+        picture = torch.full((batch_size, side**2), config.image_token_id)
+        half = text_tokens // 2
+        input_ids = torch.cat([text[:, :half], picture, text[:, half:]], dim=1).to(weight.device)
+        size = config.vision_config.image_size
+        pixel_values = torch.randn(batch_size, 3, size, size, generator=generator)
+        embeds = torch.randn(*input_ids.shape, config.text_config.hidden_size, generator=generator)
+        return cls(
+            input_ids=input_ids,
+            pixel_values=pixel_values.to(weight),
+            inputs_embeds=embeds.to(weight),
+            visual_mask=input_ids == config.image_token_id,
+            grid=(side, side),
+        )
+
+
+def stock_twin(sparse: SparseLlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The stock model over the very tensors of a sparse one."""
+    values = sparse.config.to_dict()
+    for name in ("visual_plan", "model_type", "architectures", "auto_map"):
+        values.pop(name, None)
+    with torch.device(sparse.device):
+        dense = LlavaForConditionalGeneration._from_config(LlavaConfig.from_dict(values), dtype=sparse.dtype)
+    dense.load_state_dict(sparse.state_dict(), assign=True)
+    return dense.eval()
+
+
+def benchmark(
+    sparse: SparseLlavaForConditionalGeneration,
+    *,
+    text_tokens: int,
+    batch_sizes: Sequence[int],
+    decode_tokens: int,
+    repeats: int,
+    say: Callable[[str], None],
+) -> dict:
+    """Measures the model under its plan against its stock twin.
+
+    Args:
+        decode_tokens: greedy steps after the prefill, of which the rate is taken.
+        say: is told one line per finished measurement.
+
+    Returns:
+        What --json writes: environment, shape, plan, flops, kv_bytes and, per batch size, prefill (decoder alone, and
+        with the vision tower), decode, peak memory. Seconds, bytes, FLOPs of one sample.
+    """
+    sparse = sparse.eval()
+    models = {"dense": stock_twin(sparse), "sparse": sparse}
+    report = {"environment": _environment(sparse), **promised(sparse, text_tokens)}
+    report["kv_bytes"]["measured"] = measured_kv_bytes(models, text_tokens)
+    promise = report["flops"]["C"]["dense"] / report["flops"]["C"]["sparse"]
+    say(f"prefill FLOPs: {1 / promise:.1%} of the dense decoder's, a speed-up of {promise:.2f} if all of it is reached")
+    report["batches"] = []
+    for batch_size in batch_sizes:
+        prompt = Prompt.random(sparse, batch_size, text_tokens)
+        row = {"batch_size": batch_size, **_measure_batch(models, prompt, decode_tokens, repeats)}
+        row["prefill"]["flops_ratio"] = promise
+        row["prefill"]["speedup_over_flops_ratio"] = row["prefill"]["speedup"] / promise
+        report["batches"].append(row)
+        say(
+            f"batch {batch_size}: prefill x {row['prefill']['speedup']:.2f} ({row['prefill']['speedup_over_flops_ratio']:.0%} "
+            f"of the FLOPs ratio), with vision x {row['prefill_with_vision']['speedup']:.2f}, "
+            f"decode x {row['decode']['speedup']:.2f}"
+        )
+    return report
+
+
+def promised(sparse: SparseLlavaForConditionalGeneration, text_tokens: int) -> dict:
+    """The analytic part: shape, plan, FLOPs in the four conventions, key/value bytes; one picture, one sample."""
+    config, plan = sparse.config, sparse.visual_plan
+    decoder, vision = DecoderShape.from_config(config.text_config), VisionShape.from_config(config)
+    grids = [Prompt.random(sparse, 1, text_tokens).grid]
+    dense = dense_cost(decoder, grids, text_tokens, vision=vision)
+    left = plan_cost(plan, decoder, grids, text_tokens, vision=vision)
+    names = {"A": "macs_visual", "B": "flops_visual", "C": "flops_prefill", "D": "flops_total"}
+    dense, left = asdict(dense), asdict(left)
+    width = sparse.dtype.itemsize
+    return {
+        "shape": {**asdict(decoder), "visual_tokens": grids[0][0] * grids[0][1], "text_tokens": text_tokens},
+        "plan": plan.to_dict(),
+        "flops": {
+            letter: {"dense": dense[name], "sparse": left[name], "left": left[name] / dense[name]}
+            for letter, name in names.items()
+        },
+        "kv_bytes": {
+            "predicted": {
+                "dense": dense_kv_bytes(decoder, grids, text_tokens, width),
+                "sparse": kv_bytes(plan, decoder, grids, text_tokens, width),
+            }
+        },
+    }
+
+
+def measured_kv_bytes(models: dict[str, Model], text_tokens: int) -> dict[str, int]:
+    """Bytes of memory that each model's cache keeps alive after the prefill of one sample."""
+    found = {}
+    for name, model in models.items():
+        cache = _prefill_decoder(model, Prompt.random(model, 1, text_tokens))
+        tensors = [tensor for layer in cache.layers for tensor in _held(cache, layer)]
+        # By storage, not by shape: a slice keeps alive the whole tensor that it was cut from.
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        found[name] = sum(storages.values())
+    return found
+
+
+def neighbours(
+    sides: Sequence[int],
+    *,
+    radius: int,
+    num_heads: int,
+    head_dim: int,
+    text_tokens: int,
+    dtype: torch.dtype,
+    device: str,
+    repeats: int,
+) -> list[dict]:
+    """Times attention within a radius on square grids of these sides: tokens, seconds of a layer, seconds of tiling."""
+    rows = []
+    for side in sides:
+        place = torch.arange(side**2, device=device)[None]
+        where = (torch.zeros_like(place), place // side, place % side)
+        query, key, value = (_heads(side**2, num_heads, head_dim, dtype, device) for _ in range(3))
+        text_key, text_value = (_heads(text_tokens, num_heads, head_dim, dtype, device) for _ in range(2))
+        text_mask = torch.ones(1, side**2, text_tokens, dtype=torch.bool, device=device)
+        tiles = neighbor_tiles(*where, radius, False)
+        states = (query, key, value, text_key, text_value, text_mask)
+        times = _take_turns(
+            {
+                "layer": lambda states=states, tiles=tiles: neighbor_attention(*states, tiles, head_dim**-0.5),
+                "tiling": lambda where=where: neighbor_tiles(*where, radius, False),
+            },
+            repeats,
+            torch.device(device),
+        )
+        rows.append({"tokens": side**2, "radius": radius, **{name: spread(values) for name, values in times.items()}})
+    return rows
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest of repeated measurements."""
+    return {"median": statistics.median(seconds), "least": min(seconds), "greatest": max(seconds)}
+
+
+def _measure_batch(models: dict[str, Model], prompt: Prompt, decode_tokens: int, repeats: int) -> dict:
+    device = prompt.input_ids.device
+    prefill = _take_turns({n: lambda m=m: _prefill_decoder(m, prompt) for n, m in models.items()}, repeats, device)
+    whole = _take_turns({n: lambda m=m: _prefill(m, prompt) for n, m in models.items()}, repeats, device)
+    decode: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repeats):
+        for name, model in models.items():
+            cache = _prefill_decoder(model, prompt)
+            decode[name].append(_seconds(lambda m=model, c=cache: _decode(m, c, prompt, decode_tokens), device))
+    rate = {name: decode_tokens * len(prompt.input_ids) / statistics.median(times) for name, times in decode.items()}
+    return {
+        "prefill": _compared(prefill),
+        "prefill_with_vision": _compared(whole),
+        "decode": {**_compared(decode), "tokens_per_second": rate},
+        "peak_memory_bytes": {name: _peak_memory(m, prompt) for name, m in models.items()} if device.type == "cuda" else None,
+    }
+
+
+def _compared(times: dict[str, list[float]]) -> dict:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {**{name: spread(values) for name, values in times.items()}, "speedup": medians["dense"] / medians["sparse"]}
+
+
+def _take_turns(calls: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call, `repeats` times in turn, after one call each that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            seconds = _seconds(call, device)
+            if turn > 0:
+                times[name].append(seconds)
+    return times
+
+
+@torch.inference_mode()
+def _seconds(call: Callable, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def _prefill_decoder(model: Model, prompt: Prompt) -> Cache:
+    """The decoder alone over embeddings, and the head on the last row."""
+    streams = {}
+    if isinstance(model, SparseLlavaForConditionalGeneration):
+        streams = {"visual_mask": prompt.visual_mask, "image_grids": (prompt.grid,) * len(prompt.visual_mask)}
+    outputs = model.model.language_model(inputs_embeds=prompt.inputs_embeds, use_cache=True, **streams)
+    model.lm_head(outputs.last_hidden_state[:, -1:])
+    return outputs.past_key_values
+
+
+def _prefill(model: Model, prompt: Prompt) -> None:
+    """All that stands before the first answer token: vision tower, projector, decoder, head."""
+    model(input_ids=prompt.input_ids, pixel_values=prompt.pixel_values, use_cache=True, logits_to_keep=1)
+
+
+def _decode(model: Model, cache: Cache, prompt: Prompt, num_tokens: int) -> None:
+    """Greedy steps on a filled cache."""
+    token = prompt.input_ids[:, -1:]
+    for _ in range(num_tokens):
+        logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        token = logits[:, -1:].argmax(-1)
+
+
+def _peak_memory(model: Model, prompt: Prompt) -> int:
+    """Bytes allocated at the prefill's highest point, above what stood before it (weights, prompt)."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    _prefill_decoder(model, prompt)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _held(cache: Cache, layer) -> tuple[torch.Tensor, ...]:
+    return layer.tensors() if isinstance(cache, VisualCache) else (layer.keys, layer.values)
+
+
+def _heads(length: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """[1, heads, length, head_dim], laid out as a projection leaves it."""
+    return torch.randn(1, length, num_heads, head_dim, dtype=dtype, device=device).transpose(1, 2)
+
+
+def _environment(model: Model) -> dict:
+    device = model.device
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,119 @@
+"""Models to measure without their weights: a shape from sizes or a config file, a plan carried over to that shape."""
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan, num_served
+
+HEAD_DIM = 64
+PATCH = 14
+VOCAB_SIZE = 4096
+
+
+def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> LlavaConfig:
+    """A LLaVA of these sizes with Llama's proportions, heads of 64, and a vision tower small enough not to matter.
+
+    Raises:
+        ValueError: a hidden size that heads do not divide, or visual tokens that fill no square grid.
+    """
+    if hidden_size < HEAD_DIM or hidden_size % HEAD_DIM:
+        raise ValueError(f"hidden size: got {hidden_size}, allowed: multiples of {HEAD_DIM}")
+    if num_layers < 1:
+        raise ValueError(f"layers: got {num_layers}, allowed: 1 or more")
+    side = math.isqrt(max(visual_tokens, 0))
+    if side == 0 or side**2 != visual_tokens:
+        raise ValueError(f"visual tokens: got {visual_tokens}, allowed: a square number (576, 1024, 4096, ...)")
+    text = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 43 // 16,  # as in Llama 7B: 11008 / 4096
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // HEAD_DIM,
+        num_key_value_heads=hidden_size // HEAD_DIM,
+        max_position_embeddings=max(4096, 2 * visual_tokens),
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=HEAD_DIM,
+        intermediate_size=HEAD_DIM,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=side * PATCH,
+        patch_size=PATCH,
+    )
+    return LlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=VOCAB_SIZE - 1, vision_feature_layer=-1
+    )
+
+
+def shape_of_file(path: str | os.PathLike) -> LlavaConfig:
+    """The shape in a LLaVA's config JSON (a checkpoint's config.json, or one of recipes/shapes). Raises ValueError."""
+    values = _read(Path(path))
+    if values.get("model_type") not in ("llava", SparseLlavaConfig.model_type):
+        raise ValueError(f"{path}: got model_type {values.get('model_type')!r}, allowed: llava, sparse_llava")
+    for name in ("model_type", "visual_plan", "auto_map", "architectures"):
+        values.pop(name, None)
+    return LlavaConfig.from_dict(values)
+
+
+def carried_plan(checkpoint: str | os.PathLike, shape: LlavaConfig) -> VisualPlan:
+    """A sparse checkpoint's plan for another shape: by relative depth, with the same shares of units and neurons.
+
+    Raises:
+        ValueError: not a sparse checkpoint.
+    """
+    path = Path(checkpoint) / "config.json"
+    given = _read(path).get("visual_plan")
+    if given is None:
+        raise ValueError(f"{path}: holds no visual_plan, so it is not a sparse checkpoint")
+    plan, source, target = VisualPlan.from_dict(given), shape_of_file(path).text_config, shape.text_config
+    num_layers = target.num_hidden_layers
+    picked = [plan.layers[index * len(plan) // num_layers] for index in range(num_layers)]
+    return VisualPlan(
+        tuple(
+            replace(
+                layer,
+                heads=_share(layer.heads, source.num_key_value_heads, target.num_key_value_heads),
+                ffn=_share(layer.ffn, source.intermediate_size, target.intermediate_size),
+            )
+            for layer in picked
+        )
+    )
+
+
+def random_model(
+    shape: LlavaConfig, plan: VisualPlan, dtype: torch.dtype, device: str
+) -> SparseLlavaForConditionalGeneration:
+    """A sparse model of this shape with random weights, under the plan. Raises ValueError when the plan does not fit."""
+    text = shape.text_config
+    plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
+    values = shape.to_dict()
+    for name in ("model_type", "architectures"):
+        values.pop(name)
+    config = SparseLlavaConfig.from_dict({**values, "visual_plan": plan.to_dict()})
+    with torch.device(device):
+        return SparseLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+
+
+def _share(units: int | tuple[int, ...] | None, source: int, target: int) -> int | None:
+    """As many of `target` as `units` are of `source`, and at least one where there was one."""
+    if units is None:
+        return None
+    served = num_served(units, source)
+    return max(round(served * target / source), 1) if served else 0
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
