@@ -3,8 +3,8 @@
 import pytest
 
 from modeling.visual_plan import LayerPlan, VisualPlan
-from training.pictures import _plan_rows, curves_picture, families_picture, percent, plan_picture, png, save
 from training.evaluation import Accuracy
+from training.pictures import _plan_rows, curves_picture, families_picture, percent, plan_picture, png, save
 
 PLAN = VisualPlan(
     (
