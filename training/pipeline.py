@@ -6,7 +6,7 @@ Each stage is one function; it reads what earlier stages left in the run's folde
     students/NAME/           the training of each distilled student
     evaluation/NAME.json     each model's answers to the held-out questions
     checkpoint/              the student, exported
-    plan.json, cost.json, table.json, metrics.jsonl, result.json, report.html
+    plan.json, cost.json, table.json, metrics.jsonl, benchmark.json, result.json, report.html
 """
 
 import json
@@ -20,19 +20,21 @@ from transformers import PreTrainedModel, ProcessorMixin
 from checkpoints.build import dense_config
 from checkpoints.card import base_license, model_card
 from checkpoints.export import export_checkpoint
+from checkpoints.load import load_checkpoint
 from data.collator import Collator
 from data.conversations import Sample
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
+from training.benchmark import benchmark
 from training.calibration import calibrate
-from training.costs import cost_sheet, fractions
+from training.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.datasets import calibration_batches, evaluation_samples, mixture
 from training.evaluation import Evaluation, evaluate, relative_accuracy
 from training.pictures import plan_picture, save
 from training.planners import find_plan
 from training.recipe import STUDENT, CompareSettings, SparsifyRecipe
 from training.report import write_report
-from training.run import Run, Stage, is_main_process, write_json
+from training.run import Run, Stage, console, is_main_process, write_json
 from training.students import load_model, load_processor, train_student, trained_student, untrained_student
 
 TEACHER, GREY = "teacher", "grey"
@@ -50,6 +52,7 @@ def stages(recipe: SparsifyRecipe) -> list[Stage]:
         Stage("distil", "distil the students", distil, distributed=True),
         Stage("evaluate", "ask all models the held-out questions", evaluate_all),
         Stage("export", "export the checkpoint and reload it in a fresh process", export),
+        Stage("benchmark", "time the checkpoint against the dense model", measure_speed),
         Stage("report", "write the report", report),
     ]
 
@@ -156,6 +159,16 @@ def export(run: Run) -> dict:
     return {"checkpoint": "checkpoint"}
 
 
+def measure_speed(run: Run) -> dict:
+    """Prefill and decode of the exported weights, dense and sparse in turn."""
+    model, _ = load_checkpoint(run.directory / "checkpoint", "auto")
+    figures = benchmark(
+        model.to(device()), text_tokens=TEXT_TOKENS, batch_sizes=[1], decode_tokens=16, repeats=5, say=console.print
+    )
+    write_json(run.directory / "benchmark.json", figures)
+    return {"prefill_speedup": figures["batches"][0]["prefill"]["speedup"]}
+
+
 def report(run: Run) -> dict:
     """result.json, and the page for people."""
     teacher, student = (Evaluation.load(evaluation_path(run, name)) for name in (TEACHER, STUDENT))
@@ -166,7 +179,7 @@ def report(run: Run) -> dict:
         "student_accuracy": student.accuracy,
         "relative_accuracy": relative_accuracy(student, teacher),
         **fractions(plan, dense_config(run.recipe.model.path)),
-        "prefill_speedup": None,
+        "prefill_speedup": run.result("benchmark")["prefill_speedup"],
         "seconds": {name: run.result(name)["seconds"] for name in done},
     }
     write_json(run.directory / "result.json", result)

@@ -49,13 +49,14 @@ def _walk(schema: Any, location: tuple) -> tuple[tuple, list[type[BaseModel]]]:
     sections = list(_sections(schema))
     for part in location:
         fields = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
-        tagged = [section for section in sections if _has_tag(section, part)]
+        # In a union, pydantic names the member by its tag; elsewhere the same word is a key of a container.
+        tagged = [section for section in sections if len(sections) > 1 and _has_tag(section, part)]
         if fields:
             sections = [found for annotation in fields for found in _sections(annotation)]
         elif tagged:
             sections = tagged
             continue
-        path += (part,)  # else an index or a key of a container, which _sections has looked through
+        path += (part,)
     return path, sections
 
 

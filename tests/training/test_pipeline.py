@@ -1,0 +1,75 @@
+"""The whole story of `task: sparsify` on a random model, in this process."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from checkpoints.build import load_dense
+from checkpoints.load import load_checkpoint
+from modeling.visual_plan import VisualPlan
+from tests.checkpoints.tiny_dense import tiny_dense
+from training.pipeline import load_plan, stages, student_folder
+from training.recipe import load_recipe
+from training.run import execute
+from training.students import trained_student
+
+STAGES = ["data", "calibrate", "plan", "distil", "evaluate", "export", "benchmark", "report"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of the debug recipe."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    model, processor = tiny_dense(biases=False)
+    model.save_pretrained(folder / "dense")
+    processor.save_pretrained(folder / "dense")
+    recipe = load_recipe("debug", [f"model.path={folder / 'dense'}"])
+    return execute(recipe, stages(recipe), folder / "run")
+
+
+def test_every_stage_leaves_its_result(run):
+    assert [stage.name for stage in stages(run.recipe)] == STAGES
+    assert sorted(path.stem for path in (run.directory / "stages").iterdir()) == sorted(STAGES)
+    assert run.result("data")["used"] == {"train": 24, "calibration": 6, "evaluation": 12}
+    assert yaml.safe_load((run.directory / "recipe.yaml").read_text()) == run.recipe.model_dump(mode="json")
+
+
+def test_the_result_is_one_flat_object(run):
+    result = json.loads((run.directory / "result.json").read_text())
+    assert set(result) == {
+        "teacher_accuracy", "student_accuracy", "relative_accuracy", "visual_flops", "model_flops", "kv_bytes",
+        "prefill_speedup", "seconds",
+    }  # fmt: skip
+    assert 0 < result["visual_flops"] <= run.recipe.plan.budget.visual_flops
+    assert list(result["seconds"]) == STAGES[:-1]
+
+
+def test_the_table_has_every_model(run):
+    table = json.loads((run.directory / "table.json").read_text())
+    assert [(row["name"], row["distilled"]) for row in table] == [
+        ("dense", False), ("student", True), ("untrained", False), ("yopo", True), ("random", False), ("dense, grey pictures", False),
+    ]  # fmt: skip
+    for row in table[1:-1]:
+        VisualPlan.load(run.directory / row["plan"])
+    assert table[1]["visual_flops"] == table[2]["visual_flops"], "the same plan, untrained"
+
+
+def test_the_checkpoint_is_the_trained_student(run):
+    exported, _ = load_checkpoint(run.directory / "checkpoint", torch.float32)
+    student = trained_student(run.recipe, load_plan(run, "student"), student_folder(run, "student"))
+    dense, _ = load_dense(run.recipe.model.path, torch.float32)
+    moved = 0.0
+    for name, weight in student.state_dict().items():
+        torch.testing.assert_close(exported.state_dict()[name], weight)
+        moved = max(moved, (weight.sort().values - dense.state_dict()[name].sort().values).abs().max().item())
+    assert moved > 1e-4, "training changed nothing"
+    assert exported.visual_plan.is_integer
+
+
+def test_a_finished_run_does_nothing_again(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (run.directory / "stages").iterdir()}
+    execute(run.recipe, stages(run.recipe), run.directory)
+    assert capsys.readouterr().out.count("done before") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in (run.directory / "stages").iterdir()} == before

@@ -1,0 +1,161 @@
+"""What a recipe would do and cost, from its model's config alone: no weights, no data, nothing written."""
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import LlavaConfig
+
+from checkpoints.build import dense_config
+from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan
+from training.calibration import Calibration
+from training.costs import TEXT_TOKENS, cost_sheet
+from training.lora import add_lora
+from training.planners.file import FileSettings, plan_from_file
+from training.planners.yopo import YopoSettings, plan_yopo
+from training.recipe import DenseRecipe, SparsifyRecipe
+from training.trainer import TrainingSettings
+
+CONVENTIONS = {
+    "A": "A: multiply-accumulates, visual tokens",
+    "B": "B: FLOPs, visual tokens",
+    "C": "C: FLOPs, decoder prefill",
+    "D": "D: FLOPs, with vision tower and projector",
+    "kv_bytes": "key/value bytes",
+}
+WORLD_SIZES = (1, 2, 4, 8)
+# Adam in mixed precision, bytes per trained weight: fp32 copy and two moments.
+OPTIMIZER_BYTES = 12
+# Bytes per token, layer and hidden value that a layer keeps for its backward, attention maps recomputed: arXiv 2205.05198.
+ACTIVATION_BYTES = 34
+
+console = Console()
+
+
+def dry_run(recipe: DenseRecipe | SparsifyRecipe) -> None:
+    """Print what the recipe comes to. Raises ValueError where its model is not supported or its plan does not fit."""
+    console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
+    if isinstance(recipe, SparsifyRecipe):
+        config = dense_config(recipe.model.config or recipe.model.path)
+        student = build_on_meta(recipe, config)
+        console.print(parameter_table(student))
+        console.print(cost_table(recipe, config))
+        console.print(memory_table(recipe, config, student))
+
+
+def build_on_meta(recipe: SparsifyRecipe, config: LlavaConfig) -> nn.Module:
+    """The student that would be trained, every tensor without memory."""
+    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    with torch.device("meta"):
+        student = SparseLlavaForConditionalGeneration(SparseLlavaConfig.from_dict(values))
+    if recipe.lora is not None:
+        return add_lora(student, recipe.lora)
+    student.model.vision_tower.requires_grad_(False)
+    return student
+
+
+def parameter_table(student: nn.Module) -> Table:
+    table = Table("parameters", "of them trained", title="student")
+    total, trained = num_parameters(student)
+    table.add_row(f"{total:,}", f"{trained:,} ({trained / total:.2%})")
+    return table
+
+
+def cost_table(recipe: SparsifyRecipe, config: LlavaConfig) -> Table:
+    """Dense against plan; where the plan is still to be found, what its budget allows at most."""
+    plan = known_plan(recipe, config)
+    sheet = cost_sheet(plan or VisualPlan.dense(config.text_config.num_hidden_layers), config, bytes_per_value(recipe))
+    dense = sheet["dense"]
+    left = sheet["plan"] if plan else budget_costs(dense, recipe.plan.budget.visual_flops)
+    origin = f"plan ({recipe.plan.planner})" if plan else f"plan ({recipe.plan.planner}): at most"
+    table = Table("one image, prefill", "dense", origin, "left", title=f"cost with {TEXT_TOKENS} text tokens")
+    for key, label in CONVENTIONS.items():
+        if left[key] is None:
+            table.add_row(label, quantity(dense[key]), "as the search finds", "")
+        else:
+            table.add_row(label, quantity(dense[key]), quantity(left[key]), f"{left[key] / dense[key]:.1%}")
+    return table
+
+
+def known_plan(recipe: SparsifyRecipe, config: LlavaConfig) -> VisualPlan | None:
+    """The plan as far as its cost goes, where no calibration data decides it."""
+    settings, text = recipe.plan, config.text_config
+    if isinstance(settings, FileSettings):
+        return plan_from_file(text, settings)
+    if not isinstance(settings, YopoSettings):
+        return None
+    if settings.activity_threshold is not None:
+        raise ValueError("plan.activity_threshold: how many heads pass it only calibration can tell; give heads_kept for a dry run")
+    # Calibration decides which heads and neurons stay; the cost depends on how many. All layers are taken for equally active.
+    layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
+    flat = Calibration(
+        activity=torch.linspace(1, 0, units).expand(1, layers, units),
+        neuron_importance=torch.zeros(layers, neurons),
+        neighborhood=torch.ones(layers, 1),
+        unit_kl=torch.zeros(layers, units),
+    )
+    return plan_yopo(config, flat, settings)
+
+
+def budget_costs(dense: dict, visual_flops: float) -> dict:
+    """Upper bounds: the visual tokens' own work falls to the budget, work that text shares with them stays."""
+    saved = (1 - visual_flops) * dense["B"]
+    return {
+        "A": visual_flops * dense["A"],
+        "B": visual_flops * dense["B"],
+        "C": dense["C"] - saved,
+        "D": dense["D"] - saved,
+        "kv_bytes": None,
+    }
+
+
+def memory_table(recipe: SparsifyRecipe, config: LlavaConfig, student: nn.Module) -> Table:
+    """Estimated memory per process in training: weights, gradients and optimizer as ZeRO cuts them, and activations."""
+    settings = recipe.training
+    total, trained = num_parameters(student)
+    width = 2 if settings.precision == "bfloat16" else 4
+    activations = activation_bytes(settings, config, recipe.data.max_length, width)
+    second_model = recipe.lora is None and recipe.distillation.needs_teacher
+    table = Table(
+        "processes", "ZeRO-2", "ZeRO-3", "global batch", title=f"memory per process, estimated ({gigabytes(activations)} of it activations)"
+    )
+    for size in WORLD_SIZES:
+        states = trained * (width + OPTIMIZER_BYTES) / size
+        teacher = total * width if second_model else 0
+        samples = settings.micro_batch_size * settings.gradient_accumulation_steps * size
+        sizes = [weights + teacher + states + activations for weights in (total * width, total * width / size)]
+        table.add_row(str(size), *map(gigabytes, sizes), str(samples))
+    return table
+
+
+def activation_bytes(settings: TrainingSettings, config: LlavaConfig, max_length: int, width: int) -> float:
+    """Of a batch of the longest samples in the dense decoder; a sparse student keeps less."""
+    text = config.text_config
+    values = settings.micro_batch_size * max_length * text.hidden_size
+    whole_layers, inputs_kept = (1, text.num_hidden_layers) if settings.gradient_checkpointing else (text.num_hidden_layers, 0)
+    return values * (whole_layers * ACTIVATION_BYTES * width / 2 + inputs_kept * width)
+
+
+def num_parameters(model: nn.Module) -> tuple[int, int]:
+    """All, and those trained."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
+
+
+def bytes_per_value(recipe: SparsifyRecipe) -> int:
+    return getattr(torch, recipe.model.dtype).itemsize
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def quantity(value: float) -> str:
+    """Three digits and an SI prefix."""
+    for prefix in ("", " k", " M", " G", " T"):
+        if value < 1000:
+            break
+        value /= 1000
+    return f"{value:.3g}{prefix}"
