@@ -15,7 +15,9 @@ BATCHES = [tiny_batch((1, 0, 2), seed=1), tiny_batch((0,), seed=2), tiny_batch((
 
 def stock_model(model) -> LlavaForConditionalGeneration:
     """The same weights in the stock class, with attentions in the open."""
-    values = {key: value for key, value in model.config.to_dict().items() if key not in ("visual_plan", "model_type", "architectures")}
+    own = ("model_type", "architectures", "visual_plan")
+    values = {name: value for name, value in model.config.to_dict().items() if name not in own}
+    values["text_config"] = {**values["text_config"], "model_type": "llama"}
     stock = LlavaForConditionalGeneration._from_config(LlavaConfig(**values), attn_implementation="eager")
     stock.load_state_dict(model.state_dict())
     return stock.eval()

@@ -26,6 +26,9 @@ from training.planners.first_guess import GUESSED, first_guess
 from training.planners.moves import Move, Moves
 from training.schema import Strict
 
+LEAST_STEP = 1 / 16
+"""Of the FLOPs above the budget: far from it only large moves are made, near it the small ones come in."""
+
 
 class GreedySettings(Strict):
     """Search by answer KL."""
@@ -71,10 +74,11 @@ class _Search:
         """Down to the budget, then up to it: a plan from which no opening within the budget lowers the KL."""
         known: dict[Move, float] = {}
         while (price := self._price(plan)) > self._budget:
+            excess = price - self._budget
             cheaper = [(move, to, price - self._price(to)) for move, to in self._moves.closings(plan)]
             # What a move saves beyond the budget is worth nothing.
-            cheaper = [(move, to, min(saved, price - self._budget)) for move, to, saved in cheaper if saved > 0]
-            plan, _ = self._best(plan, cheaper, known)
+            steps = [(move, to, min(saved, excess)) for move, to, saved in cheaper if saved >= LEAST_STEP * excess]
+            plan, _ = self._best(plan, steps, known)
         known = {}
         while True:
             price = self._price(plan)

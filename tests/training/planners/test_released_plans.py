@@ -1,0 +1,32 @@
+"""YOPO's released settings as plan files: they fit the real models and cost what was published."""
+
+import pytest
+from transformers import LlavaConfig
+
+from modeling.visual_plan import VisualPlan
+from training.planners.budget import PlanPrice
+from training.recipe import RECIPES
+
+PUBLISHED = {  # share of visual FLOPs; 29 %: our count of the settings in the training script and checkpoint names
+    "yopo_llava_7b_12": ("llava-1.5-7b", 0.12),
+    "yopo_llava_7b_25": ("llava-1.5-7b", 0.25),
+    "yopo_llava_7b_29": ("llava-1.5-7b", 0.29),
+    "yopo_llava_13b_12": ("llava-1.5-13b", 0.12),
+    "yopo_llava_13b_25": ("llava-1.5-13b", 0.25),
+    "yopo_llava_13b_29": ("llava-1.5-13b", 0.29),
+}
+
+
+def test_every_plan_file_is_known():
+    assert {path.stem for path in (RECIPES / "plans").glob("yopo_*.json")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_fits_and_costs_what_was_published(name):
+    shape, published = PUBLISHED[name]
+    config = LlavaConfig.from_json_file(RECIPES / "shapes" / f"{shape}.json")
+    plan = VisualPlan.load(RECIPES / "plans" / f"{name}.json")
+    text = config.text_config
+    plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
+    # The last layer that is read does no visual work whose result nobody sees: a little less than published.
+    assert published - 0.02 <= PlanPrice(config)(plan) <= published + 0.002
