@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 folder = "path or Hub id of this checkpoint"
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 ```"""
 
 
@@ -77,7 +77,8 @@ def model_card(
         cost_table(plan, config),
     ]
     if rows:
-        sections += ["## Measured", "Accuracy of generated answers on held-out questions, with its 95 % interval.", _measured(rows)]
+        what = "Accuracy of generated answers on held-out questions, with its 95 % interval."
+        sections += ["## Measured", what, _measured(rows)]
     return "\n\n".join(sections) + "\n"
 
 

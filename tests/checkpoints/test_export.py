@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+)
 
 from checkpoints import export
 from checkpoints.build import build_student
@@ -117,7 +124,7 @@ def test_both_auto_classes_load_the_class_that_generates(exported):
 def test_second_save_by_the_loaded_class_loads_again(exported, tmp_path):
     folder, model, probe = exported
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).save_pretrained(tmp_path)
-    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(folder, trust_remote_code=True).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()} - {"README.md", "plan.png"}
     first, second = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
     for key in ("model_type", "architectures", "auto_map", "visual_plan"):

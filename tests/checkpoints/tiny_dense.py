@@ -8,7 +8,9 @@ from tests.tiny_processor import tiny_processor
 NUM_LAYERS, NUM_UNITS, INTERMEDIATE_SIZE = 3, 2, 64
 
 
-def tiny_dense(num_units: int = NUM_UNITS, biases: bool = True, tied: bool = False) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def tiny_dense(
+    num_units: int = NUM_UNITS, biases: bool = True, tied: bool = False
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """3 layers of 4 heads in `num_units` key/value groups, 9 visual tokens a picture, fp32, in eval mode."""
     processor = tiny_processor(image_size=24, patch_size=8)
     processor.num_additional_image_tokens, processor.vision_feature_select_strategy = 1, "default"
