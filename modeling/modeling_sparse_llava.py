@@ -23,7 +23,8 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from .configuration_sparse_llava import SparseLlavaConfig
-from .sparse_decoder import SparseDecoderLayerMixin, SparseDecoderMixin, make_narrow
+from .sparse_decoder import SparseDecoderMixin
+from .sparse_layer import SparseDecoderLayerMixin, make_narrow
 from .visual_plan import VisualPlan
 
 

@@ -1,233 +1,24 @@
 """A decoder over two streams: text rows and visual rows are two tensors, and a visual plan says what is computed.
 
-What the plan does not ask for is never computed: visual rows use the first rows and columns of the dense weights,
-frozen rows skip their layer, unread layers hold no visual keys, withdrawn rows are gone. With the dense plan the
-decoder is the dense model. The classes here are mixed into a transformers decoder whose layers are those of Llama
-(`self_attn` with q, k, v, o projections, a gated `mlp`, two norms); parameter names and shapes stay the dense model's.
+What the plan does not ask for is never computed; with the dense plan the decoder is the dense model. The class here is
+mixed into a transformers decoder whose layers are those of `sparse_layer`; parameter names and shapes stay the dense model's.
 
-Shapes: B batch, T text rows, V visual rows, U units (key/value heads), H head_dim, D hidden size, L keys.
+Shapes: B batch, S rows of a padded batch, T text rows, V visual rows, D hidden size.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llama.modeling_llama import rotate_half
 
-from .neighbor_attention import neighbor_attention
-from .visual_cache import KeySlots, VisualCache, VisualCacheLayer
-from .visual_layout import (
-    TextTokens,
-    VisualTokens,
-    answer_starts,
-    gather_rows,
-    join_streams,
-    split_streams,
-)
+from .sparse_layer import Streams
+from .visual_cache import KeySlots, VisualCache
+from .visual_layout import answer_starts, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
-from .visual_plan import LiveLayer, VisualPlan
+from .visual_plan import VisualPlan
 from .visual_units import Units
-
-
-class NarrowLinear(nn.Linear):
-    """A linear map of which a part may be used: some outputs, or some inputs."""
-
-    def forward(
-        self, x: torch.Tensor, rows: int | torch.Tensor | None = None, columns: int | torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """x [..., in] -> [..., out].
-
-        Args:
-            rows: the first n outputs, or their indices; None: all.
-            columns: x holds only the first n inputs, or those of these indices; None: all.
-        """
-        weight, bias = self.weight, self.bias
-        if rows is not None:
-            rows = _selection(rows, weight.device)
-            weight = weight[rows]
-            bias = None if bias is None else bias[rows]
-        if columns is not None:
-            weight = weight[:, _selection(columns, weight.device)]
-        return F.linear(x, weight, bias)
-
-
-def _selection(chosen: int | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
-    return slice(chosen) if isinstance(chosen, int) else chosen.to(device)
-
-
-def make_narrow(layer: nn.Module) -> None:
-    """Replaces the projections of a freshly built decoder layer by narrow ones of the same shapes."""
-    for parent, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")), (layer.mlp, ("gate_proj", "up_proj", "down_proj"))):
-        for name in names:
-            dense = getattr(parent, name)
-            setattr(parent, name, NarrowLinear(dense.in_features, dense.out_features, bias=dense.bias is not None))
-
-
-Rope = tuple[torch.Tensor, torch.Tensor]  # cosine, sine: [B, rows, H]
-
-
-def _rotated(states: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Rotary embedding of [B, heads, rows, H]."""
-    cos, sin = (part.unsqueeze(1) for part in rope)
-    return states * cos + rotate_half(states) * sin
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What the layers of one forward share: the rows' positions, their masks, and the cache to fill."""
-
-    text: TextTokens
-    text_rope: Rope
-    text_masks: TextMasks
-    visual: VisualTokens | None
-    visual_rope: Rope | None
-    stage: StageMasks | None
-    cache: VisualCache | None
-
-
-class SparseDecoderLayerMixin:
-    """Forward of one decoder layer over both streams; mixed in before the transformers layer class."""
-
-    def forward(
-        self,
-        text: torch.Tensor,
-        visual: torch.Tensor | None,
-        live: LiveLayer,
-        units: Units,
-        neurons: int | torch.Tensor,
-        streams: Streams,
-        rank_rows: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """One layer.
-
-        Args:
-            text: [B, T, D]. visual: [B, V, D], or None when no visual row is carried.
-            live, units, neurons: this layer's part of the plan; `neurons` serve visual rows in the FFN.
-            rank_rows: [B, T] bool, the text rows by whose attention visual tokens are ranked after this layer.
-
-        Returns:
-            text, visual and, where `rank_rows` is given, the attention that visual tokens receive [B, V], fp32.
-        """
-        attention = self.self_attn
-        cache = VisualCacheLayer() if streams.cache is None else streams.cache.layers[attention.layer_idx]
-        text_normed = self.input_layernorm(text)
-        queries = _rotated(self._heads(attention.q_proj(text_normed)), streams.text_rope)
-        keys = _rotated(self._heads(attention.k_proj(text_normed)), streams.text_rope)
-        values = self._heads(attention.v_proj(text_normed))
-
-        visual_normed, visual_keys = None, None
-        if visual is not None and live.keys:
-            visual_normed = self.input_layernorm(visual)
-            visual_keys = (
-                _rotated(self._heads(attention.k_proj(visual_normed, rows=units.key_rows)), streams.visual_rope),
-                self._heads(attention.v_proj(visual_normed, rows=units.key_rows)),
-            )
-        cache.update(keys, values, units, visual_keys if live.read else None)
-
-        scores = None
-        if rank_rows is not None:
-            scores = self._received_attention(units.split_heads(queries)[0], cache, streams, rank_rows)
-        visual_update = None
-        if visual is not None and live.attend:
-            visual_update = self._visual_attention(visual_normed, visual_keys, live, units, cache, streams)
-        text = text + attention.o_proj(_rows(self._text_attention(queries, units, cache, streams)))
-        text = text + self.mlp(self.post_attention_layernorm(text))
-        if visual_update is not None:
-            visual = visual + attention.o_proj(_rows(visual_update), columns=units.query_rows)
-        if visual is not None and live.num_ffn > 0:
-            visual = visual + self._narrow_mlp(self.post_attention_layernorm(visual), neurons)
-        return text, visual, scores
-
-    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
-        """[B, rows, heads * H] -> [B, heads, rows, H]"""
-        return projected.unflatten(-1, (-1, self.self_attn.head_dim)).transpose(1, 2)
-
-    def _attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Grouped attention [B, heads, Q, H]; without a mask causal, the queries being as many as the keys or one."""
-        group = queries.shape[1] // keys.shape[1]
-        if group > 1:
-            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-        attention = self.self_attn
-        return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=attention.attention_dropout if self.training else 0.0,
-            is_causal=mask is None and queries.shape[2] > 1,
-            scale=attention.scaling,
-        )
-
-    def _text_attention(
-        self, queries: torch.Tensor, units: Units, cache: VisualCacheLayer, streams: Streams
-    ) -> torch.Tensor:
-        """Text rows over text, and in served units over the visual tokens as well."""
-        if cache.joint_keys is None:
-            return self._attend(queries, cache.keys, cache.values, streams.text_masks.mask)
-        served, rest = units.split_heads(queries)
-        served = self._attend(served, cache.joint_keys, cache.joint_values, streams.stage.mask)
-        if units.all_served:
-            return served
-        return units.merge_heads(served, self._attend(rest, cache.keys, cache.values, streams.text_masks.mask))
-
-    def _visual_attention(
-        self,
-        normed: torch.Tensor,
-        visual_keys: tuple[torch.Tensor, torch.Tensor],
-        live: LiveLayer,
-        units: Units,
-        cache: VisualCacheLayer,
-        streams: Streams,
-    ) -> torch.Tensor:
-        """Visual rows, in the served units, over the text before them and over visual rows: near ones, or all."""
-        queries = self.self_attn.q_proj(normed, rows=units.query_rows)
-        queries = _rotated(self._heads(queries), streams.visual_rope)
-        stage = streams.stage
-        tiles = stage.tiles(live.radius, live.bidirectional)
-        if live.read:
-            keys, values = cache.joint_keys, cache.joint_values
-            texts = (part[:, :, visual_keys[0].shape[2] :] for part in (keys, values))
-        else:  # a blind layer caches text alone: its visual rows are put before it for this forward only
-            texts = tuple(units.split(part)[0] for part in (cache.keys, cache.values))
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(visual_keys, texts, strict=True))
-        if tiles is not None:
-            before = (part[:, :, : stage.text_before] for part in texts)
-            return neighbor_attention(queries, *visual_keys, *before, stage.text_mask(), tiles, self.self_attn.scaling)
-        return self._attend(queries, keys, values, stage.visual_mask(live.read, live.radius, live.bidirectional))
-
-    def _narrow_mlp(self, normed: torch.Tensor, neurons: int | torch.Tensor) -> torch.Tensor:
-        mlp = self.mlp
-        hidden = mlp.act_fn(mlp.gate_proj(normed, rows=neurons)) * mlp.up_proj(normed, rows=neurons)
-        return mlp.down_proj(hidden, columns=neurons)
-
-    @torch.no_grad()
-    def _received_attention(
-        self, queries: torch.Tensor, cache: VisualCacheLayer, streams: Streams, rank_rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention [B, V] that visual tokens receive: post-softmax, mean over served heads and ranking rows."""
-        index = torch.argsort(~rank_rows, dim=1, stable=True)[:, : int(rank_rows.sum(1).max())]
-        counted = rank_rows.gather(1, index)  # [B, R]
-        chosen = queries.gather(2, index[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
-        keys = cache.joint_keys.repeat_interleave(queries.shape[1] // cache.joint_keys.shape[1], dim=1)
-        logits = (chosen.float() @ keys.float().transpose(2, 3)) * self.self_attn.scaling
-        mask = streams.stage.mask.gather(2, index[:, None, :, None].expand(-1, 1, -1, keys.shape[2]))
-        weights = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1)
-        own = streams.stage.past.slots.shape[1]
-        received = weights[..., own : own + streams.visual.slots.shape[1]].mean(1)  # [B, R, V]
-        counted = counted.unsqueeze(-1)
-        return (received * counted).sum(1) / counted.sum(1).clamp(min=1)
-
-
-def _rows(heads: torch.Tensor) -> torch.Tensor:
-    """[B, heads, rows, H] -> [B, rows, heads * H]"""
-    return heads.transpose(1, 2).flatten(2)
 
 
 class SparseDecoderMixin:

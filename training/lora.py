@@ -1,6 +1,6 @@
 """LoRA on projections that are used in slices.
 
-A sparse decoder calls its projections (`modeling.sparse_decoder.NarrowLinear`) with `rows` (which outputs are wanted)
+A sparse decoder calls its projections (`modeling.sparse_layer.NarrowLinear`) with `rows` (which outputs are wanted)
 and `columns` (which inputs `x` holds); an adapter must follow the same slices, so it is built of narrow projections
 itself. Every weight is sliced inside its own module's forward: under ZeRO-3 it is whole nowhere else.
 
@@ -16,7 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from pydantic import Field
 from torch import nn
 
-from modeling.sparse_decoder import NarrowLinear
+from modeling.sparse_layer import NarrowLinear
 from training.schema import Strict
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling.sparse_decoder import NarrowLinear
+from modeling.sparse_layer import NarrowLinear
 from modeling.visual_plan import LayerPlan, VisualPlan
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan

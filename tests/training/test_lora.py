@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling.sparse_decoder import NarrowLinear
+from modeling.sparse_layer import NarrowLinear
 from tests.tiny_student import tiny_batch, tiny_student
 from training.lora import LoraSettings, NarrowLoraLinear, add_lora, adapters_off
 
