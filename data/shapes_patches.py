@@ -11,6 +11,7 @@ from data.shapes_scenes import BACKGROUND, CELL_SIZE, COLORS, IMAGE_SIZE, PLACES
 # Words that exclude each other: a patch has at most one of a group. As answers say them, so digits but the first of a
 # number stand without a space.
 GROUPS = {
+    "empty": (" nothing",),  # one direction for all that is background, which has no place either
     "row": tuple(dict.fromkeys(f" {place.split()[0]}" for place in PLACES)),
     "column": tuple(dict.fromkeys(f" {place.split()[1]}" for place in PLACES)),
     "color": tuple(f" {color}" for color in COLORS),
@@ -46,9 +47,10 @@ def patch_words(scene: Scene, image: Image.Image, patch_size: int) -> np.ndarray
     covered = visible >= _COVERED_PIXELS
     middles = np.arange(side) * patch_size + patch_size // 2
     words = {name: np.full((side, side), NO_WORD, dtype=np.int64) for name in GROUPS}
-    words["row"][:] = (middles // CELL_SIZE)[:, None]
-    words["column"][:] = (middles // CELL_SIZE)[None, :]
-    cell = 3 * words["row"] + words["column"]
+    row, column = np.meshgrid(middles // CELL_SIZE, middles // CELL_SIZE, indexing="ij")
+    cell = 3 * row + column
+    words["empty"][~covered] = 0
+    words["row"][covered], words["column"][covered] = row[covered], column[covered]
     for thing in scene.things:
         patches = covered & (cell == thing.cell)
         for name, word in (("color", thing.color), ("shape", thing.shape), ("size", thing.size)):

@@ -204,24 +204,35 @@ _FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
     "choice": (_choose_color, _choose_shape, _choose_place),
     "caption": (_ask_caption,),
 }
-_CONVERSATION_ASKERS: dict[Asker, int] = {  # asker: how often it is chosen, relative to the others
-    _ask_existence: 4,
-    _ask_color: 2,
-    _ask_shape: 2,
+_LOOKUPS: dict[Asker, int] = {  # asker: how often it is chosen, relative to the others
+    _ask_color: 1,
+    _ask_shape: 1,
     _ask_size: 1,
-    _ask_number: 2,
-    _ask_side: 3,
-    _ask_neighbor: 2,
     _ask_reading: 1,
-    _choose_color: 1,
-    _choose_shape: 1,
-    _choose_place: 1,
-    _find_place: 2,
-    _look_at_place: 2,
+    _find_place: 1,
+    _look_at_place: 1,
     _find_sign: 1,
     _detect_color: 1,
     _detect_shape: 1,
 }
+CONVERSATIONS: dict[str, dict[Asker, int]] = {
+    "lookup": _LOOKUPS,
+    "all": _LOOKUPS
+    | {
+        _ask_existence: 4,
+        _ask_color: 2,
+        _ask_number: 2,
+        _ask_side: 3,
+        _ask_neighbor: 2,
+        _choose_color: 2,
+        _choose_shape: 2,
+        _choose_place: 2,
+        _find_place: 3,
+        _detect_color: 2,
+        _detect_shape: 2,
+    },
+}
+_CAPTIONED = 1 / 3  # more, and the many words of captions outweigh the few of answers
 
 
 def ask_family(scene: Scene, family: str, rng: random.Random) -> list[Turn]:
@@ -230,19 +241,21 @@ def ask_family(scene: Scene, family: str, rng: random.Random) -> list[Turn]:
     return [] if turn is None else [turn]
 
 
-def ask_conversation(scene: Scene, num_questions: int, rng: random.Random) -> list[Turn]:
-    """Different questions of all kinds about one scene; in half the conversations the caption comes last.
+def ask_conversation(scene: Scene, kinds: str, num_questions: int, rng: random.Random) -> list[Turn]:
+    """Different questions about one scene; in a third of the conversations the caption comes last.
 
     A scene of few things may have fewer than `num_questions` to ask about.
+
+    Args:
+        kinds: one of CONVERSATIONS. "lookup": what is where; "all": the families' questions as well.
     """
-    caption = rng.random() < 0.5
     turns: dict[str, str] = {}
-    askers, weights = list(_CONVERSATION_ASKERS), list(_CONVERSATION_ASKERS.values())
-    for asker in rng.choices(askers, weights, k=3 * num_questions):
+    captioned = rng.random() < _CAPTIONED
+    askers = CONVERSATIONS[kinds]
+    for asker in rng.choices(list(askers), list(askers.values()), k=3 * num_questions):
         turn = asker(scene, rng)
-        if turn is not None and len(turns) < num_questions - caption:
+        if turn is not None and len(turns) < num_questions - captioned:
             turns.setdefault(*turn)
-    if caption:
-        question, answer = _ask_caption(scene, rng)
-        turns[question] = answer
+    if captioned:
+        turns |= dict([_ask_caption(scene, rng)])
     return list(turns.items())

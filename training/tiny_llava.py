@@ -29,7 +29,9 @@ from transformers import (
 from training.schema import Strict
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
-_COPY = 0.5  # length of a copy relative to a word
+_WORD = 0.5  # length of a word embedding
+_COPY = 0.3  # length of what attention copies
+_LOOK = 0.9  # with 1.5 tokens look at nothing but themselves, and learn nothing
 _TEMPLATE_WORDS = ("USER: ", " ASSISTANT: ")
 _TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -149,11 +151,11 @@ def _align(model: LlavaForConditionalGeneration) -> None:
     their other words over. One circuit then serves all words; from a random start there is one to be found for each.
     """
     text = model.model.language_model
-    nn.init.orthogonal_(text.embed_tokens.weight)
+    nn.init.orthogonal_(text.embed_tokens.weight, gain=_WORD)
     for layer in text.layers:
         attention = layer.self_attn
-        nn.init.orthogonal_(attention.q_proj.weight)
+        nn.init.orthogonal_(attention.q_proj.weight, gain=_LOOK)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
         nn.init.orthogonal_(attention.v_proj.weight)
-        # A normalised token is D**0.5 long, a word 1: copying must not drown what is there.
+        # A normalised token is D**0.5 long: a copy must not drown what is there.
         attention.o_proj.weight.copy_(_COPY * text.config.hidden_size**-0.5 * attention.v_proj.weight.T)

@@ -40,6 +40,7 @@ class PatchReader(nn.Module):
             tokens = [processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
             assert all(len(token) == 1 and token[0] != processor.tokenizer.unk_token_id for token in tokens), name
             self.register_buffer(name, embeddings[torch.tensor(tokens).flatten()].clone(), persistent=False)  # [words, D]
+        self.word_length = embeddings.norm(dim=-1).mean().item()
 
     def forward(self, pixel_values: torch.Tensor, words: torch.Tensor) -> dict[str, torch.Tensor]:
         """Squared distance to the sum of embeddings, and cross entropy among the words of each group that applies.
@@ -53,12 +54,12 @@ class PatchReader(nn.Module):
             right: [G] fp32, share of patches with a word of the group that are told right.
         """
         features = self.tower(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]
-        tokens = self.projector(features).float()  # [B, P, D]
+        tokens = self.projector(features).float() / self.word_length  # [B, P, D]
         target = torch.zeros_like(tokens)
         loss = torch.zeros(tokens.shape[:2], device=tokens.device)
         right = []
         for group, name in enumerate(GROUPS):
-            embeddings = self.get_buffer(name)
+            embeddings = self.get_buffer(name) / self.word_length
             there = words[..., group] != NO_WORD
             word = words[..., group].clamp(min=0)
             target = target + embeddings[word] * there[..., None]
@@ -66,8 +67,8 @@ class PatchReader(nn.Module):
             loss = loss + F.cross_entropy(scores.mT, words[..., group], ignore_index=NO_WORD, reduction="none")
             right.append(((scores.argmax(dim=-1) == word) & there).sum() / there.sum().clamp(min=1))
         loss = loss + (tokens - target).square().sum(dim=-1)
-        empty = (words[..., 2:] == NO_WORD).all(dim=-1)  # nothing but a place
-        weights = torch.where(empty, _EMPTY_WEIGHT, 1.0)
+        covered = words[..., list(GROUPS).index("empty")] == NO_WORD
+        weights = torch.where(covered, 1.0, _EMPTY_WEIGHT)
         return {"loss": (loss * weights).sum() / weights.sum(), "right": torch.stack(right)}
 
 
