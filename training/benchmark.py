@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 import transformers
-from transformers import Cache, LlavaConfig, LlavaForConditionalGeneration
+from transformers import Cache, LlavaForConditionalGeneration
 
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.neighbor_attention import neighbor_attention, neighbor_tiles
@@ -25,6 +25,7 @@ from modeling.visual_flops import (
     kv_bytes,
     plan_cost,
 )
+from training.benchmark_shapes import stock_config
 
 Model = LlavaForConditionalGeneration | SparseLlavaForConditionalGeneration
 
@@ -68,11 +69,8 @@ class Prompt:
 
 def stock_twin(sparse: SparseLlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
     """The stock model over the very tensors of a sparse one."""
-    values = sparse.config.to_dict()
-    for name in ("visual_plan", "model_type", "architectures", "auto_map"):
-        values.pop(name, None)
     with torch.device(sparse.device):
-        dense = LlavaForConditionalGeneration._from_config(LlavaConfig.from_dict(values), dtype=sparse.dtype)
+        dense = LlavaForConditionalGeneration._from_config(stock_config(sparse.config.to_dict()), dtype=sparse.dtype)
     dense.load_state_dict(sparse.state_dict(), assign=True)
     return dense.eval()
 

@@ -16,6 +16,8 @@ from modeling.visual_plan import VisualPlan, num_served
 HEAD_DIM = 64
 PATCH = 14
 VOCAB_SIZE = 4096
+OF_A_CHECKPOINT = ("model_type", "architectures", "auto_map", "visual_plan")
+"""Fields that say which class a config belongs to, rather than which shape it has."""
 
 
 def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> LlavaConfig:
@@ -58,9 +60,14 @@ def shape_of_file(path: str | os.PathLike) -> LlavaConfig:
     values = _read(Path(path))
     if values.get("model_type") not in ("llava", SparseLlavaConfig.model_type):
         raise ValueError(f"{path}: got model_type {values.get('model_type')!r}, allowed: llava, sparse_llava")
-    for name in ("model_type", "visual_plan", "auto_map", "architectures"):
-        values.pop(name, None)
-    return LlavaConfig.from_dict(values)
+    return stock_config(values)
+
+
+def stock_config(values: dict) -> LlavaConfig:
+    """The stock model's config out of a dense or a sparse one's values."""
+    values = {name: value for name, value in values.items() if name not in OF_A_CHECKPOINT}
+    text = {name: value for name, value in values["text_config"].items() if name not in OF_A_CHECKPOINT}
+    return LlavaConfig.from_dict({**values, "text_config": {**text, "model_type": "llama"}})
 
 
 def carried_plan(checkpoint: str | os.PathLike, shape: LlavaConfig) -> VisualPlan:
@@ -94,9 +101,7 @@ def random_model(
     """A sparse model of this shape with random weights, under the plan. Raises ValueError when the plan does not fit."""
     text = shape.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
-    values = shape.to_dict()
-    for name in ("model_type", "architectures"):
-        values.pop(name)
+    values = {name: value for name, value in shape.to_dict().items() if name not in OF_A_CHECKPOINT}
     config = SparseLlavaConfig.from_dict({**values, "visual_plan": plan.to_dict()})
     with torch.device(device):
         return SparseLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
