@@ -19,7 +19,11 @@ def main() -> None:
     # Libraries telling each other about their next major versions: nothing a user of this script could act on.
     warnings.simplefilter("ignore", FutureWarning)
 
-    from training.recipe import load_recipe  # after parsing: --help should not wait for torch
+    from transformers.utils.logging import disable_progress_bar  # after parsing: --help should not wait for torch
+
+    from training.recipe import load_recipe
+
+    disable_progress_bar()  # a bar per loaded model drowns the stages'
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:

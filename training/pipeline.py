@@ -47,12 +47,12 @@ def stages(recipe: SparsifyRecipe) -> list[Stage]:
     """The stages of a run, in order."""
     return [
         Stage("data", "read and check the data", read_data),
-        Stage("calibrate", "measure what the dense model does for visual tokens", measure),
+        Stage("calibrate", "measure how the dense model sees", measure),
         Stage("plan", "find the plans", find_plans),
         Stage("distil", "distil the students", distil, distributed=True),
-        Stage("evaluate", "ask all models the held-out questions", evaluate_all),
-        Stage("export", "export the checkpoint and reload it in a fresh process", export),
-        Stage("benchmark", "time the checkpoint against the dense model", measure_speed),
+        Stage("evaluate", "ask all models held-out questions", evaluate_all),
+        Stage("export", "export, and reload in a fresh process", export),
+        Stage("benchmark", "time dense against sparse", measure_speed),
         Stage("report", "write the report", report),
     ]
 

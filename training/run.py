@@ -85,6 +85,8 @@ def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: b
         for number, stage in enumerate(stages, start=1):
             _execute_stage(run, stage, f"stage {number} of {len(stages)}: {stage.title}")
             _wait_for_all()
+        if is_main_process():
+            console.print(f"finished: {directory}", soft_wrap=True)
         return run
     finally:
         # Left to interpreter shutdown, a rank can die in a destructor after all work is done.
@@ -104,7 +106,7 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
     path = run.result_path(stage.name)
     if path.exists():
         if is_main_process():
-            console.print(f"{banner} (done before, {run.result(stage.name)['seconds']:.0f} s)", style="dim")
+            console.print(f"{banner} (done before, {run.result(stage.name)['seconds']:.0f} s)", style="dim", soft_wrap=True)
         return
     if is_main_process():
         console.rule(f"[bold]{banner}", align="left")
