@@ -101,7 +101,7 @@ class SparseDecoderLayerMixin:
             text, visual and, where `rank_rows` is given, the attention that visual tokens receive [B, V], fp32.
         """
         attention = self.self_attn
-        cache = VisualCacheLayer() if streams.cache is None else streams.cache.layers[attention.layer_idx]
+        cache = VisualCacheLayer(kept=False) if streams.cache is None else streams.cache.layers[attention.layer_idx]
         text_normed = self.input_layernorm(text)
         queries = _rotated(self._heads(attention.q_proj(text_normed)), streams.text_rope)
         keys = _rotated(self._heads(attention.k_proj(text_normed)), streams.text_rope)

@@ -58,12 +58,18 @@ def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor:
 
 
 class VisualCacheLayer(CacheLayerMixin):
-    """One layer's keys and values. A fresh one serves a forward without a cache: it stores references, not copies."""
+    """One layer's keys and values.
+
+    Args:
+        kept: whether it outlives the forward. One that does not holds views of what it is given, one that does its own
+            rows alone: a view would keep the unserved part of its tensor alive.
+    """
 
     is_croppable = False
 
-    def __init__(self):
+    def __init__(self, kept: bool):
         super().__init__()
+        self.kept = kept
         self.joint_keys: torch.Tensor | None = None
         self.joint_values: torch.Tensor | None = None
 
@@ -83,11 +89,13 @@ class VisualCacheLayer(CacheLayerMixin):
         """
         self.is_initialized = True
         if visual is not None and self.joint_keys is None and self.keys is not None:
-            self.joint_keys, self.keys = units.split(self.keys)  # the conversation's first picture
+            self.joint_keys, self.keys = units.split(self.keys)  # the conversation's first picture; copied below
             self.joint_values, self.values = units.split(self.values)
         if visual is not None or self.joint_keys is not None:
             joint_keys, keys = units.split(keys)
             joint_values, values = units.split(values)
+            if self.kept:
+                keys, values = keys.clone(), values.clone()
             visual_keys, visual_values = (None, None) if visual is None else visual
             self.joint_keys = _joined([self.joint_keys, visual_keys, joint_keys])
             self.joint_values = _joined([self.joint_values, visual_values, joint_values])
@@ -115,7 +123,7 @@ class VisualCacheLayer(CacheLayerMixin):
             self.batch_select_indices(batch.repeat_interleave(repeats))
 
     def reset(self) -> None:
-        self.__init__()
+        self.__init__(self.kept)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         raise NotImplementedError("this cache is filled by its own update")
@@ -145,7 +153,7 @@ class VisualCache(Cache):
     """The cache that a sparse model makes, and takes back for the next turn."""
 
     def __init__(self, num_layers: int):
-        super().__init__(layers=[VisualCacheLayer() for _ in range(num_layers)])
+        super().__init__(layers=[VisualCacheLayer(kept=True) for _ in range(num_layers)])
         self.seen = 0
         self.slots: _Slots | None = None
 
@@ -160,8 +168,9 @@ class VisualCache(Cache):
         return self.slots
 
     def num_bytes(self) -> int:
-        """Bytes that keys and values take."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors())
+        """Bytes of memory that keys and values keep alive."""
+        storages = (tensor.untyped_storage() for layer in self.layers for tensor in layer.tensors())
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.batch_select_indices(beam_idx)
