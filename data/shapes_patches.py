@@ -62,8 +62,5 @@ def patch_words(scene: Scene, image: Image.Image, patch_size: int) -> np.ndarray
     if scene.sign.kind == "word":
         words["word"][patches] = GROUPS["word"].index(f" {scene.sign.text}")
     else:
-        right = middles % CELL_SIZE >= CELL_SIZE // 2
-        tens, units = (int(digit) for digit in scene.sign.text)
-        words["tens"][patches & ~right] = tens
-        words["units"][patches & right] = units
+        words["tens"][patches], words["units"][patches] = (int(digit) for digit in scene.sign.text)
     return np.stack([words[name].flatten() for name in GROUPS], axis=1)

@@ -60,7 +60,7 @@ def _ask_color(scene: Scene, rng: random.Random) -> Turn | None:
     if not things:
         return None
     thing = rng.choice(things)
-    return f"What color is the {thing.shape}?", thing.color
+    return f"What color is the {thing.shape}-shaped thing?", thing.color
 
 
 def _ask_shape(scene: Scene, rng: random.Random) -> Turn | None:
@@ -80,7 +80,7 @@ def _ask_number(scene: Scene, rng: random.Random) -> Turn:
     """How many things share an attribute: first how many it shall be, then which attribute has that many."""
     counts = {"a thing": len(scene.things)}
     counts |= {_with_article(f"{color} thing"): sum(thing.color == color for thing in scene.things) for color in COLORS}
-    counts |= {_with_article(shape): sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
+    counts |= {_with_article(f"{shape}-shaped thing"): sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
     number = rng.choice(sorted(set(counts.values())))
     what = rng.choice([what for what, count in counts.items() if count == number])
     return f"How many times is there {what}?", str(number)
@@ -192,8 +192,8 @@ def _detect_color(scene: Scene, rng: random.Random) -> Turn:
 def _detect_shape(scene: Scene, rng: random.Random) -> Turn:
     present = {thing.shape for thing in scene.things}
     if rng.random() < 0.5:
-        return f"Is there a {rng.choice(sorted(present))}?", "yes"
-    return f"Is there a {rng.choice([shape for shape in SHAPES if shape not in present])}?", "no"
+        return f"Is there a {rng.choice(sorted(present))}-shaped thing?", "yes"
+    return f"Is there a {rng.choice([shape for shape in SHAPES if shape not in present])}-shaped thing?", "no"
 
 
 _FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
@@ -214,6 +214,7 @@ _LOOKUPS: dict[Asker, int] = {  # asker: how often it is chosen, relative to the
     _find_sign: 1,
     _detect_color: 1,
     _detect_shape: 1,
+    _ask_existence: 1,
 }
 CONVERSATIONS: dict[str, dict[Asker, int]] = {
     "lookup": _LOOKUPS,

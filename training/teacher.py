@@ -24,6 +24,7 @@ from data.collator import Collator
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
 from data.shapes import WorldSettings, split_rows, write_world
+from data.shapes_patches import GROUPS
 from training.evaluation import Evaluation, evaluate
 from training.independent_turns import independent_turns
 from training.run import Run, Stage
@@ -82,6 +83,8 @@ class PhaseSettings(OptimizerSettings):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     tower_learning_rate: float = Field(gt=0)
+    word_learning_rate: float = Field(gt=0)
+    """Of word embeddings and projector, which the tower's stage has made to agree."""
     turns: Literal["independent", "conversation"]
     """independent: each question sees the picture alone; conversation: the questions and answers before it as well."""
 
@@ -141,6 +144,7 @@ def write(run: Run) -> dict:
     paths = write_world(WORLDS, settings.world)
     rows = [row for path in paths.values() for row in json.loads(path.read_text(encoding="utf-8"))]
     texts = {message["value"].removeprefix("<image>\n") for row in rows for message in row["conversations"]}
+    texts |= {word.strip() for words in GROUPS.values() for word in words}  # a small world may not show them all
     build_processor(settings.model, sorted(texts)).save_pretrained(run.directory / "processor")
     return {"rows": {name: split.rows for name, split in settings.world.splits.items()}}
 
@@ -168,15 +172,26 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
     """One phase of questions, from the model that the stage before left in the folder `start`."""
     settings = run.recipe.teacher
     processor = load_processor(run)
-    model = LlavaForConditionalGeneration.from_pretrained(run.directory / start / "model", dtype=torch.float32)
+    folder = run.directory / "phases" / phase.name
+    # Trainer cannot restore these weights itself: on disk their names are the older ones of released LLaVA checkpoints.
+    weights = last_checkpoint(folder / "trainer") or run.directory / start / "model"
+    model = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
     path = write_world(WORLDS, settings.world)[phase.split]
     samples, _ = load_llava_json(path, path.parent)
     dataset = ConversationDataset(samples, processor, max_length=settings.max_length)
     collator = Collator(processor)
-    folder = run.directory / "phases" / phase.name
     arguments = phase.arguments(folder / "trainer", run.recipe.seed)
-    tower = model.model.vision_tower
-    rest = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])  # the head is the embedding
+    text = model.model.language_model
+    groups = [
+        ([text.layers, text.norm], phase.learning_rate),
+        ([text.embed_tokens, model.model.multi_modal_projector], phase.word_learning_rate),
+        ([model.model.vision_tower], phase.tower_learning_rate),
+    ]
+    optimizer = torch.optim.AdamW(
+        [{"params": list(nn.ModuleList(modules).parameters()), "lr": rate} for modules, rate in groups],
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        weight_decay=phase.weight_decay,
+    )
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -186,17 +201,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
             if phase.turns == "independent"
             else collator
         ),
-        optimizers=(
-            torch.optim.AdamW(
-                [
-                    {"params": list(rest.parameters()), "lr": phase.learning_rate},
-                    {"params": list(tower.parameters()), "lr": phase.tower_learning_rate},
-                ],
-                betas=(arguments.adam_beta1, arguments.adam_beta2),
-                weight_decay=phase.weight_decay,
-            ),
-            None,
-        ),
+        optimizers=(optimizer, None),
         callbacks=[MetricsFile(folder / "metrics.jsonl")],
     )
     return finish(trainer, model, folder)

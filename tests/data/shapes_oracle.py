@@ -65,7 +65,7 @@ def answer(question: str, caption: str) -> str:
 
 
 def matches(thing: dict, words: str) -> bool:
-    return all(word in (*thing["name"].split(), "thing") for word in words.split())
+    return all(word in (*thing["name"].split(), "thing") for word in words.replace("-shaped", "").split())
 
 
 def only(things: list[dict], words: str) -> dict:
