@@ -29,3 +29,18 @@ class SparseLlavaConfig(LlavaConfig):
         if text is not None and not isinstance(text, SparseLlamaConfig):
             self.text_config = SparseLlamaConfig(**(text if isinstance(text, dict) else text.to_dict()))
         super().__post_init__(**kwargs)  # takes a config object as it is
+
+
+def image_grid(config: LlavaConfig) -> tuple[int, int]:
+    """Rows and columns of visual tokens that one image becomes.
+
+    Raises:
+        ValueError: the class token is kept among the visual tokens: it has no place in the grid.
+    """
+    if config.vision_feature_select_strategy != "default":
+        raise ValueError(
+            f"vision_feature_select_strategy: got '{config.vision_feature_select_strategy}', allowed: 'default' "
+            "(the class token has no place in the image grid)"
+        )
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side, side

@@ -22,7 +22,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
-from .configuration_sparse_llava import SparseLlavaConfig
+from .configuration_sparse_llava import SparseLlavaConfig, image_grid
 from .sparse_decoder import SparseDecoderMixin
 from .sparse_layer import SparseDecoderLayerMixin, make_narrow
 from .visual_plan import VisualPlan
@@ -77,16 +77,21 @@ class SparseLlavaModel(SparseLlavaPreTrainedModel, LlavaModel):
         **kwargs,
     ) -> LlavaModelOutputWithPast:
         """LLaVA's forward, telling the decoder where image tokens are and which grid each image has."""
-        if mm_encoder_outputs is not None and mm_encoder_outputs.get("image") is not None:
-            num_images = len(mm_encoder_outputs["image"].pooler_output)
-            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
-        else:
-            num_images = 0 if pixel_values is None else pixel_values.shape[0]
+        encoded = None if mm_encoder_outputs is None else mm_encoder_outputs.get("image")
+        num_images = 0 if pixel_values is None else pixel_values.shape[0]
+        if encoded is not None:
+            num_images = len(encoded.pooler_output)
         if num_images > 0:
             kwargs["visual_mask"] = self._image_tokens(input_ids, inputs_embeds)
-            kwargs["image_grids"] = (self._image_grid(),) * num_images
+            kwargs["image_grids"] = (image_grid(self.config),) * num_images
         elif input_ids is not None and input_ids.shape[1] > 1 and bool((input_ids == self.config.image_token_id).any()):
             raise ValueError("input_ids hold image tokens, but no pixel_values were given")
+        if encoded is not None:
+            # Put in place here: LLaVA's own forward takes encoded images only in newer transformers.
+            embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            features = torch.cat(tuple(encoded.pooler_output)).to(embeddings)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=features)
+            input_ids, inputs_embeds = None, embeddings.masked_scatter(mask, features)
         return super().forward(input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **kwargs)
 
     def _image_tokens(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -95,16 +100,6 @@ class SparseLlavaModel(SparseLlavaPreTrainedModel, LlavaModel):
             return input_ids == self.config.image_token_id
         token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-
-    def _image_grid(self) -> tuple[int, int]:
-        vision = self.config.vision_config
-        if self.config.vision_feature_select_strategy != "default":
-            raise ValueError(
-                f"vision_feature_select_strategy: got '{self.config.vision_feature_select_strategy}', allowed: 'default' "
-                "(the class token has no place in the image grid)"
-            )
-        side = vision.image_size // vision.patch_size
-        return side, side
 
 
 class SparseLlavaForConditionalGeneration(SparseLlavaPreTrainedModel, LlavaForConditionalGeneration):

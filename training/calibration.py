@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LlavaConfig
 from transformers.models.llama.modeling_llama import LlamaModel, apply_rotary_pos_emb, repeat_kv
 
+from modeling.configuration_sparse_llava import image_grid
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_layout import VisualTokens, split_streams
 from modeling.visual_plan import VisualPlan
@@ -78,12 +78,6 @@ class Calibration:
     def load(cls, path: Path) -> "Calibration":
         with safe_open(path, framework="pt") as file:
             return cls(**{name: file.get_tensor(name) for name in file.keys()})
-
-
-def image_grid(config: LlavaConfig) -> tuple[int, int]:
-    """Rows and columns of visual tokens that one image becomes."""
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return side, side
 
 
 def calibrate(model: SparseLlavaForConditionalGeneration, batches: Sequence[dict], cache: Path) -> Calibration:

@@ -2,6 +2,7 @@
 
 from transformers import LlavaConfig
 
+from modeling.configuration_sparse_llava import image_grid
 from modeling.visual_flops import (
     DecoderShape,
     PlanCost,
@@ -15,7 +16,6 @@ from modeling.visual_flops import (
     visual_fraction_by_layer,
 )
 from modeling.visual_plan import VisualPlan
-from training.calibration import image_grid
 
 TEXT_TOKENS = 64
 """Text tokens of the published conventions (modeling/visual_flops.py)."""

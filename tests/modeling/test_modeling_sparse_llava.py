@@ -21,7 +21,12 @@ PLANS = [random_plan(seed, LAYERS, UNITS, NEURONS) for seed in (0, 3, 5, 7)]
 def dense_twin(model) -> LlavaForConditionalGeneration:
     """The stock model with the same weights."""
     given = model.config.to_dict()
-    config = LlavaConfig(**{key: given[key] for key in ("text_config", "vision_config", "image_seq_length")}, image_token_id=IMAGE_TOKEN)
+    config = LlavaConfig(
+        text_config={**given["text_config"], "model_type": "llama"},
+        vision_config=given["vision_config"],
+        image_seq_length=given["image_seq_length"],
+        image_token_id=IMAGE_TOKEN,
+    )
     dense = LlavaForConditionalGeneration(config).eval()
     dense.load_state_dict(model.state_dict())
     return dense

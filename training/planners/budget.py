@@ -3,9 +3,9 @@
 from pydantic import Field
 from transformers import LlavaConfig
 
+from modeling.configuration_sparse_llava import image_grid
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_plan import VisualPlan
-from training.calibration import image_grid
 from training.schema import Strict
 
 

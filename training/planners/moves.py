@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from transformers import LlavaConfig
 
+from modeling.configuration_sparse_llava import image_grid
 from modeling.visual_plan import LayerPlan, VisualPlan
-from training.calibration import Calibration, image_grid
+from training.calibration import Calibration
 
 NUM_HEAD_STEPS = 8
 """A layer's units are shut and opened one by one, or where it has more than this many, in this many groups."""
