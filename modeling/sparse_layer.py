@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.llama.modeling_llama import rotate_half
 
 from .neighbor_attention import neighbor_attention
 from .visual_cache import VisualCache, VisualCacheLayer
@@ -59,9 +58,14 @@ Rope = tuple[torch.Tensor, torch.Tensor]  # cosine, sine: [B, rows, H]
 
 
 def _rotated(states: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Rotary embedding of [B, heads, rows, H]."""
+    """Rotary embedding of [B, heads, rows, H], in fewer passes over memory than turning the halves around first."""
     cos, sin = (part.unsqueeze(1) for part in rope)
-    return states * cos + rotate_half(states) * sin
+    half = states.shape[-1] // 2
+    first, second = states[..., :half], states[..., half:]
+    rotated = states * cos
+    rotated[..., :half].addcmul_(second, sin[..., :half], value=-1)
+    rotated[..., half:].addcmul_(first, sin[..., half:])
+    return rotated
 
 
 @dataclass(frozen=True)
