@@ -35,8 +35,9 @@ def main() -> None:
         from training.teacher import stages
     else:
         from training.pipeline import stages
-    from training.run import execute
+    from training.run import be_a_world_of_one, execute
 
+    be_a_world_of_one()
     execute(recipe, stages(recipe), Path("runs") / recipe.name, restart=arguments.restart)
 
 

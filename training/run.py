@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +62,15 @@ class Stage:
 
 def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def be_a_world_of_one() -> None:
+    """Where no launcher started this process, tell torch and DeepSpeed what a launcher would: it is alone."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: bool = False) -> Run:

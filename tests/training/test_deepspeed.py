@@ -62,6 +62,12 @@ def test_zero_trains_like_one_process(train, alone, stage, processes):
     assert exported["visual_flops"] == expected["visual_flops"]
 
 
+@pytest.mark.parametrize(("processes", "config"), [(None, f"{RECIPES}/deepspeed/zero2.json"), (1, "null")])
+def test_neither_launcher_nor_deepspeed_needs_the_other(train, alone, processes, config):
+    run = train(f"apart_{processes}", processes, f"training.deepspeed={config}")
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_bfloat16(train, alone, stage):
     run = train(
