@@ -24,7 +24,7 @@ from transformers.models.llava.modeling_llava import (
 
 from .configuration_sparse_llava import SparseLlavaConfig, image_grid
 from .sparse_decoder import SparseDecoderMixin
-from .sparse_layer import SparseDecoderLayerMixin, make_narrow
+from .sparse_layer import ReusingRMSNorm, SparseDecoderLayerMixin, make_narrow
 from .visual_plan import VisualPlan
 
 
@@ -32,6 +32,7 @@ class SparseLlamaDecoderLayer(SparseDecoderLayerMixin, LlamaDecoderLayer):
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         make_narrow(self)
+        self.input_layernorm = ReusingRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class SparseLlamaModel(SparseDecoderMixin, LlamaModel):

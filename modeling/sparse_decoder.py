@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .sparse_layer import Streams
+from .sparse_layer import Streams, UnitRows
 from .visual_cache import KeySlots, VisualCache
 from .visual_layout import answer_starts, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
@@ -111,6 +111,7 @@ class SparseDecoderMixin:
 
         states: list[torch.Tensor] = []
         scores, streams, stage, carried = None, None, -1, None
+        unit_rows = UnitRows()
         for index, (layer, live) in enumerate(zip(self.layers, self.live, strict=True)):
             if live.tokens == 0:
                 visual, visual_tokens = None, None
@@ -131,6 +132,7 @@ class SparseDecoderMixin:
                     visual_rope=None if visual is None else tuple(gather_rows(part, visual_tokens.index) for part in rope),
                     stage=StageMasks(text_tokens, visual_tokens, past, text_masks.keys) if has_pictures else None,
                     cache=cache,
+                    unit_rows=unit_rows,
                 )
                 if slots is not None and has_pictures:
                     slots.joint[stage] = streams.stage.keys

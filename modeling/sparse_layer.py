@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .neighbor_attention import neighbor_attention
 from .visual_cache import VisualCache, VisualCacheLayer
@@ -40,6 +41,32 @@ class NarrowLinear(nn.Linear):
         if columns is not None:
             weight = weight[:, _selection(columns, weight.device)]
         return F.linear(x, weight, bias)
+
+
+class ReusingRMSNorm(LlamaRMSNorm):
+    """Llama's norm, told the rows at unit mean square where another layer has them already."""
+
+    def forward(self, hidden_states: torch.Tensor, unit_rows: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(hidden_states) if unit_rows is None else self.weight * unit_rows
+
+
+class UnitRows:
+    """Visual rows at unit mean square, for all layers that see the same ones: frozen rows are scaled once, not in every
+    layer. Without gradients only: a checkpointed layer that is run again must do again what it did."""
+
+    def __init__(self):
+        self._rows: torch.Tensor | None = None
+        self._scaled: torch.Tensor | None = None
+
+    def __call__(self, rows: torch.Tensor, epsilon: float) -> torch.Tensor | None:
+        """rows [B, V, D] -> [B, V, D], as `LlamaRMSNorm` scales them; None where each layer has to do it."""
+        if torch.is_grad_enabled():
+            return None
+        if rows is not self._rows:
+            wide = rows.float()
+            self._scaled = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(rows.dtype)
+            self._rows = rows
+        return self._scaled
 
 
 def _selection(chosen: int | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
@@ -79,6 +106,7 @@ class Streams:
     visual_rope: Rope | None
     stage: StageMasks | None
     cache: VisualCache | None
+    unit_rows: UnitRows
 
 
 class SparseDecoderLayerMixin:
@@ -113,7 +141,7 @@ class SparseDecoderLayerMixin:
 
         visual_normed, visual_keys = None, None
         if visual is not None and live.keys:
-            visual_normed = self.input_layernorm(visual)
+            visual_normed = self.input_layernorm(visual, streams.unit_rows(visual, self.input_layernorm.variance_epsilon))
             visual_keys = (
                 _rotated(self._heads(attention.k_proj(visual_normed, rows=units.key_rows)), streams.visual_rope),
                 self._heads(attention.v_proj(visual_normed, rows=units.key_rows)),
