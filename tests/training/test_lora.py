@@ -48,7 +48,8 @@ def test_merging_keeps_the_logits_and_gives_back_plain_projections(model):
     with torch.no_grad():
         before = model(**batch).logits
         merged = model.merge_and_unload()
-        torch.testing.assert_close(merged(**batch).logits, before)
+        after = merged(**batch).logits
+    assert float((after - before).abs().max() / before.abs().max()) < 1e-5
     kinds = {type(module) for name, module in merged.named_modules() if name.endswith("_proj") and "language_model" in name}
     assert kinds == {NarrowLinear}
 
