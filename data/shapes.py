@@ -27,7 +27,7 @@ class SplitSettings(BaseModel, extra="forbid", frozen=True):
     part: Literal["train", "validation", "calibration", "test"] = Field(description="part of the world it draws from")
     rows: int = Field(gt=0, description="number of rows; every row has a picture of its own")
     questions: int = Field(1, gt=0, description="questions per row; 1: the families take turns, row after row")
-    kinds: Literal["lookup", "all"] = Field("all", description="of several questions: what is where alone, or all kinds")
+    kinds: Literal["lookup", "all", "hard"] = Field("all", description="of questions in a row of several")
     min_things: int = Field(1, ge=1, le=4, description="fewest things in a picture")
     max_things: int = Field(4, ge=2, le=4, description="most things in a picture")
 

@@ -80,7 +80,7 @@ def _ask_number(scene: Scene, rng: random.Random) -> Turn:
     """How many things share an attribute: first how many it shall be, then which attribute has that many."""
     counts = {"a thing": len(scene.things)}
     counts |= {_with_article(f"{color} thing"): sum(thing.color == color for thing in scene.things) for color in COLORS}
-    counts |= {_with_article(f"{shape}-shaped thing"): sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
+    counts |= {f"a {shape}-shaped thing": sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
     number = rng.choice(sorted(set(counts.values())))
     what = rng.choice([what for what, count in counts.items() if count == number])
     return f"How many times is there {what}?", str(number)
@@ -158,6 +158,12 @@ def _choose_place(scene: Scene, rng: random.Random) -> Turn:
     return _lettered(f"Where is the {thing.name}?", PLACES[thing.cell], others, rng)
 
 
+def _match_letter(scene: Scene, rng: random.Random) -> Turn:
+    """The part of a choice that needs no picture: which letter stands before an option."""
+    options = rng.sample(rng.choice((list(COLORS), list(SHAPES), list(PLACES))), len(LETTERS))
+    return _lettered(f"Which letter is {options[0]}?", options[0], options[1:], rng)
+
+
 def _ask_caption(scene: Scene, rng: random.Random) -> Turn:
     return CAPTION_REQUEST, scene.description
 
@@ -193,7 +199,8 @@ def _detect_shape(scene: Scene, rng: random.Random) -> Turn:
     present = {thing.shape for thing in scene.things}
     if rng.random() < 0.5:
         return f"Is there a {rng.choice(sorted(present))}-shaped thing?", "yes"
-    return f"Is there a {rng.choice([shape for shape in SHAPES if shape not in present])}-shaped thing?", "no"
+    absent = rng.choice([shape for shape in SHAPES if shape not in present])
+    return f"Is there a {absent}-shaped thing?", "no"
 
 
 _FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
@@ -204,16 +211,17 @@ _FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
     "choice": (_choose_color, _choose_shape, _choose_place),
     "caption": (_ask_caption,),
 }
+# Looking up by colour is learnt long before looking up by shape, unless more is asked by shape.
 _LOOKUPS: dict[Asker, int] = {  # asker: how often it is chosen, relative to the others
-    _ask_color: 1,
+    _ask_color: 3,
     _ask_shape: 1,
     _ask_size: 1,
-    _ask_reading: 1,
+    _ask_reading: 2,
     _find_place: 1,
     _look_at_place: 1,
     _find_sign: 1,
     _detect_color: 1,
-    _detect_shape: 1,
+    _detect_shape: 3,
     _ask_existence: 1,
 }
 CONVERSATIONS: dict[str, dict[Asker, int]] = {
@@ -221,7 +229,6 @@ CONVERSATIONS: dict[str, dict[Asker, int]] = {
     "all": _LOOKUPS
     | {
         _ask_existence: 4,
-        _ask_color: 2,
         _ask_number: 2,
         _ask_side: 3,
         _ask_neighbor: 2,
@@ -229,8 +236,22 @@ CONVERSATIONS: dict[str, dict[Asker, int]] = {
         _choose_shape: 2,
         _choose_place: 2,
         _find_place: 3,
-        _detect_color: 2,
-        _detect_shape: 2,
+    },
+    "hard": {
+        _ask_existence: 1,
+        _ask_color: 1,
+        _ask_shape: 1,
+        _ask_size: 1,
+        _ask_number: 3,
+        _ask_side: 3,
+        _ask_neighbor: 4,
+        _ask_reading: 1,
+        _choose_color: 2,
+        _choose_shape: 3,
+        _choose_place: 2,
+        _match_letter: 4,
+        _find_place: 1,
+        _look_at_place: 1,
     },
 }
 _CAPTIONED = 1 / 3  # more, and the many words of captions outweigh the few of answers
@@ -248,7 +269,8 @@ def ask_conversation(scene: Scene, kinds: str, num_questions: int, rng: random.R
     A scene of few things may have fewer than `num_questions` to ask about.
 
     Args:
-        kinds: one of CONVERSATIONS. "lookup": what is where; "all": the families' questions as well.
+        kinds: one of CONVERSATIONS. "lookup": what is where; "all": the families' questions as well;
+            "hard": most of those that are learnt last, and the rungs below them.
     """
     turns: dict[str, str] = {}
     captioned = rng.random() < _CAPTIONED

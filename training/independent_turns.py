@@ -10,6 +10,8 @@ B conversations, S tokens of the longest one.
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface
 
 from data.conversations import IGNORE_INDEX
 
@@ -39,3 +41,32 @@ def independent_turns(batch: dict[str, torch.Tensor], image_token_id: int) -> di
     visible |= torch.eye(input_ids.shape[1], dtype=torch.bool)  # a padding row that sees nothing would be NaN
     position_ids = index.where(shared, index - turn_start + num_shared)
     return {**batch, "attention_mask": visible[:, None], "position_ids": position_ids}
+
+
+def masked_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """softmax(q·k) v under a mask of any shape, product by product.
+
+    On a CPU this trains in half the time of the fused kernel, whose backward pass makes little of such a mask.
+
+    Args:
+        query, key, value: [B, N, S, H].
+        attention_mask: of `independent_turns`.
+        scaling: factor of the scores.
+
+    Returns:
+        [B, S, N, H], and None where other implementations return weights.
+    """
+    scores = (query * scaling @ key.mT).masked_fill(~attention_mask, float("-inf"))
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+
+
+MASKED_ATTENTION = "masked_products"
+AttentionInterface.register(MASKED_ATTENTION, masked_attention)

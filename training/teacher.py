@@ -2,14 +2,14 @@
 
 Each stage leaves a whole model in the run's folder, where the next one finds it:
 
-    tower/model/             the tower sees (training/tower.py), the rest is as drawn
+    processor/               its vocabulary is the world's
+    tower/model/             the tower sees (training/tower.py), the rest is as it was initialised
     phases/NAME/model/       after each phase of questions, easy pictures first
     evaluation/NAME.json     answers to the held-out questions: the teacher, and the teacher shown grey pictures
     checkpoint/              the teacher in bfloat16, an ordinary Hugging Face folder, also copied to `teacher.output`
 """
 
 import json
-import random
 import shutil
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from data.dataset import ConversationDataset
 from data.shapes import WorldSettings, split_rows, write_world
 from data.shapes_patches import GROUPS
 from training.evaluation import Evaluation, evaluate
-from training.independent_turns import independent_turns
+from training.independent_turns import MASKED_ATTENTION, independent_turns
 from training.run import Run, Stage
 from training.schema import Strict
 from training.tiny_llava import TinyLlavaSettings, build_model, build_processor
@@ -50,7 +50,7 @@ class OptimizerSettings(Strict):
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    save_steps: int = Field(default=500, ge=1)
+    save_steps: int = Field(default=250, ge=1)
     """A killed run continues from the last multiple of this."""
 
     def arguments(self, output_dir: Path, seed: int) -> TrainingArguments:
@@ -73,6 +73,7 @@ class OptimizerSettings(Strict):
             save_steps=self.save_steps,
             save_total_limit=1,
             remove_unused_columns=False,
+            ddp_find_unused_parameters=True,  # the tower's last norm, which LLaVA does not read
             report_to=[],
             seed=seed,
         )
@@ -82,9 +83,10 @@ class PhaseSettings(OptimizerSettings):
     """Questions and answers, for the whole model."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    tower_learning_rate: float = Field(gt=0)
+    tower_learning_rate: float = Field(ge=0)
+    """Of tower and projector; 0: they stay as they are, and cost no backward pass."""
     word_learning_rate: float = Field(gt=0)
-    """Of word embeddings and projector, which the tower's stage has made to agree."""
+    """Of the word embeddings. Too high, the words leave the visual tokens that the tower's stage has made of them."""
     turns: Literal["independent", "conversation"]
     """independent: each question sees the picture alone; conversation: the questions and answers before it as well."""
 
@@ -130,7 +132,7 @@ def stages(recipe) -> list[Stage]:
         Stage("world", "write the embedded world", write),
         Stage("tower", "teach the vision tower to see", train_tower, distributed=True),
         *(
-            Stage(phase.name, f"questions, phase {phase.name!r}", partial(train_phase, phase=phase, start=start), distributed=True)
+            Stage(phase.name, f"questions: {phase.name}", partial(train_phase, phase=phase, start=start), distributed=True)
             for phase, start in zip(phases, starts, strict=False)
         ),
         Stage("evaluate", "ask the held-out questions", evaluate_teacher),
@@ -181,12 +183,15 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
     dataset = ConversationDataset(samples, processor, max_length=settings.max_length)
     collator = Collator(processor)
     arguments = phase.arguments(folder / "trainer", run.recipe.seed)
-    text = model.model.language_model
+    text, tower, projector = model.model.language_model, model.model.vision_tower, model.model.multi_modal_projector
+    if phase.turns == "independent" and not torch.cuda.is_available():
+        text.set_attn_implementation(MASKED_ATTENTION)
     groups = [
         ([text.layers, text.norm], phase.learning_rate),
-        ([text.embed_tokens, model.model.multi_modal_projector], phase.word_learning_rate),
-        ([model.model.vision_tower], phase.tower_learning_rate),
+        ([text.embed_tokens], phase.word_learning_rate),
+        ([tower, projector], phase.tower_learning_rate),
     ]
+    nn.ModuleList([tower, projector]).requires_grad_(phase.tower_learning_rate > 0)
     optimizer = torch.optim.AdamW(
         [{"params": list(nn.ModuleList(modules).parameters()), "lr": rate} for modules, rate in groups],
         betas=(arguments.adam_beta1, arguments.adam_beta2),

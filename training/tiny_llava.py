@@ -30,6 +30,7 @@ from training.schema import Strict
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 _WORD = 0.5  # length of a word embedding
+_CONFIDENCE = 2.0  # words are short: without it no answer can be near certain
 _COPY = 0.3  # length of what attention copies
 _LOOK = 0.9  # with 1.5 tokens look at nothing but themselves, and learn nothing
 _TEMPLATE_WORDS = ("USER: ", " ASSISTANT: ")
@@ -152,6 +153,7 @@ def _align(model: LlavaForConditionalGeneration) -> None:
     """
     text = model.model.language_model
     nn.init.orthogonal_(text.embed_tokens.weight, gain=_WORD)
+    nn.init.constant_(text.norm.weight, _CONFIDENCE)
     for layer in text.layers:
         attention = layer.self_attn
         nn.init.orthogonal_(attention.q_proj.weight, gain=_LOOK)

@@ -28,7 +28,8 @@ def answer(question: str, caption: str) -> str:
         return caption
     if match := re.fullmatch(r"(.+\?) A (.+), B (.+), C (.+), D (.+)", question):
         asked, *options = match.groups()
-        right = answer(asked, caption)
+        named = re.fullmatch(r"Which letter is (.+)\?", asked)
+        right = named[1] if named else answer(asked, caption)
         assert len(set(options)) == 4 and options.count(right) == 1, question
         return "ABCD"[options.index(right)]
     if match := re.fullmatch(r"Is there an? (.+)\?", question):

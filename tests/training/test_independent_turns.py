@@ -6,7 +6,7 @@ from PIL import Image
 
 from data.collator import Collator
 from data.conversations import IGNORE_INDEX, Sample, encode
-from training.independent_turns import independent_turns
+from training.independent_turns import MASKED_ATTENTION, independent_turns
 from training.tiny_llava import TinyLlavaSettings, build_model, build_processor
 
 TURNS = (("Is it red?", "yes"), ("How many are there?", "47"), ("What is it?", "a big red cross"))
@@ -55,6 +55,18 @@ def test_each_turn_reads_as_if_it_were_alone(setting):
     torch.testing.assert_close(short, apart[2:5], rtol=1e-4, atol=1e-5)  # 4, 7, end: beside a longer row
     conversation, _ = answer_logits(model, together)
     assert (conversation[2:] - apart[2:]).abs().max() > 1e-3  # the check can fail: a conversation differs
+
+
+def test_attention_product_by_product_is_attention(setting):
+    model, processor, image = setting
+    batch = Collator(processor)([encode(sample(image, *TURNS[:count]), processor, 128) for count in (1, 3)])
+    packed = independent_turns(batch, processor.image_token_id)
+    fused = answer_logits(model, packed)
+    model.model.language_model.set_attn_implementation(MASKED_ATTENTION)
+    for one, other in zip(answer_logits(model, packed), fused, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    everything = {**packed, "attention_mask": torch.ones_like(packed["attention_mask"])}
+    assert (answer_logits(model, everything)[0] - fused[0]).abs().max() > 1e-3  # the mask is heeded
 
 
 def test_every_token_sees_itself_and_nothing_later(setting):

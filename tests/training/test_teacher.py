@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import training.teacher
@@ -48,6 +49,35 @@ def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(tmp_path):
         assert any((old[key].bfloat16() != new[key].bfloat16()).any() for key in old), name
 
 
+def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    phase = {"name": "one", "split": "train", "steps": 4, "save_steps": 2, "micro_batch_size": 4, "learning_rate": 1e-3}
+    phase |= {"tower_learning_rate": 1e-4, "word_learning_rate": 1e-4, "turns": "independent"}
+    recipe = tiny_dense_recipe(tmp_path / "teacher", phases=[phase])
+    story = stages(recipe)[:3]
+    whole = execute(recipe, story, tmp_path / "whole")
+
+    calls = []
+    step = training.teacher.Trainer.training_step
+
+    def stopped_step(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 6:  # two of the tower, then the fourth of the phase
+            raise KeyboardInterrupt
+        return step(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.teacher.Trainer, "training_step", stopped_step)
+        with pytest.raises(KeyboardInterrupt):
+            execute(recipe, story, tmp_path / "stopped")
+    stopped = execute(recipe, story, tmp_path / "stopped")
+
+    weights = [load_file(run.directory / "phases" / "one" / "model" / "model.safetensors") for run in (whole, stopped)]
+    start = load_file(whole.directory / "tower" / "model" / "model.safetensors")
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+    assert any(not torch.equal(start[name], value) for name, value in weights[0].items())
+
+
 def test_an_older_teacher_is_replaced_whole(tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "old.bin").touch()
@@ -69,6 +99,7 @@ def test_phases_have_names_of_their_own(tmp_path):
         "micro_batch_size": 1,
         "learning_rate": 1e-3,
         "tower_learning_rate": 1e-3,
+        "word_learning_rate": 1e-3,
         "turns": "independent",
     }
     with pytest.raises(ValidationError, match="names must differ, got one, one"):
