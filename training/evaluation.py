@@ -118,7 +118,8 @@ def wilson(scores: Sequence[float]) -> Accuracy:
     centre = mean + z * z / (2 * n)
     half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return Accuracy(mean, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n)
+    # Rounding must not leave the mean outside its interval where all scores are 0, or all 1.
+    return Accuracy(mean, min(mean, max(0.0, (centre - half) / scale)), max(mean, min(1.0, (centre + half) / scale)), n)
 
 
 def relative_accuracy(model: Evaluation, reference: Evaluation) -> float | None:

@@ -185,3 +185,11 @@ def test_overall_is_the_mean_over_questions_and_survives_a_file(tmp_path: Path):
     assert Evaluation.load(path) == evaluation
     assert json.loads(path.read_text())["families"]["caption"]["accuracy"] == 0.5
     assert [file.name for file in path.parent.iterdir()] == ["student.json"]
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_the_interval_holds_the_mean_at_its_ends(score):
+    """The pictures draw it as distances from the mean, which rounding once made negative."""
+    for count in range(1, 300):
+        got = wilson([score] * count)
+        assert got.low <= got.accuracy <= got.high, count
