@@ -62,6 +62,9 @@ def dense_config(path: str | os.PathLike) -> LlavaConfig:
     Raises:
         ValueError: no config there, or a model that is not supported.
     """
+    parent = Path(path).parent
+    if parent != Path() and parent.is_dir() and not Path(path).exists():
+        raise ValueError(f"{path}: no such model in the folder {parent}")  # and no name to ask the Hub for, minutes long
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ValueError(f"{path}: a folder without config.json is not a model")
     try:

@@ -13,7 +13,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration, ProcessorMixin, set_seed
 
-from checkpoints.build import build_student, load_dense
+from checkpoints.build import build_student, dense_config, load_dense
 from data.collator import Collator
 from data.dataset import ConversationDataset
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
@@ -30,7 +30,8 @@ def load_model(settings: ModelSettings) -> tuple[LlavaForConditionalGeneration, 
 
 
 def load_processor(settings: ModelSettings) -> ProcessorMixin:
-    """The dense model's processor alone. Raises ValueError where there is none."""
+    """The dense model's processor alone. Raises ValueError where there is none, or no model that is supported."""
+    dense_config(settings.path)
     try:
         return AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
     except OSError as error:

@@ -168,7 +168,7 @@ def test_load_dense(dense_folder):
 def test_missing_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="without config.json"):
         load_dense(tmp_path, "float32")
-    with pytest.raises(ValueError, match="neither a model folder"):
+    with pytest.raises(ValueError, match="no such model in the folder"):
         load_dense(tmp_path / "nowhere", "float32")
 
 
