@@ -18,6 +18,8 @@ from pydantic import BaseModel, Field, model_validator
 from data.shapes_questions import FAMILIES, Turn, ask_conversation, ask_family
 from data.shapes_scenes import Scene, draw_scene, sample_scene
 
+WORLDS = Path(__file__).resolve().parent / "cache"
+"""Where worlds are kept between runs."""
 _WORLD_VERSION = 1  # raised whenever the same settings would give other pictures or other questions
 
 

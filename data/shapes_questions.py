@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from data.shapes_scenes import COLORS, PLACES, SHAPES, SIZES, Scene, Thing
+from data.shapes_scenes import COLORS, PLACES, SHAPES, Scene, Thing
 
 FAMILIES = ("existence", "attribute", "relation", "reading", "choice", "caption")
 LETTERS = ("A", "B", "C", "D")

@@ -16,10 +16,9 @@ from rich.table import Table
 
 from checkpoints.load import load_checkpoint
 from data.conversations import Sample, load_llava_json
-from data.shapes import SplitSettings, WorldSettings, write_world
+from data.shapes import WORLDS, SplitSettings, WorldSettings, write_world
 from data.shapes_questions import FAMILIES
 from training.cli import run
-from training.datasets import WORLDS
 from training.evaluation import Accuracy, Evaluation, evaluate, relative_accuracy
 from training.pictures import families_picture, percent, save
 from training.run import write_json

@@ -14,8 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
-
-IGNORED_LABEL = -100
+from training.distillation import predicts_answer
 
 
 def rows_with_images(batch: dict, image_token_id: int) -> dict:
@@ -61,8 +60,7 @@ class AnswerKL:
     def _prepare(self, batch: dict) -> dict:
         """The forward's inputs, with the pictures already through the vision tower and the projector."""
         rows = {key: value.to(self.model.device) for key, value in rows_with_images(batch, self.model.config.image_token_id).items()}
-        # Logits at t predict token t + 1: the last column predicts nothing.
-        supervised = F.pad(rows["labels"][:, 1:] != IGNORED_LABEL, (0, 1), value=False)  # [B, T]
+        supervised = predicts_answer(rows["labels"])  # [B, T]
         # Labels tell which rows rank visual tokens, as in training; with `logits_mask` no loss is computed.
         inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {"logits_mask": supervised}
         if supervised.any():

@@ -1,7 +1,6 @@
 """A recipe's `data` section as samples, datasets and batches."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from transformers import ProcessorMixin
@@ -10,10 +9,8 @@ from data.collator import Collator
 from data.conversations import BadSample, Sample
 from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture, draw_samples
-from data.shapes import write_world
+from data.shapes import WORLDS, write_world
 from training.recipe import SourceSettings, SparsifyRecipe
-
-WORLDS = Path(__file__).resolve().parent.parent / "data" / "cache"
 
 
 def mixture(recipe: SparsifyRecipe, role: Literal["train", "calibration"], processor: ProcessorMixin) -> ConversationDataset:

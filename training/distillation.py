@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch.utils.checkpoint import checkpoint
 
+from data.conversations import IGNORE_INDEX
 from training.schema import Strict
 
 # Rows whose fp32 log-probabilities are alive together: at a vocabulary of 32,000, 128 MB per tensor.
@@ -77,6 +78,11 @@ class Rows(NamedTuple):
 
     logits: torch.Tensor
     hidden: torch.Tensor
+
+
+def predicts_answer(labels: torch.Tensor) -> torch.Tensor:
+    """The rows whose next token is supervised: labels [B, S] -> [B, S] bool. The one place for that shift."""
+    return F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)
 
 
 def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 from data.collator import Collator
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
-from data.shapes import WorldSettings, split_rows, write_world
+from data.shapes import WORLDS, WorldSettings, split_rows, write_world
 from data.shapes_patches import GROUPS
 from training.evaluation import Evaluation, evaluate
 from training.independent_turns import MASKED_ATTENTION, independent_turns
@@ -32,8 +32,6 @@ from training.schema import Strict
 from training.tiny_llava import TinyLlavaSettings, build_model, build_processor
 from training.tower import PatchDataset, PatchReader
 from training.trainer import MetricsFile, last_checkpoint
-
-WORLDS = Path(__file__).resolve().parent.parent / "data" / "cache"
 
 
 class OptimizerSettings(Strict):

@@ -2,7 +2,7 @@
 
 Teacher and student get the same processed batch, pictures included. With LoRA the teacher is the student's own base
 weights, adapters off, under the dense plan; for full fine-tuning it is a second model. Logits exist only where the next
-token is supervised; the labels are shifted here, once.
+token is supervised (`predicts_answer`).
 
 The loss of a step is (weighted token sums of all its micro-batches and ranks) / (their number of supervised tokens), so
 how a global batch is cut into micro-batches and ranks changes nothing.
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from pydantic import Field, model_validator
 from torch import nn
@@ -26,10 +25,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from data.conversations import IGNORE_INDEX
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
-from training.distillation import DistillationSettings, Rows
+from training.distillation import DistillationSettings, Rows, predicts_answer
 from training.lora import adapters_off
 from training.schema import Strict
 
@@ -144,7 +142,7 @@ class DistillationTrainer(Trainer):
         """This micro-batch's share of the step's loss, scaled by the ranks over which gradients are averaged."""
         assert not return_outputs, "there is no evaluation loop in this trainer"
         labels = inputs["labels"]
-        supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)  # [B, S]: the next token is supervised
+        supervised = predicts_answer(labels)  # [B, S]
         targets = labels.roll(-1, dims=1)[supervised]  # [N]
         if num_items_in_batch == 0:
             raise ValueError(f"step {self.state.global_step + 1}: no token of its batches is supervised, nothing to train on")
