@@ -18,6 +18,7 @@ def main() -> None:
 
     # Libraries telling each other about their next major versions: nothing a user of this script could act on.
     warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)  # each time a trainer is made
 
     from transformers.utils.logging import disable_progress_bar  # after parsing: --help should not wait for torch
 

@@ -20,7 +20,7 @@ from data.shapes_scenes import Scene, draw_scene, sample_scene
 
 WORLDS = Path(__file__).resolve().parent / "cache"
 """Where worlds are kept between runs."""
-_WORLD_VERSION = 1  # raised whenever the same settings would give other pictures or other questions
+_WORLD_VERSION = 2  # raised whenever the same settings would give other pictures or other questions
 
 
 class SplitSettings(BaseModel, extra="forbid", frozen=True):
@@ -29,7 +29,7 @@ class SplitSettings(BaseModel, extra="forbid", frozen=True):
     part: Literal["train", "validation", "calibration", "test"] = Field(description="part of the world it draws from")
     rows: int = Field(gt=0, description="number of rows; every row has a picture of its own")
     questions: int = Field(1, gt=0, description="questions per row; 1: the families take turns, row after row")
-    kinds: Literal["lookup", "all", "hard"] = Field("all", description="of questions in a row of several")
+    kinds: Literal["lookup", "all", "hard", "exam"] = Field("all", description="of questions in a row of several")
     min_things: int = Field(1, ge=1, le=4, description="fewest things in a picture")
     max_things: int = Field(4, ge=2, le=4, description="most things in a picture")
 

@@ -1,9 +1,9 @@
 """Questions about the scenes of the embedded world, in six families that mirror the public benchmarks.
 
-existence (POPE), attribute: colour, shape, size, number (VQAv2), relation (GQA), reading (TextVQA), choice between
-lettered options (MMBench), caption. Every family needs the picture: the text of a question tells at most how
-likely its answers are. Training conversations also ask simpler questions (what is in a place, whether one colour
-is present), the lower rungs of the ladder to the families.
+existence (POPE), attribute: colour, shape, size, number (VQAv2), relation: on which side (GQA), reading (TextVQA),
+choice between four options (MMBench), caption. Every family needs the picture: the text of a question tells at most
+how likely its answers are. Training conversations also ask what no family asks: simpler questions (what is in a place,
+whether one colour is present), the lower rungs of the ladder, and which thing is next to another.
 
 An asker takes a scene and a random generator and gives one turn (question, answer), or None where the scene has
 nothing to ask about.
@@ -11,12 +11,11 @@ nothing to ask about.
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from data.shapes_scenes import COLORS, PLACES, SHAPES, Scene, Thing
+from data.shapes_scenes import COLORS, PLACES, SHAPES, WORDS, Scene, Thing
 
 FAMILIES = ("existence", "attribute", "relation", "reading", "choice", "caption")
-LETTERS = ("A", "B", "C", "D")
 NOTHING = "nothing"
 NOWHERE = "nowhere"
 CAPTION_REQUEST = "Describe the picture."
@@ -119,49 +118,29 @@ def _ask_reading(scene: Scene, rng: random.Random) -> Turn:
     return f"What {scene.sign.kind} is written?", scene.sign.text
 
 
-def _lettered(question: str, answer: str, others: list[str], rng: random.Random) -> Turn:
-    """Hide the answer among the first three of the other options."""
-    options = [answer, *others[: len(LETTERS) - 1]]
+def _choose(turn: Turn | None, present: list[str], possible: Iterable[str], rng: random.Random) -> Turn | None:
+    """The same question with four options; wrong ones are things of the picture as far as there are any."""
+    if turn is None:
+        return None
+    question, answer = turn
+    others = [option for option in possible if option != answer]
+    rng.shuffle(others)
+    others.sort(key=lambda option: option not in present)
+    options = [answer, *others[:3]]
     rng.shuffle(options)
-    listed = ", ".join(f"{letter} {option}" for letter, option in zip(LETTERS, options, strict=True))
-    return f"{question} {listed}", LETTERS[options.index(answer)]
-
-
-def _others(answer: str, present: list[str], possible: list[str], rng: random.Random) -> list[str]:
-    """Wrong options, those that are in the picture first."""
-    present = [option for option in dict.fromkeys(present) if option != answer]
-    absent = [option for option in possible if option != answer and option not in present]
-    rng.shuffle(present)
-    rng.shuffle(absent)
-    return present + absent
+    return f"{question.removesuffix('?')}: {', '.join(options[:3])} or {options[3]}?", answer
 
 
 def _choose_color(scene: Scene, rng: random.Random) -> Turn | None:
-    turn = _ask_color(scene, rng)
-    if turn is None:
-        return None
-    others = _others(turn[1], [thing.color for thing in scene.things], list(COLORS), rng)
-    return _lettered(*turn, others, rng)
+    return _choose(_ask_color(scene, rng), [thing.color for thing in scene.things], COLORS, rng)
 
 
 def _choose_shape(scene: Scene, rng: random.Random) -> Turn | None:
-    turn = _ask_shape(scene, rng)
-    if turn is None:
-        return None
-    others = _others(turn[1], [thing.shape for thing in scene.things], list(SHAPES), rng)
-    return _lettered(*turn, others, rng)
+    return _choose(_ask_shape(scene, rng), [thing.shape for thing in scene.things], SHAPES, rng)
 
 
-def _choose_place(scene: Scene, rng: random.Random) -> Turn:
-    thing = rng.choice(scene.things)
-    others = _others(PLACES[thing.cell], [PLACES[other.cell] for other in scene.things], list(PLACES), rng)
-    return _lettered(f"Where is the {thing.name}?", PLACES[thing.cell], others, rng)
-
-
-def _match_letter(scene: Scene, rng: random.Random) -> Turn:
-    """The part of a choice that needs no picture: which letter stands before an option."""
-    options = rng.sample(rng.choice((list(COLORS), list(SHAPES), list(PLACES))), len(LETTERS))
-    return _lettered(f"Which letter is {options[0]}?", options[0], options[1:], rng)
+def _choose_word(scene: Scene, rng: random.Random) -> Turn | None:
+    return _choose(_ask_reading(scene, rng), [], WORDS, rng) if scene.sign.kind == "word" else None
 
 
 def _ask_caption(scene: Scene, rng: random.Random) -> Turn:
@@ -206,9 +185,9 @@ def _detect_shape(scene: Scene, rng: random.Random) -> Turn:
 _FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
     "existence": (_ask_existence,),
     "attribute": (_ask_color, _ask_shape, _ask_size, _ask_number),
-    "relation": (_ask_side, _ask_neighbor),
+    "relation": (_ask_side,),
     "reading": (_ask_reading,),
-    "choice": (_choose_color, _choose_shape, _choose_place),
+    "choice": (_choose_color, _choose_shape, _choose_word),
     "caption": (_ask_caption,),
 }
 # Looking up by colour is learnt long before looking up by shape, unless more is asked by shape.
@@ -234,7 +213,7 @@ CONVERSATIONS: dict[str, dict[Asker, int]] = {
         _ask_neighbor: 2,
         _choose_color: 2,
         _choose_shape: 2,
-        _choose_place: 2,
+        _choose_word: 1,
         _find_place: 3,
     },
     "hard": {
@@ -242,15 +221,28 @@ CONVERSATIONS: dict[str, dict[Asker, int]] = {
         _ask_color: 1,
         _ask_shape: 1,
         _ask_size: 1,
-        _ask_number: 3,
-        _ask_side: 3,
-        _ask_neighbor: 4,
+        _ask_number: 4,
+        _ask_side: 5,
+        _ask_neighbor: 2,
         _ask_reading: 1,
-        _choose_color: 2,
-        _choose_shape: 3,
-        _choose_place: 2,
-        _match_letter: 4,
+        _choose_color: 1,
+        _choose_shape: 1,
+        _choose_word: 1,
         _find_place: 1,
+        _look_at_place: 1,
+    },
+    "exam": {
+        _ask_existence: 5,
+        _ask_color: 1,
+        _ask_shape: 1,
+        _ask_size: 2,
+        _ask_number: 3,
+        _ask_side: 5,
+        _ask_reading: 1,
+        _choose_color: 1,
+        _choose_shape: 1,
+        _choose_word: 1,
+        _find_place: 3,
         _look_at_place: 1,
     },
 }
@@ -270,7 +262,8 @@ def ask_conversation(scene: Scene, kinds: str, num_questions: int, rng: random.R
 
     Args:
         kinds: one of CONVERSATIONS. "lookup": what is where; "all": the families' questions as well;
-            "hard": most of those that are learnt last, and the rungs below them.
+            "hard": most of those that are learnt last, and the rungs below them; "exam": hardly anything but the
+            families' questions, the harder the more often.
     """
     turns: dict[str, str] = {}
     captioned = rng.random() < _CAPTIONED

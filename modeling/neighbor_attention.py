@@ -16,10 +16,6 @@ import torch
 import torch.nn.functional as F
 
 
-GATHERED_VALUES = 2**21
-"""Keys (as many values) that are gathered at a time."""
-
-
 @dataclass(frozen=True)
 class NeighborTiles:
     """Which queries meet which keys, tile by tile. Slots that hold no token carry index 0 and are masked.
@@ -158,16 +154,25 @@ def neighbor_attention(
     queries = _by_token(query)  # [B * V, Hq, hd]
     keys, values = (tuple(map(_by_token, pair)) for pair in ((text_key, key), (text_value, value)))
     text_seen = text_mask.flatten(0, 1)  # [B * V, P]
-    # A tile's keys are copies. A few tiles at a time keep them where the processor reads them fast.
-    few = max(1, GATHERED_VALUES // ((num_text + key_row.shape[1]) * num_kv_heads * head_dim))
+    few = max(1, _gathered_values(query.device) // ((num_text + key_row.shape[1]) * num_kv_heads * head_dim))
     slots = (query_row, tiles.query_valid, text_row, key_row, tiles.allowed)
-    output = [
-        _attend(queries, keys, values, text_seen, *some, scaling)
-        for some in zip(*(part.split(few) for part in slots), strict=True)
-    ]
-    output = torch.cat(output).flatten(0, 1)  # [M * Q, Hq, hd]
-    output = output.index_select(0, tiles.slot.clamp(min=0).flatten()).view(batch, num_tokens, num_heads, head_dim)
-    return output.masked_fill_((tiles.slot < 0)[:, :, None, None], 0).transpose(1, 2)
+    few_tiles = list(zip(*(part.split(few) for part in slots), strict=True))
+    if torch.is_grad_enabled():
+        output = torch.cat([_attend(queries, keys, values, text_seen, *some, scaling) for some in few_tiles])
+        output = output.flatten(0, 1).index_select(0, tiles.slot.clamp(min=0).flatten())
+        output = output.masked_fill_((tiles.slot < 0).view(-1, 1, 1), 0)
+    else:  # Straight to its place: a further copy of a large picture is fresh memory, and slow.
+        output = queries.new_zeros(batch * num_tokens + 1, num_heads, head_dim)  # the last row takes empty slots
+        for some in few_tiles:
+            row = some[0].masked_fill(~some[1], batch * num_tokens).flatten()
+            output.index_copy_(0, row, _attend(queries, keys, values, text_seen, *some, scaling).flatten(0, 1))
+        output = output[:-1]
+    return output.view(batch, num_tokens, num_heads, head_dim).transpose(1, 2)
+
+
+def _gathered_values(device: torch.device) -> int:
+    """Keys (as many values) that are gathered at a time: what a CPU's cache holds, elsewhere a share of the memory."""
+    return 2**21 if device.type == "cpu" else 2**27
 
 
 def _attend(

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from checkpoints.load import load_checkpoint
 from data.conversations import Sample, load_llava_json
 from data.shapes import WORLDS, SplitSettings, WorldSettings, write_world
 from data.shapes_questions import FAMILIES
 from training.cli import run
-from training.evaluation import Accuracy, Evaluation, evaluate, relative_accuracy
+from training.evaluation import Evaluation, evaluate, relative_accuracy
 from training.pictures import families_picture, percent, save
 from training.run import write_json
+from training.tables import families_table
 
 # The questions of recipes/tiny_teacher.yaml, as many of each family: a standard error of at most 3.5 points in one.
 TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})
@@ -65,7 +65,7 @@ def main() -> None:
         "evaluations": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
     }
     console = Console()
-    console.print(table(evaluations))
+    console.print(families_table(evaluations))
     if arguments.dense:
         console.print(f"relative accuracy: {percent(result['relative_accuracy'])}")
     if arguments.json:
@@ -113,22 +113,6 @@ def read_samples(data: Path | None, images: Path | None, families: set[str], lim
     if not chosen:
         raise ValueError(f"{data}: no row of family {', '.join(sorted(families))} ('family' says how a row is scored)")
     return chosen[:limit]
-
-
-def table(evaluations: dict[str, Evaluation]) -> Table:
-    """Accuracy with its interval: a line per family, a column per model."""
-    result = Table("family", "questions", *evaluations)
-    for family in next(iter(evaluations.values())).families:
-        accuracies = [evaluation.families[family] for evaluation in evaluations.values()]
-        result.add_row(family, str(accuracies[0].count), *map(interval, accuracies))
-    result.add_section()
-    overall = [evaluation.overall for evaluation in evaluations.values()]
-    result.add_row("all", str(overall[0].count), *map(interval, overall), style="bold")
-    return result
-
-
-def interval(value: Accuracy) -> str:
-    return f"{percent(value.accuracy)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 if __name__ == "__main__":

@@ -6,31 +6,21 @@ from typing import Literal
 from transformers import ProcessorMixin
 
 from data.collator import Collator
-from data.conversations import BadSample, Sample
 from data.dataset import ConversationDataset
-from data.mixture import Source, build_mixture, draw_samples
+from data.mixture import Source, build_mixture
 from data.shapes import WORLDS, write_world
 from training.recipe import SourceSettings, SparsifyRecipe
 
 
-def mixture(recipe: SparsifyRecipe, role: Literal["train", "calibration"], processor: ProcessorMixin) -> ConversationDataset:
+def mixture(
+    recipe: SparsifyRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
+) -> ConversationDataset:
     """The samples of a role, encoded. Raises ValueError on bad data, as `data.mixture.build_mixture`."""
     data = recipe.data
     return build_mixture(
-        _sources(recipe, {"train": data.train, "calibration": data.calibration}[role]),
+        _sources(recipe, getattr(data, role)),
         processor,
         max_length=data.max_length,
-        seed=recipe.seed,
-        on_bad_sample=data.on_bad_sample,
-        max_bad_share=data.max_bad_share,
-    )
-
-
-def evaluation_samples(recipe: SparsifyRecipe) -> tuple[list[Sample], list[BadSample]]:
-    """The held-out samples, and the bad rows that were left out. Raises ValueError on bad data."""
-    data = recipe.data
-    return draw_samples(
-        _sources(recipe, data.evaluation),
         seed=recipe.seed,
         on_bad_sample=data.on_bad_sample,
         max_bad_share=data.max_bad_share,

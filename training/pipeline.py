@@ -28,7 +28,7 @@ from modeling.visual_plan import VisualPlan
 from training.benchmark import benchmark
 from training.calibration import calibrate
 from training.costs import TEXT_TOKENS, cost_sheet, fractions
-from training.datasets import calibration_batches, evaluation_samples, mixture
+from training.datasets import calibration_batches, mixture
 from training.evaluation import Evaluation, evaluate, relative_accuracy
 from training.pictures import plan_picture, save
 from training.planners import find_plan
@@ -36,6 +36,7 @@ from training.recipe import STUDENT, CompareSettings, SparsifyRecipe
 from training.report import write_report
 from training.run import Run, Stage, console, is_main_process, write_json
 from training.students import load_model, load_processor, train_student, trained_student, untrained_student
+from training.tables import models_table
 
 TEACHER, GREY = "teacher", "grey"
 """The dense model's answers, and its answers to grey pictures, among the evaluations."""
@@ -67,11 +68,9 @@ def read_data(run: Run) -> dict:
     recipe = run.recipe
     processor = load_processor(recipe.model)
     used, left_out = {}, {}
-    for role in ("train", "calibration"):
+    for role in ("train", "calibration", "evaluation"):
         dataset = mixture(recipe, role, processor)
         used[role], left_out[role] = len(dataset), [*dataset.bad, *dataset.too_long]
-    samples, left_out["evaluation"] = evaluation_samples(recipe)
-    used["evaluation"] = len(samples)
     write_json(run.directory / "left_out.json", {role: [asdict(one) for one in bad] for role, bad in left_out.items()})
     return {"used": used, "left_out": {role: len(bad) for role, bad in left_out.items()}}
 
@@ -119,8 +118,8 @@ def distil(run: Run) -> dict:
 def evaluate_all(run: Run) -> dict:
     """Asks the dense model, the dense model without sight, and every student; leaves the report's table."""
     recipe = run.recipe
-    samples, _ = evaluation_samples(recipe)
     dense, processor = load_model(recipe.model)
+    samples = mixture(recipe, "evaluation", processor).samples
     teacher = evaluation_of(run, TEACHER, dense, processor, samples)
     grey = evaluation_of(run, GREY, dense, processor, samples)
     table = [table_row("dense", None, False, DENSE_COST, teacher, teacher)]
@@ -183,7 +182,10 @@ def report(run: Run) -> dict:
         "seconds": {name: run.result(name)["seconds"] for name in done},
     }
     write_json(run.directory / "result.json", result)
-    return {"report": write_report(run.directory).name}
+    path = write_report(run.directory)
+    console.print(models_table(json.loads((run.directory / "table.json").read_text(encoding="utf-8"))))
+    console.print(f"report: {path}", soft_wrap=True)
+    return {"report": path.name}
 
 
 # ---- parts of the stages ----

@@ -73,7 +73,7 @@ def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: Conversatio
             teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
     trainer = DistillationTrainer(
         model=student,
-        args=recipe.training.arguments(folder / "trainer", recipe.seed),
+        args=recipe.training.arguments(folder / "trainer", recipe.seed, folder.name),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,

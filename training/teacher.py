@@ -27,8 +27,9 @@ from data.shapes import WORLDS, WorldSettings, split_rows, write_world
 from data.shapes_patches import GROUPS
 from training.evaluation import Evaluation, evaluate
 from training.independent_turns import MASKED_ATTENTION, independent_turns
-from training.run import Run, Stage
+from training.run import Run, Stage, console
 from training.schema import Strict
+from training.tables import families_table
 from training.tiny_llava import TinyLlavaSettings, build_model, build_processor
 from training.tower import PatchDataset, PatchReader
 from training.trainer import MetricsFile, last_checkpoint
@@ -217,15 +218,15 @@ def evaluate_teacher(run: Run) -> dict:
     model = trained_teacher(run).float().eval()
     path = write_world(WORLDS, settings.world)[settings.evaluation_split]
     samples, _ = load_llava_json(path, path.parent)
-    result = {}
+    evaluations = {}
     for name, transform in (("teacher", None), ("grey", "grey")):
-        evaluation = evaluate(
+        evaluations[name] = evaluate(
             model, processor, samples, batch_size=settings.evaluation_batch_size, pixel_transform=transform, title=name
         )
         (run.directory / "evaluation").mkdir(exist_ok=True)
-        evaluation.save(run.directory / "evaluation" / f"{name}.json")
-        result[name] = evaluation.accuracy
-    return result
+        evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
+    console.print(families_table(evaluations))
+    return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
 
 
 def export(run: Run) -> dict:

@@ -71,11 +71,12 @@ class TrainingSettings(Strict):
             raise ValueError(f"deepspeed: no file {self.deepspeed!r}")
         return self
 
-    def arguments(self, output_dir: Path, seed: int) -> TrainingArguments:
-        """The same in transformers' words."""
+    def arguments(self, output_dir: Path, seed: int, name: str) -> TrainingArguments:
+        """The same in transformers' words; `name` stands before the progress bar and among a tracker's runs."""
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
         return TrainingArguments(
             output_dir=str(output_dir),
+            run_name=name,
             max_steps=self.max_steps or -1,
             num_train_epochs=self.num_epochs or 1,
             per_device_train_batch_size=self.micro_batch_size,
@@ -224,7 +225,7 @@ class ProgressLine(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not state.is_world_process_zero
+            total=state.max_steps, initial=state.global_step, desc=args.run_name, unit="step", disable=not state.is_world_process_zero
         )
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -26,12 +26,11 @@ def answer(question: str, caption: str) -> str:
     things, sign = read_caption(caption)
     if question == "Describe the picture.":
         return caption
-    if match := re.fullmatch(r"(.+\?) A (.+), B (.+), C (.+), D (.+)", question):
+    if match := re.fullmatch(r"(.+): (.+), (.+), (.+) or (.+)\?", question):
         asked, *options = match.groups()
-        named = re.fullmatch(r"Which letter is (.+)\?", asked)
-        right = named[1] if named else answer(asked, caption)
+        right = answer(f"{asked}?", caption)
         assert len(set(options)) == 4 and options.count(right) == 1, question
-        return "ABCD"[options.index(right)]
+        return right
     if match := re.fullmatch(r"Is there an? (.+)\?", question):
         return "yes" if any(matches(thing, match[1]) for thing in things) else "no"
     if match := re.fullmatch(r"How many times is there an? (.+)\?", question):

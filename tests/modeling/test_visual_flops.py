@@ -1,7 +1,6 @@
 """The FLOPs counter: published anchors, hand counts, and what FlopCounterMode sees executed."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from modeling.visual_flops import (
     visual_fraction_by_layer,
 )
 from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+from tests.modeling.random_plans import random_plan
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"
 SMALL = DecoderShape(hidden_size=32, intermediate_size=80, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=6)
@@ -158,29 +158,6 @@ def model():
     return SparseLlavaForConditionalGeneration(config).eval()
 
 
-def random_plan(seed):
-    """Any plan that six layers of four units and 160 neurons can have."""
-    dice = random.Random(seed)
-    layers = []
-    for _ in range(6):
-        before = layers[-1] if layers else LayerPlan(read=False)
-        tokens = before.tokens * (dice.choice([1.0, 0.8, 0.5]) if before.read and before.heads != 0 else 1.0)
-        radius = dice.choice([None, 1, 2])
-        layers.append(
-            LayerPlan(
-                tokens=tokens,
-                rank=Rank(rows=dice.choice(["last", "instruction"])),
-                attend=dice.random() < 0.8,
-                read=dice.random() < 0.8,
-                heads=dice.choice([None, 0, 1, 3, (2,), (0, 3)]),
-                ffn=dice.choice([None, 0, 40, tuple(range(60, 100))]),
-                radius=radius,
-                bidirectional=radius is not None and dice.random() < 0.5,
-            )
-        )
-    return VisualPlan(tuple(layers))
-
-
 def execute(model, plan, num_images):
     """FLOPs that FlopCounterMode sees, by module, and the cache; some of the text stands before the images."""
     generator = torch.Generator().manual_seed(0)
@@ -194,7 +171,7 @@ def execute(model, plan, num_images):
     return flops, outputs.past_key_values
 
 
-PLANS = {"dense": VisualPlan.dense(6), **{f"random {seed}": random_plan(seed) for seed in range(9)}}
+PLANS = {"dense": VisualPlan.dense(6), **{f"random {seed}": random_plan(seed, 6, 4, 160) for seed in range(9)}}
 
 
 @pytest.mark.parametrize("number, plan", list(enumerate(PLANS.values())), ids=PLANS.keys())

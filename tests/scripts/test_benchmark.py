@@ -2,10 +2,8 @@
 
 import ast
 import json
-import runpy
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,26 +19,6 @@ SCRIPT = ROOT / "scripts" / "benchmark.py"
 SHAPE = ("--hidden-size", "128", "--layers", "2", "--visual-tokens", "16", "--text-tokens", "6")
 QUICK = ("--batch-sizes", "1,2", "--decode-tokens", "2", "--repeats", "2", "--neighbour-sides", "4,8", "--device", "cpu")
 PLAN = VisualPlan((LayerPlan(heads=1, ffn=0, attend=False), LayerPlan(tokens=0.0)))
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the script as `python scripts/benchmark.py ...` does, in this process: torch takes seconds to import."""
-
-    def call(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        return Done(stopped.value.code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

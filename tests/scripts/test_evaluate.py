@@ -1,10 +1,7 @@
 """scripts/evaluate.py from the outside: a table, files, and one clear line on bad input."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,28 +13,6 @@ from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import LayerPlan, VisualPlan
 from tests.tiny_processor import tiny_processor
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the script as `python scripts/evaluate.py ...` does, in this process: torch takes seconds to import."""
-
-    def call(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        return Done(stopped.value.code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

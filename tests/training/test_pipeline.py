@@ -8,6 +8,7 @@ import yaml
 
 from checkpoints.build import load_dense
 from checkpoints.load import load_checkpoint
+from data.shapes import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
 from training.pipeline import load_plan, stages, student_folder
@@ -27,6 +28,21 @@ def run(tmp_path_factory):
     processor.save_pretrained(folder / "dense")
     recipe = load_recipe("debug", [f"model.path={folder / 'dense'}"])
     return execute(recipe, stages(recipe), folder / "run")
+
+
+@pytest.mark.parametrize("role", ["train", "calibration", "evaluation"])
+def test_a_picture_that_breaks_off_is_left_out_of_every_role(run, tmp_path, role):
+    world = WorldSettings(seed=3, splits={"rows": SplitSettings(part="train", rows=24)})
+    path = write_world(tmp_path, world)["rows"]
+    broken = path.parent / json.loads(path.read_text())[0]["image"]
+    broken.write_bytes(broken.read_bytes()[:-40])
+    source = {"path": str(path), "images": str(path.parent)}
+    overrides = [f"model.path={run.recipe.model.path}", f"data.{role}=[{json.dumps(source)}]"]
+    skipping = ["data.on_bad_sample=skip", "data.max_bad_share=0.1"]
+    recipe = load_recipe("debug", [*overrides, *skipping])
+    read = execute(recipe, stages(recipe)[:1], tmp_path / "run")
+    left_out = json.loads((read.directory / "left_out.json").read_text())
+    assert [(name, bad["reason"].split(" is ")[-1][:9]) for name, rows in left_out.items() for bad in rows] == [(role, "truncated")]
 
 
 def test_every_stage_leaves_its_result(run):

@@ -1,6 +1,5 @@
 """The report: everything in it, nothing from outside, no hostile text alive, missing inputs named."""
 
-import dataclasses
 import json
 import math
 import random
@@ -13,7 +12,7 @@ import yaml
 from data.conversations import load_llava_json
 from data.shapes import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import LayerPlan, VisualPlan
-from training.evaluation import Accuracy, Evaluation, Record
+from training.evaluation import Evaluation, Record
 from training.report import (
     NUM_SAMPLES,
     choose_samples,

@@ -48,7 +48,7 @@ def trainer(folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), te
     settings = TrainingSettings(**{**values, **settings})
     return DistillationTrainer(
         model=student() if model is None else model,
-        args=settings.arguments(folder, seed=5),
+        args=settings.arguments(folder, seed=5, name="student"),
         train_dataset=dataset,
         data_collator=COLLATOR,
         distillation=losses,
