@@ -7,21 +7,11 @@ import os
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import load_dense
 from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
-
-# Loading a tokenizer, transformers looks at the model's config as well and warns of a type it does not know.
-AutoConfig.register(SparseLlavaConfig.model_type, SparseLlavaConfig, exist_ok=True)
 
 
 def load_checkpoint(
