@@ -8,6 +8,7 @@ Shapes: B batch, S rows of a padded batch, T text rows, V visual rows, D hidden 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
@@ -15,9 +16,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .sparse_layer import Streams, UnitRows
 from .visual_cache import KeySlots, VisualCache
+from .visual_gates import LayerGates
 from .visual_layout import answer_starts, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
-from .visual_plan import VisualPlan
+from .visual_plan import LayerPlan, VisualPlan
 from .visual_units import Units
 
 
@@ -60,6 +62,7 @@ class SparseDecoderMixin:
         visual_mask: torch.Tensor | None = None,
         image_grids: tuple[tuple[int, int], ...] = (),
         supervised: torch.Tensor | None = None,
+        gates: list[LayerGates] | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
@@ -70,14 +73,18 @@ class SparseDecoderMixin:
             attention_mask: [B, cached + S], 0 marks padding on either side.
             visual_mask: [B, S] bool, true at image tokens. image_grids: (rows, columns) of each image of the batch.
             supervised: [B, S] bool, true at answer tokens, in training: tokens are ranked from the rows before answers.
+            gates: each layer's, on a plan that serves every token, unit and neuron (`radius` may be set).
 
         Returns:
             last_hidden_state [B, S, D]: text rows; zeros at image tokens (nothing reads them) and at padding.
             hidden_states, when asked for: both streams; zeros at withdrawn tokens and at padding.
 
         Raises:
-            ValueError: attention maps asked for, a cache that this model did not make, or masks that do not fit.
+            ValueError: attention maps asked for, a cache that this model did not make, masks that do not fit, or gates on a
+                plan that has shut something already.
         """
+        if gates is not None:
+            self._check_gates(gates)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if output_attentions or (output_attentions is None and self.config.output_attentions):
@@ -146,6 +153,7 @@ class SparseDecoderMixin:
                 neurons=self.neurons[index],
                 streams=streams,
                 rank_rows=rank_rows,
+                gates=None if gates is None else gates[index],
             )
 
         last = join_streams(self.norm(text), text_tokens, None, None, length)
@@ -157,6 +165,13 @@ class SparseDecoderMixin:
         return BaseModelOutputWithPast(
             last_hidden_state=last, past_key_values=cache, hidden_states=tuple(states) if output_hidden_states else None
         )
+
+    def _check_gates(self, gates: list[LayerGates]) -> None:
+        if len(gates) != len(self.layers):
+            raise ValueError(f"gates: got those of {len(gates)} layers, the model has {len(self.layers)}")
+        for index, layer in enumerate(self.visual_plan.layers):
+            if replace(layer, radius=None, bidirectional=False) != LayerPlan():
+                raise ValueError(f"gates: layer {index} of the plan in force is not dense; gates shut what the plan leaves open")
 
     def _cache(self, given: Cache | None, use_cache: bool) -> VisualCache | None:
         if self.gradient_checkpointing and self.training:

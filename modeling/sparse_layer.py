@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .neighbor_attention import neighbor_attention
 from .visual_cache import VisualCache, VisualCacheLayer
+from .visual_gates import LayerGates
 from .visual_layout import TextTokens, VisualTokens
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LiveLayer
@@ -121,6 +122,7 @@ class SparseDecoderLayerMixin:
         neurons: int | torch.Tensor,
         streams: Streams,
         rank_rows: torch.Tensor | None = None,
+        gates: LayerGates | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """One layer.
 
@@ -128,6 +130,7 @@ class SparseDecoderLayerMixin:
             text: [B, T, D]. visual: [B, V, D], or None when no visual row is carried.
             live, units, neurons: this layer's part of the plan; `neurons` serve visual rows in the FFN.
             rank_rows: [B, T] bool, the text rows by whose attention visual tokens are ranked after this layer.
+            gates: on what the plan serves, all units and neurons; None: there are none.
 
         Returns:
             text, visual and, where `rank_rows` is given, the attention that visual tokens receive [B, V], fp32.
@@ -154,12 +157,13 @@ class SparseDecoderLayerMixin:
         visual_update = None
         if visual is not None and live.attend:
             visual_update = self._visual_attention(visual_normed, visual_keys, live, units, cache, streams)
-        text = text + attention.o_proj(_rows(self._text_attention(queries, units, cache, streams)))
+        text = text + attention.o_proj(_rows(self._text_attention(queries, units, cache, streams, gates)))
         text = text + self.mlp(self.post_attention_layernorm(text))
         if visual_update is not None:
+            visual_update = visual_update if gates is None else gates.of_attention(visual_update)
             visual = visual + attention.o_proj(_rows(visual_update), columns=units.query_rows)
         if visual is not None and live.num_ffn > 0:
-            visual = visual + self._narrow_mlp(self.post_attention_layernorm(visual), neurons)
+            visual = visual + self._narrow_mlp(self.post_attention_layernorm(visual), neurons, gates)
         return text, visual, scores
 
     def _heads(self, projected: torch.Tensor) -> torch.Tensor:
@@ -185,11 +189,20 @@ class SparseDecoderLayerMixin:
         )
 
     def _text_attention(
-        self, queries: torch.Tensor, units: Units, cache: VisualCacheLayer, streams: Streams
+        self,
+        queries: torch.Tensor,
+        units: Units,
+        cache: VisualCacheLayer,
+        streams: Streams,
+        gates: LayerGates | None,
     ) -> torch.Tensor:
         """Text rows over text, and in served units over the visual tokens as well."""
         if cache.joint_keys is None:
             return self._attend(queries, cache.keys, cache.values, streams.text_masks.mask)
+        if gates is not None:
+            stage = streams.stage
+            mask = gates.text_mask(stage.mask, stage.keys.is_text, queries.shape[1], queries.dtype)
+            return self._attend(queries, cache.joint_keys, cache.joint_values, mask)
         served, rest = units.split_heads(queries)
         served = self._attend(served, cache.joint_keys, cache.joint_values, streams.stage.mask)
         if units.all_served:
@@ -221,9 +234,10 @@ class SparseDecoderLayerMixin:
             return neighbor_attention(queries, *visual_keys, *before, stage.text_mask(), tiles, self.self_attn.scaling)
         return self._attend(queries, keys, values, stage.visual_mask(live.read, live.radius, live.bidirectional))
 
-    def _narrow_mlp(self, normed: torch.Tensor, neurons: int | torch.Tensor) -> torch.Tensor:
+    def _narrow_mlp(self, normed: torch.Tensor, neurons: int | torch.Tensor, gates: LayerGates | None) -> torch.Tensor:
         mlp = self.mlp
         hidden = mlp.act_fn(mlp.gate_proj(normed, rows=neurons)) * mlp.up_proj(normed, rows=neurons)
+        hidden = hidden if gates is None else gates.of_neurons(hidden)
         return mlp.down_proj(hidden, columns=neurons)
 
     @torch.no_grad()

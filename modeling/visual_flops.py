@@ -23,6 +23,26 @@ Grids = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one layer does per visual token, in numbers of units and neurons. Costs are linear in them, so they may be
+    expectations, and tensors: FFN neurons, units whose keys and values are made, units that query, units that text reads."""
+
+    neurons: float
+    key_units: float
+    query_units: float
+    read_units: float
+
+    @classmethod
+    def of(cls, layer: LiveLayer) -> "Work":
+        return cls(
+            neurons=layer.num_ffn,
+            key_units=layer.num_heads if layer.keys else 0,
+            query_units=layer.num_heads if layer.attend else 0,
+            read_units=layer.num_heads if layer.read else 0,
+        )
+
+
+@dataclass(frozen=True)
 class DecoderShape:
     """Sizes of a Llama decoder: gated FFN of three matrices, attention heads in key/value groups."""
 
@@ -184,7 +204,10 @@ def visual_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids) -> fl
 def visual_fraction_by_layer(plan: VisualPlan, decoder: DecoderShape, grids: Grids) -> tuple[float, ...]:
     """`visual_fraction` of each layer against the same layer of the stock model."""
     layers = zip(decoder.live_layers(plan), decoder.stock_layers(), strict=True)
-    return tuple(_visual_macs(layer, decoder, grids) / _visual_macs(stock, decoder, grids) for layer, stock in layers)
+    return tuple(
+        layer_visual_macs(Work.of(layer), layer, decoder, grids) / layer_visual_macs(Work.of(stock), stock, decoder, grids)
+        for layer, stock in layers
+    )
 
 
 def model_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids, text_tokens: int = 64) -> float:
@@ -204,17 +227,14 @@ def dense_kv_bytes(decoder: DecoderShape, grids: Grids, text_tokens: int, bytes_
 
 
 def _kv_bytes(layers, decoder, grids, text_tokens, bytes_per_value) -> int:
-    tokens_times_units = sum(
-        text_tokens * decoder.num_kv_heads + (visual_tokens(layer, grids) * layer.num_heads if layer.read else 0)
-        for layer in layers
-    )
-    return 2 * tokens_times_units * decoder.head_dim * bytes_per_value
+    values = sum(layer_kv_values(Work.of(layer), layer, decoder, grids, text_tokens) for layer in layers)
+    return values * bytes_per_value
 
 
 def _cost(layers, decoder, grids, text_tokens, text_before, vision) -> PlanCost:
     before = text_tokens if text_before is None else text_before
-    visual = sum(_visual_macs(layer, decoder, grids) for layer in layers)
-    shared = sum(_shared_macs(layer, decoder, grids, text_tokens, before) for layer in layers)
+    visual = sum(layer_visual_macs(Work.of(layer), layer, decoder, grids) for layer in layers)
+    shared = sum(layer_shared_macs(Work.of(layer), layer, decoder, grids, text_tokens, before) for layer in layers)
     ranking = sum(
         _ranking_macs(layer, above, decoder, grids, text_tokens, text_before)
         for layer, above in zip(layers[1:], layers[:-1], strict=True)
@@ -232,34 +252,32 @@ def _tile_slots(layer: LiveLayer, grids: Grids) -> tuple[int, int] | None:
     return (query_slots, pair_slots) if tiles_pay(visual_tokens(layer, grids), pair_slots) else None
 
 
-def _visual_macs(layer: LiveLayer, decoder: DecoderShape, grids: Grids) -> int:
-    """Work of visual rows: projections, FFN, attention among themselves."""
-    tokens = visual_tokens(layer, grids)
-    served_query, served_kv = _served(layer, decoder)
-    macs = tokens * 3 * decoder.hidden_size * layer.num_ffn
-    if layer.keys:
-        macs += tokens * 2 * decoder.hidden_size * served_kv
-    if layer.attend:
-        tiled = _tile_slots(layer, grids)
-        pairs = tokens**2 if tiled is None else tiled[1]
-        macs += tokens * 2 * decoder.hidden_size * served_query + 2 * pairs * served_query
-    return macs
+def layer_visual_macs(work: Work, layer: LiveLayer, decoder: DecoderShape, grids: Grids) -> float:
+    """Multiply-accumulates of visual rows doing `work`: projections, FFN, attention among themselves. Of `layer`, only which
+    tokens it carries and how far they see counts."""
+    tokens, tiled = visual_tokens(layer, grids), _tile_slots(layer, grids)
+    pairs = tokens**2 if tiled is None else tiled[1]
+    kv, query = work.key_units * decoder.head_dim, work.query_units * _unit_width(decoder)
+    ffn = tokens * 3 * decoder.hidden_size * work.neurons
+    return ffn + tokens * 2 * decoder.hidden_size * (kv + query) + 2 * pairs * query
 
 
-def _shared_macs(layer: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int, before: int) -> int:
-    """Work of text rows, and pairs of text with visual tokens either way."""
-    tokens = visual_tokens(layer, grids)
-    served_query, _ = _served(layer, decoder)
+def layer_shared_macs(
+    work: Work, layer: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int, before: int
+) -> float:
+    """Multiply-accumulates of text rows, and of pairs of text with visual tokens either way."""
+    tokens, tiled = visual_tokens(layer, grids), _tile_slots(layer, grids)
     projections = 2 * decoder.query_size + 2 * decoder.kv_size
-    macs = text_tokens * decoder.hidden_size * (projections + 3 * decoder.intermediate_size)
-    macs += 2 * text_tokens**2 * decoder.query_size
-    if layer.read:
-        macs += 2 * text_tokens * tokens * served_query
-    if layer.attend:
-        tiled = _tile_slots(layer, grids)
-        pairs = tokens * text_tokens if tiled is None else tiled[0] * before
-        macs += 2 * pairs * served_query
-    return macs
+    text = text_tokens * decoder.hidden_size * (projections + 3 * decoder.intermediate_size)
+    text += 2 * text_tokens**2 * decoder.query_size
+    pairs = tokens * text_tokens if tiled is None else tiled[0] * before
+    return text + 2 * (text_tokens * tokens * work.read_units + pairs * work.query_units) * _unit_width(decoder)
+
+
+def layer_kv_values(work: Work, layer: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int) -> float:
+    """Keys and values held after prefill, in numbers."""
+    tokens_times_units = text_tokens * decoder.num_kv_heads + visual_tokens(layer, grids) * work.read_units
+    return 2 * tokens_times_units * decoder.head_dim
 
 
 def _ranking_macs(
@@ -270,10 +288,9 @@ def _ranking_macs(
         return 0
     instruction = text_tokens if before is None else text_tokens - before
     rows = 1 if layer.rank.rows == "last" else instruction
-    return rows * (visual_tokens(above, grids) + text_tokens) * _served(above, decoder)[0]
+    return rows * (visual_tokens(above, grids) + text_tokens) * above.num_heads * _unit_width(decoder)
 
 
-def _served(layer: LiveLayer, decoder: DecoderShape) -> tuple[int, int]:
-    """Widths of the query and of the key projection that serve visual tokens."""
-    served_kv = layer.num_heads * decoder.head_dim
-    return served_kv * (decoder.num_heads // decoder.num_kv_heads), served_kv
+def _unit_width(decoder: DecoderShape) -> int:
+    """Width of one unit's queries."""
+    return decoder.head_dim * (decoder.num_heads // decoder.num_kv_heads)

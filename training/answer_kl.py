@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_gates import LayerGates
 from modeling.visual_plan import VisualPlan
 from training.distillation import predicts_answer
 
@@ -53,7 +54,7 @@ class AnswerKL:
     def __call__(self, plan: VisualPlan) -> float:
         live = plan.live(**self._sizes)
         if live not in self._known:
-            self._known[live] = self._evaluate(plan)
+            self._known[live] = self.distance(plan)["kl"]
         return self._known[live]
 
     @torch.no_grad()
@@ -69,18 +70,21 @@ class AnswerKL:
         return inputs
 
     @torch.no_grad()
-    def _logits(self, plan: VisualPlan):
+    def _logits(self, plan: VisualPlan, gates: list[LayerGates] | None = None):
         """Yields each batch's answer logits [A, V] under the plan."""
         with self.model.use_plan(plan):
             for inputs in self._inputs:
-                yield self.model(**inputs, use_cache=False).logits
+                yield self.model(**inputs, gates=gates, use_cache=False).logits
 
-    def _evaluate(self, plan: VisualPlan) -> float:
-        total, num_tokens = 0.0, 0
-        for dense, sparse in zip(self._dense_logits, self._logits(plan), strict=True):
+    def distance(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> dict[str, float]:
+        """How far answers under the plan, and under gates on it, are from the dense model's: mean `kl`, and the share of
+        tokens that are still the likeliest (`agreement`)."""
+        total, agreeing, num_tokens = 0.0, 0, 0
+        for dense, sparse in zip(self._dense_logits, self._logits(plan, gates), strict=True):
             divergence = F.kl_div(
                 sparse.float().log_softmax(-1), dense.float().log_softmax(-1), reduction="sum", log_target=True
             )
             total += divergence.item()
+            agreeing += int((dense.argmax(-1) == sparse.argmax(-1)).sum())
             num_tokens += len(dense)
-        return total / num_tokens
+        return {"kl": total / num_tokens, "agreement": agreeing / num_tokens}

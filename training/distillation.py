@@ -37,11 +37,18 @@ class DistillationSettings(Strict):
     hidden_cosine_weight: float = Field(default=0.0, ge=0)
     """1 - cosine of teacher's and student's last hidden state on supervised text rows."""
     distill_temperature: float = Field(default=1.0, gt=0)
+    keep_answers: bool = False
+    """Ask the teacher once and keep its logits and the image features in the run's folder: for several students on data that
+    is small (supervised tokens x vocabulary, and images x their tokens x hidden size)."""
 
     @model_validator(mode="after")
     def _has_a_loss(self):
         if not (self.cross_entropy_weight or self.needs_teacher):
             raise ValueError("every weight is 0: nothing to train on")
+        if self.keep_answers and self.hidden_cosine_weight:
+            raise ValueError("keep_answers keeps logits, not hidden states: it does not go with hidden_cosine_weight")
+        if self.keep_answers and not self.needs_teacher:
+            raise ValueError("keep_answers: no loss here reads a teacher's answers")
         return self
 
     @property
@@ -77,7 +84,8 @@ class Rows(NamedTuple):
     """What a model gives at the supervised positions: logits [N, V], last hidden state [N, D]."""
 
     logits: torch.Tensor
-    hidden: torch.Tensor
+    hidden: torch.Tensor | None
+    """None in answers that were kept (training/teacher_answers.py)."""
 
 
 def predicts_answer(labels: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,11 @@ from checkpoints.build import dense_config
 from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
+from training.budget import GateBudget
 from training.calibration import Calibration
 from training.costs import TEXT_TOKENS, cost_sheet
 from training.lora import add_lora
+from training.planners.budget import Budget
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.yopo import YopoSettings, plan_yopo
 from training.recipe import DenseRecipe, SparsifyRecipe
@@ -68,7 +70,7 @@ def cost_table(recipe: SparsifyRecipe, config: LlavaConfig) -> Table:
     plan = known_plan(recipe, config)
     sheet = cost_sheet(plan or VisualPlan.dense(config.text_config.num_hidden_layers), config, bytes_per_value(recipe))
     dense = sheet["dense"]
-    left = sheet["plan"] if plan else budget_costs(dense, recipe.plan.budget.visual_flops)
+    left = sheet["plan"] if plan else budget_costs(dense, recipe.plan.budget)
     origin = f"plan ({recipe.plan.planner})" if plan else f"plan ({recipe.plan.planner}): at most"
     table = Table("one image, prefill", "dense", origin, "left", title=f"cost with {TEXT_TOKENS} text tokens")
     for key, label in CONVENTIONS.items():
@@ -99,16 +101,21 @@ def known_plan(recipe: SparsifyRecipe, config: LlavaConfig) -> VisualPlan | None
     return plan_yopo(config, flat, settings)
 
 
-def budget_costs(dense: dict, visual_flops: float) -> dict:
-    """Upper bounds: the visual tokens' own work falls to the budget, work that text shares with them stays."""
-    saved = (1 - visual_flops) * dense["B"]
-    return {
-        "A": visual_flops * dense["A"],
-        "B": visual_flops * dense["B"],
-        "C": dense["C"] - saved,
-        "D": dense["D"] - saved,
-        "kv_bytes": None,
-    }
+def budget_costs(dense: dict, budget: Budget | GateBudget) -> dict:
+    """Upper bounds in each convention, None where the budget sets none. Visual FLOPs fall to their bound, the work that text
+    shares with visual tokens may stay."""
+    bounds = budget.model_dump(exclude_none=True)
+    at_most = dict.fromkeys(dense)
+    if "visual_flops" in bounds:
+        at_most |= {name: bounds["visual_flops"] * dense[name] for name in ("A", "B")}
+        saved = dense["B"] - at_most["B"]
+        at_most |= {name: dense[name] - saved for name in ("C", "D")}
+    if "model_flops" in bounds:
+        saved = (1 - bounds["model_flops"]) * dense["C"]
+        at_most |= {name: dense[name] - saved for name in ("C", "D")}
+    if "kv_bytes" in bounds:
+        at_most["kv_bytes"] = bounds["kv_bytes"] * dense["kv_bytes"]
+    return at_most
 
 
 def memory_table(recipe: SparsifyRecipe, config: LlavaConfig, student: nn.Module) -> Table:

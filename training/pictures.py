@@ -66,7 +66,7 @@ def plan_picture(plan: VisualPlan, num_units: int, intermediate_size: int, layer
             bars.text(index, share + 0.03, text, ha="center", va="bottom", fontsize=_small(num_layers), color=INK)
     bars.set(ylim=(0, 1.2), yticks=(0, 0.5, 1), ylabel="FLOPs\nleft, %")
     bars.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    _plain(bars, grid="y")
+    plain(bars, grid="y")
     bars.tick_params(axis="x", length=0)
 
     for row, (_, values) in enumerate(rows):
@@ -80,14 +80,14 @@ def plan_picture(plan: VisualPlan, num_units: int, intermediate_size: int, layer
         xlabel="decoder layer",
     )
     cells.xaxis.set_major_locator(MaxNLocator(nbins=17, integer=True))
-    _plain(cells)
+    plain(cells)
     cells.tick_params(length=0)
     for side in ("left", "bottom"):
         cells.spines[side].set_visible(False)
     figure.legend(
         handles=[
-            Patch(facecolor=_shade(1.0), label="as in the dense model"),
-            Patch(facecolor=_shade(0.25), label="a part (25 %)"),
+            Patch(facecolor=shade(1.0), label="as in the dense model"),
+            Patch(facecolor=shade(0.25), label="a part (25 %)"),
             Patch(facecolor=PAPER, edgecolor=FAINT, label="not in the plan"),
             Patch(facecolor=PAPER, edgecolor=FAINT, hatch="////", label="dead: nothing later reads it, not computed"),
         ],
@@ -107,7 +107,7 @@ def curves_picture(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figur
     axes.set(xlabel="optimizer step", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False, ncols=len(curves), loc="upper right")
-    _plain(axes, grid="y")
+    plain(axes, grid="y")
     return figure
 
 
@@ -132,15 +132,15 @@ def comparison_picture(rows: Sequence[Mapping]) -> Figure:
         bars.text(row["visual_flops"] + 0.02, line, percent(row["visual_flops"]), va="center", fontsize=9, color=INK)
     points.set(
         yticks=range(len(rows)),
-        yticklabels=[_label(row["name"]) for row in rows],
+        yticklabels=[label(row["name"]) for row in rows],
         ylim=(len(rows) - 0.4, -0.7),
         xlabel="accuracy of generated answers (bar: 95 % interval)",
     )
     points.xaxis.set_major_formatter(PercentFormatter(1))
     bars.set(xlim=(0, 1.2), xticks=(0, 0.5, 1), xlabel="visual FLOPs left")
     bars.xaxis.set_major_formatter(PercentFormatter(1))
-    _plain(points, grid="x")
-    _plain(bars)
+    plain(points, grid="x")
+    plain(bars)
     for axes in (points, bars):
         axes.tick_params(axis="y", length=0)
     return figure
@@ -157,7 +157,7 @@ def families_picture(models: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
         values = [accuracies[family] for family in families]
         heights = [value.accuracy for value in values]
         whiskers = [[v.accuracy - v.low for v in values], [v.high - v.accuracy for v in values]]
-        axes.bar(places, heights, width * 0.92, color=color, label=_label(name))
+        axes.bar(places, heights, width * 0.92, color=color, label=label(name))
         axes.errorbar(places, heights, whiskers, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
         for place, value in zip(places, values, strict=True):
             axes.text(place, value.high + 0.015, f"{100 * value.accuracy:.0f}", ha="center", fontsize=8, color=INK)
@@ -165,7 +165,7 @@ def families_picture(models: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(axis="x", length=0)
     figure.legend(loc="outside upper right", ncols=len(models), frameon=False)
-    _plain(axes, grid="y")
+    plain(axes, grid="y")
     return figure
 
 
@@ -207,7 +207,7 @@ def _draw_cell(axes: Axes, layer: int, row: int, cell: _Cell, fontsize: float) -
     axes.add_patch(
         Rectangle(
             (layer - 0.46, row - 0.42), 0.92, 0.84,
-            facecolor=_shade(cell.share), edgecolor=FAINT, linewidth=0.8, hatch="////" if cell.dead else None,
+            facecolor=shade(cell.share), edgecolor=FAINT, linewidth=0.8, hatch="////" if cell.dead else None,
         )
     )
     axes.text(
@@ -215,7 +215,7 @@ def _draw_cell(axes: Axes, layer: int, row: int, cell: _Cell, fontsize: float) -
     )
 
 
-def _shade(share: float) -> tuple[float, float, float]:
+def shade(share: float) -> tuple[float, float, float]:
     """White for 0; from pale to full blue for more, so that a little is still seen."""
     if share == 0:
         return (1.0, 1.0, 1.0)
@@ -237,12 +237,12 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """A name as plain text (no dollar opens a formula), shortened to what fits beside a picture."""
     return (name if len(name) <= 40 else name[:39] + "…").replace("$", r"\$")
 
 
-def _plain(axes: Axes, grid: str | None = None) -> None:
+def plain(axes: Axes, grid: str | None = None) -> None:
     """No box, quiet ticks, and a faint grid along one axis."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -2,6 +2,7 @@
 
 Each stage is one function; it reads what earlier stages left in the run's folder and leaves its own there:
 
+    gates/NAME/              what was learned for the plan of each student whose plan is learned (training/gate_learning.py)
     plans/NAME.json          the plan of each student, with lists of units of the dense model
     students/NAME/           the training of each distilled student
     evaluation/NAME.json     each model's answers to the held-out questions
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import dense_config
@@ -26,29 +28,38 @@ from data.conversations import Sample
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.benchmark import benchmark
-from training.calibration import calibrate
+from training.calibration import Calibration, calibrate
 from training.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.datasets import calibration_batches, mixture
 from training.evaluation import Evaluation, evaluate, relative_accuracy
+from training.gate_learning import gated_student, hardened_plan, learn_gates
 from training.pictures import plan_picture, save
 from training.planners import find_plan
+from training.planners.gates import GateSettings
 from training.recipe import STUDENT, CompareSettings, SparsifyRecipe
 from training.report import write_report
 from training.run import Run, Stage, console, is_main_process, write_json
 from training.students import load_model, load_processor, train_student, trained_student, untrained_student
 from training.tables import models_table
+from training.teacher_answers import AnsweredDataset, keep_answers
 
 TEACHER, GREY = "teacher", "grey"
 """The dense model's answers, and its answers to grey pictures, among the evaluations."""
+ANSWERS = "teacher_answers.safetensors"
+CALIBRATION = "calibration.safetensors"
 DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
 """The stock model's; the dense plan already costs less, as it leaves dead work out."""
 
 
 def stages(recipe: SparsifyRecipe) -> list[Stage]:
     """The stages of a run, in order."""
+    ask = [Stage("ask", "ask the dense model for all its answers", ask_teacher)]
+    learn = [Stage("learn", "learn which visual work is needed", learn_plans, distributed=True)]
     return [
         Stage("data", "read and check the data", read_data),
         Stage("calibrate", "measure how the dense model sees", measure),
+        *(ask if recipe.distillation.keep_answers else []),
+        *(learn if learned_rows(recipe) else []),
         Stage("plan", "find the plans", find_plans),
         Stage("distil", "distil the students", distil, distributed=True),
         Stage("evaluate", "ask all models held-out questions", evaluate_all),
@@ -61,6 +72,16 @@ def stages(recipe: SparsifyRecipe) -> list[Stage]:
 def rows(recipe: SparsifyRecipe) -> list[CompareSettings]:
     """The students of the report's table: the recipe's own first."""
     return [CompareSettings(name=STUDENT, plan=recipe.plan, distil=True), *recipe.compare]
+
+
+def learned_rows(recipe: SparsifyRecipe) -> dict[str, GateSettings]:
+    """The settings of each plan that is learned, by the name of the first student that has it."""
+    found: dict[str, GateSettings] = {}
+    for row in rows(recipe):
+        settings = row.plan or recipe.plan
+        if isinstance(settings, GateSettings) and settings not in found.values():
+            found[row.name] = settings
+    return found
 
 
 def read_data(run: Run) -> dict:
@@ -76,10 +97,46 @@ def read_data(run: Run) -> dict:
 
 
 def measure(run: Run) -> dict:
-    """Fills the calibration cache that the planners read."""
-    model, processor = dense_student(run.recipe)
-    statistics = calibrate(model, calibration_batches(run.recipe, processor), run.directory / "calibration")
+    """Fills the calibration cache that the planners read, and finds the plans that learning starts from."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe)
+    batches = calibration_batches(recipe, processor)
+    statistics = calibrate(model, batches, run.directory / "calibration")
+    statistics.save(run.directory / CALIBRATION)
+    for name, settings in learned_rows(recipe).items():
+        start = VisualPlan.dense(model.config.text_config.num_hidden_layers)
+        if settings.start is not None:
+            start = find_plan(model, batches, statistics, settings.start)
+        gates_folder(run, name).mkdir(parents=True, exist_ok=True)
+        start.save(gates_folder(run, name) / "start.json")
+        gated_student(recipe, settings, statistics, start)  # refuses now what learning would refuse
     return {"read_share": statistics.read_share.tolist()}
+
+
+def ask_teacher(run: Run) -> dict:
+    """Keeps the dense model's answers to the training data."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe)
+    keep_answers(
+        model,
+        mixture(recipe, "train", processor),
+        Collator(processor),
+        run.directory / ANSWERS,
+        batch_size=recipe.training.micro_batch_size,
+        autocast=torch.bfloat16 if recipe.training.precision == "bfloat16" else None,
+    )
+    return {}
+
+
+def learn_plans(run: Run) -> dict:
+    """Trains gates and LoRA for every plan that is learned; all processes together."""
+    recipe = run.recipe
+    processor = load_processor(recipe.model)
+    dataset, collator = training_data(run, processor), Collator(processor)
+    statistics = Calibration.load(run.directory / CALIBRATION)
+    for name, settings in learned_rows(recipe).items():
+        learn_gates(recipe, settings, statistics, dataset, collator, gates_folder(run, name))
+    return {}
 
 
 def find_plans(run: Run) -> dict:
@@ -87,13 +144,15 @@ def find_plans(run: Run) -> dict:
     recipe = run.recipe
     model, processor = dense_student(recipe)
     batches = calibration_batches(recipe, processor)
-    statistics = calibrate(model, batches, run.directory / "calibration")
+    statistics = Calibration.load(run.directory / CALIBRATION)
     (run.directory / "plans").mkdir(exist_ok=True)
     found: dict[str, VisualPlan] = {}
     for row in rows(recipe):
         settings = row.plan or recipe.plan
         key = settings.model_dump_json()
-        if key not in found:
+        if key not in found and isinstance(settings, GateSettings):
+            found[key] = hardened_plan(recipe, settings, statistics, batches, gates_folder(run, row.name))
+        elif key not in found:
             found[key] = find_plan(model, batches, statistics, settings)
         found[key].save(plan_path(run, row.name))
     plan = load_plan(run, STUDENT)
@@ -106,7 +165,7 @@ def distil(run: Run) -> dict:
     """Trains every student that is to be distilled; all processes together."""
     recipe = run.recipe
     processor = load_processor(recipe.model)
-    dataset, collator = mixture(recipe, "train", processor), Collator(processor)
+    dataset, collator = training_data(run, processor), Collator(processor)
     for row in rows(recipe):
         if row.distil:
             train_student(recipe, load_plan(run, row.name), dataset, collator, student_folder(run, row.name))
@@ -193,6 +252,16 @@ def report(run: Run) -> dict:
 
 def plan_path(run: Run, name: str) -> Path:
     return run.directory / "plans" / f"{name}.json"
+
+
+def training_data(run: Run, processor: ProcessorMixin) -> Dataset:
+    """The training samples, with the teacher's answers where these are kept."""
+    dataset = mixture(run.recipe, "train", processor)
+    return AnsweredDataset(dataset, run.directory / ANSWERS) if run.recipe.distillation.keep_answers else dataset
+
+
+def gates_folder(run: Run, name: str) -> Path:
+    return run.directory / "gates" / name
 
 
 def load_plan(run: Run, name: str) -> VisualPlan:

@@ -134,6 +134,12 @@ class SparsifyRecipe(BaseRecipe):
     evaluation: EvaluationSettings
 
     @model_validator(mode="after")
+    def _kept_answers_stay_true(self):
+        if self.distillation.keep_answers and self.lora is None:
+            raise ValueError("distillation.keep_answers goes with lora: full fine-tuning changes the image features it keeps")
+        return self
+
+    @model_validator(mode="after")
     def _names_differ(self):
         names = [STUDENT, *(row.name for row in self.compare)]
         if len(set(names)) < len(names):

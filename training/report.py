@@ -10,6 +10,7 @@ It reads from the run's folder:
     table.json                 rows of the comparison, the dense model first: {name, plan, distilled, visual_flops,
                                model_flops, accuracy, low, high, relative_accuracy, families: {family: accuracy}}
     metrics.jsonl              one object per logged step: `step`, `loss` and the parts of the loss
+    gates/student/             where the student's plan was learned: trainer/gates.jsonl, trainer/metrics.jsonl, hardening.json
     evaluation/teacher.json, evaluation/student.json, evaluation/grey.json
                                `Evaluation` of the dense model, the student, and the dense model shown grey pictures
 
@@ -30,6 +31,7 @@ from matplotlib.figure import Figure
 from data.images import open_image
 from modeling.visual_plan import VisualPlan
 from training.evaluation import Evaluation, Record
+from training.gate_pictures import budget_picture, gates_picture, plans_picture
 from training.pictures import comparison_picture, curves_picture, families_picture, percent, plan_picture, png
 from training.trainer import read_metrics
 
@@ -76,6 +78,10 @@ class Inputs:
     metrics: list[dict]
     evaluations: dict[str, Evaluation]
     """By the name they have in the report."""
+    plans: dict[str, VisualPlan]
+    """Of the table's rows, each plan once, by the first row that has it."""
+    learned: dict | None
+    """Where the plan was learned: `history` (gates.jsonl), `metrics` and `hardening`."""
 
 
 def write_report(run_directory: Path) -> Path:
@@ -110,17 +116,31 @@ def read_inputs(run_directory: Path) -> Inputs:
     evaluations = {"dense": "teacher", "student": "student", "dense, grey pictures": "grey"}
     for name in ("metrics.jsonl", *(f"evaluation/{file}.json" for file in evaluations.values())):
         text(name)
+    learned = None
+    if (run_directory / "gates" / "student").is_dir():
+        learned = {
+            "history": read_metrics(run_directory / "gates/student/trainer/gates.jsonl"),
+            "metrics": [row for row in read_metrics(run_directory / "gates/student/trainer/metrics.jsonl") if "cost" in row],
+            "hardening": parsed("gates/student/hardening.json"),
+        }
+    rows = parsed("table.json")
+    plans: dict[str, VisualPlan] = {}
+    for row in rows:
+        if row["plan"] is not None and (plan := VisualPlan.load(run_directory / row["plan"])) not in plans.values():
+            plans[row["name"]] = plan
     return Inputs(
         recipe=yaml.safe_load(text("recipe.yaml")),
         environment=parsed("env.json"),
         result=parsed("result.json"),
         plan=VisualPlan.load(run_directory / "plan.json"),
         cost=parsed("cost.json"),
-        rows=parsed("table.json"),
+        rows=rows,
         metrics=read_metrics(run_directory / "metrics.jsonl"),
         evaluations={
             name: Evaluation.load(run_directory / "evaluation" / f"{file}.json") for name, file in evaluations.items()
         },
+        plans=plans,
+        learned=learned,
     )
 
 
@@ -141,7 +161,9 @@ def render(inputs: Inputs) -> str:
             "comparison": data_uri(comparison_picture(inputs.rows)),
             "families": data_uri(families_picture({name: one.families for name, one in evaluations.items()})),
             "curves": data_uri(curves_picture(curves(inputs.metrics))),
+            "plans": data_uri(plans_picture(inputs.plans, inputs.cost["num_units"], inputs.cost["intermediate_size"])),
         },
+        learned=None if inputs.learned is None else learned_section(**inputs.learned),
         costs=cost_rows(inputs.cost),
         rows=inputs.rows,
         families=list(dense.families),
@@ -155,6 +177,17 @@ def render(inputs: Inputs) -> str:
         recipe=yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),
         environment=yaml.safe_dump(inputs.environment, sort_keys=False, allow_unicode=True),
     )
+
+
+def learned_section(history: list[dict], metrics: list[dict], hardening: dict) -> dict:
+    """What the page says of how the plan was learned."""
+    ((measure, share),) = hardening["budget"].items()
+    return {
+        "measure": measure,
+        "hardening": hardening,
+        "gates": data_uri(gates_picture(history)),
+        "budget": data_uri(budget_picture(metrics, share, hardening["cost"])),
+    }
 
 
 def curves(metrics: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:

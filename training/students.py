@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 from transformers import AutoProcessor, LlavaForConditionalGeneration, ProcessorMixin, set_seed
 
 from checkpoints.build import build_student, dense_config, load_dense
 from data.collator import Collator
-from data.dataset import ConversationDataset
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.lora import add_lora
@@ -55,7 +55,7 @@ def trained_student(recipe: SparsifyRecipe, plan: VisualPlan, folder: Path) -> S
     return model.merge_and_unload()
 
 
-def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: ConversationDataset, collator: Collator, folder: Path) -> None:
+def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: Dataset, collator: Collator, folder: Path) -> None:
     """Distil the student under `plan`; every process calls this. What is in `folder` already is not done again.
 
     Leaves in `folder`: weights/ (whole or absent) and trainer/ with metrics.jsonl.
@@ -79,6 +79,11 @@ def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: Conversatio
         distillation=recipe.distillation,
         teacher=teacher,
     )
+    train_and_keep(trainer, folder)
+
+
+def train_and_keep(trainer: DistillationTrainer, folder: Path) -> None:
+    """Trains to the end and leaves what was trained in `folder`/weights, whole or absent; every process calls this."""
     trainer.train()
     partial = folder / "weights.partial"
     trainer.save_model(str(partial))

@@ -124,8 +124,8 @@ class DistillationTrainer(Trainer):
         teacher: SparseLlavaForConditionalGeneration | None = None,
         **kwargs,
     ):
-        assert not (distillation.needs_teacher and teacher is None and not isinstance(model, PeftModel)), "no teacher"
         super().__init__(model=model, **kwargs)
+        assert not (distillation.needs_teacher and teacher is None and not isinstance(self.student, PeftModel)), "no teacher"
         # compute_loss divides by the tokens of the whole step itself: Trainer must count them, and not divide again.
         self.model_accepts_loss_kwargs = True
         self.distillation = distillation
@@ -139,6 +139,11 @@ class DistillationTrainer(Trainer):
         self.add_callback(ProgressLine())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
 
+    @property
+    def student(self) -> PeftModel | SparseLlavaForConditionalGeneration:
+        """The student inside what is trained."""
+        return self.model
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's loss, scaled by the ranks over which gradients are averaged."""
         assert not return_outputs, "there is no evaluation loop in this trainer"
@@ -149,22 +154,29 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"step {self.state.global_step + 1}: no token of its batches is supervised, nothing to train on")
 
         inputs = {**inputs, "logits_mask": supervised}
-        if isinstance(self.model, PeftModel):
+        kept_logits = inputs.pop("teacher_logits", None)
+        if isinstance(self.student, PeftModel):
             inputs = self._with_image_features(inputs)
         teacher_rows = None
-        if self.distillation.needs_teacher:
+        if kept_logits is not None:
+            teacher_rows = Rows(kept_logits, None)
+        elif self.distillation.needs_teacher:
             with self._teacher() as teacher:
                 teacher_rows = _supervised_rows(teacher, teacher, inputs)
-        student_rows = _supervised_rows(model, self.model, inputs)
+        student_rows = _supervised_rows(model, self.student, inputs)
 
-        if not self._parts:
-            self._parts_step = self.state.global_step
         loss = torch.zeros((), device=labels.device)
         for name, weight, token_sum in self.distillation.token_sums(targets, student_rows, teacher_rows):
             part = token_sum / num_items_in_batch
-            self._parts[name] = self._parts.get(name, 0) + part.detach()
+            self.add_part(name, part.detach())
             loss = loss + weight * part
         return loss * self.accelerator.num_processes
+
+    def add_part(self, name: str, part: torch.Tensor) -> None:
+        """Adds to what `log` gives as `name`: the sum over micro-batches and ranks, mean over steps."""
+        if not self._parts:
+            self._parts_step = self.state.global_step
+        self._parts[name] = self._parts.get(name, 0) + part
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -196,11 +208,14 @@ class DistillationTrainer(Trainer):
     @torch.no_grad()
     def _with_image_features(self, inputs: dict) -> dict:
         """The pictures as what projector and vision tower, frozen under LoRA, make of them: once for both models."""
-        if "pixel_values" not in inputs:
-            return inputs
         inputs = dict(inputs)
-        with self.accelerator.autocast():
-            features = self.model.get_base_model().get_image_features(inputs.pop("pixel_values")).pooler_output
+        if "image_features" in inputs:  # kept by training/teacher_answers.py
+            features = inputs.pop("image_features")
+        elif "pixel_values" in inputs:
+            with self.accelerator.autocast():
+                features = self.student.get_base_model().get_image_features(inputs.pop("pixel_values")).pooler_output
+        else:
+            return inputs
         return {**inputs, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
     @contextmanager
@@ -211,7 +226,7 @@ class DistillationTrainer(Trainer):
                 yield self.teacher
                 return
             # The bare module: a forward that is never followed by a backward is no business of DDP's or DeepSpeed's.
-            student = self.model
+            student = self.student
             base = student.get_base_model()
             training = student.training
             student.eval()

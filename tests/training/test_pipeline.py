@@ -89,3 +89,45 @@ def test_a_finished_run_does_nothing_again(run, capsys):
     execute(run.recipe, stages(run.recipe), run.directory)
     assert capsys.readouterr().out.count("done before") == len(STAGES)
     assert {path: path.stat().st_mtime_ns for path in (run.directory / "stages").iterdir()} == before
+
+
+# ---- a plan that is learned, from answers that are kept ----
+
+
+@pytest.fixture(scope="module")
+def learned(run, tmp_path_factory):
+    """A finished run whose plan is learned."""
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 4, "ffn_blocks": 4, "draws": 3}
+    servable = {**plan, "profile": "servable", "budget": {"visual_flops": 0.5}, "start": {"planner": "yopo", "budget": {"visual_flops": 0.9}}}
+    compare = [
+        {"name": "untrained", "distil": False},
+        {"name": "servable", "plan": servable, "distil": False},
+    ]
+    overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", f"compare={json.dumps(compare)}"]
+    recipe = load_recipe("debug", [*overrides, "distillation.keep_answers=true", "name=learned"])
+    return execute(recipe, stages(recipe), tmp_path_factory.mktemp("learned") / "run")
+
+
+def test_a_learned_plan_goes_the_same_way(learned):
+    assert [stage.name for stage in stages(learned.recipe)] == ["data", "calibrate", "ask", "learn", *STAGES[2:]]
+    result = json.loads((learned.directory / "result.json").read_text())
+    assert 0 < result["visual_flops"] <= 0.3
+    hardening = json.loads((learned.directory / "gates" / "student" / "hardening.json").read_text())
+    assert hardening["cost"] == pytest.approx(result["visual_flops"]) and set(hardening["soft"]) == {"kl", "agreement"}
+    assert sorted(path.name for path in (learned.directory / "gates").iterdir()) == ["servable", "student"]
+    assert "How the plan was learned" in (learned.directory / "report.html").read_text()
+
+
+def test_a_servable_plan_shuts_no_head_and_no_reading(learned):
+    plan, start = load_plan(learned, "servable"), VisualPlan.load(learned.directory / "gates" / "servable" / "start.json")
+    for layer, before in zip(plan.layers, start.layers, strict=True):
+        assert layer.tokens == before.tokens
+        assert layer.tokens == 0 or (layer.read, layer.heads) == (True, before.heads)
+
+
+def test_a_budget_out_of_reach_stops_the_run_before_it_learns(run, tmp_path):
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.01}, "profile": "servable", "steps": 4}
+    recipe = load_recipe("debug", [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]"])
+    with pytest.raises(ValueError, match="plan.budget.visual_flops: got 0.01, allowed: 0"):
+        execute(recipe, stages(recipe), tmp_path / "run")
+    assert not (tmp_path / "run" / "gates" / "student" / "trainer").exists()

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     rows = [
         {
             "name": name + text,
-            "plan": None,
+            "plan": "plan.json" if index == 1 else None,
             "distilled": index == 1,
             "visual_flops": 0.118 if index == 1 else 1.0,
             "model_flops": 0.42 if index == 1 else 1.0,
@@ -102,6 +103,17 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
         for step in range(1, 301)
     ]
     lines.append({"step": 300, "train_runtime": 301.2})
+    gates = directory / "gates" / "student"
+    (gates / "trainer").mkdir(parents=True)
+    hardening = {"budget": {"visual_flops": 0.12}, "expected_cost": 0.121, "cost": 0.1187, "unused_share_of_budget": 0.0108,
+                 "soft": {"kl": 0.0173, "agreement": 0.99}, "hard": {"kl": 0.0211, "agreement": 0.98}}  # fmt: skip
+    (gates / "hardening.json").write_text(json.dumps(hardening))
+    opened = {step: math.exp(-step / 50) for step in range(10, 150, 10)}
+    families = ("attend", "ffn", "read", "heads", "neurons")
+    history = [{"step": step} | {name: [value * layer / 8 for layer in range(8)] for name in families} for step, value in opened.items()]
+    costs = [{"step": step, "cost": value, "target": max(value, 0.12), "loss": 1.0} for step, value in opened.items()]
+    for name, some in (("gates", history), ("metrics", costs)):
+        (gates / "trainer" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return directory
 
@@ -117,7 +129,7 @@ def broken(run, tmp_path) -> Path:
     for path in run.rglob("*.*"):
         if path.suffix in (".json", ".jsonl", ".yaml") and "world" not in path.parts:
             copy = tmp_path / path.relative_to(run)
-            copy.parent.mkdir(exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     return tmp_path
 
@@ -127,10 +139,10 @@ def test_the_page_holds_the_run_and_needs_nothing_else(run):
     page = path.read_text(encoding="utf-8")
     assert path == run / "report.html" and not list(run.glob("*.partial"))
     for expected in ("tiny_sparse", "97.1 %", "99.7 %", "2.31 ×", "11.8 %", "greedy plan, distilled", "dense, grey pictures",
-                     "620 M", "11.9 %", "0123abc", "calibrate", "reading", "48", "as told"):
+                     "620 M", "11.9 %", "0123abc", "calibrate", "reading", "48", "as told", "1.1 % of the budget is unused", "0.0173"):
         assert expected in page, expected
     pictures = re.findall(r'<img [^>]*src="([^"]*)"', page)
-    assert len(pictures) == 4 + NUM_SAMPLES
+    assert len(pictures) == 7 + NUM_SAMPLES
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in pictures)
     assert "http" not in re.sub(r'http-equiv|base64,[^"]*', "", page)
 
@@ -146,13 +158,19 @@ def test_hostile_text_stays_text(tmp_path):
 @pytest.mark.parametrize(
     "name",
     ["recipe.yaml", "env.json", "result.json", "plan.json", "cost.json", "table.json", "metrics.jsonl",
-     "evaluation/teacher.json", "evaluation/student.json", "evaluation/grey.json"],
+     "evaluation/teacher.json", "evaluation/student.json", "evaluation/grey.json", "gates/student/hardening.json"],
 )
 def test_a_missing_file_is_named_and_no_page_is_written(broken, name):
     (broken / name).unlink()
     with pytest.raises(ValueError, match=re.escape(str(broken / name))):
         write_report(broken)
     assert not list(broken.glob("report.html*"))
+
+
+def test_a_plan_that_was_not_learned_has_no_such_section(broken):
+    shutil.rmtree(broken / "gates")
+    page = write_report(broken).read_text(encoding="utf-8")
+    assert "How the plan was learned" not in page and "The plans compared" in page
 
 
 def test_a_broken_file_is_named(broken):

@@ -9,11 +9,14 @@ from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
 from training.planners.file import FileSettings, plan_from_file
+from training.planners.gates import GateSettings
 from training.planners.greedy import GreedySettings, plan_greedy
 from training.planners.random_plan import RandomSettings, plan_random
 from training.planners.yopo import YopoSettings, plan_yopo
 
-PlannerSettings = Annotated[GreedySettings | YopoSettings | RandomSettings | FileSettings, Field(discriminator="planner")]
+PlannerSettings = Annotated[
+    GateSettings | GreedySettings | YopoSettings | RandomSettings | FileSettings, Field(discriminator="planner")
+]
 
 
 def find_plan(
@@ -22,7 +25,7 @@ def find_plan(
     calibration: Calibration,
     settings: GreedySettings | YopoSettings | RandomSettings | FileSettings,
 ) -> VisualPlan:
-    """The plan of the planner that `settings` names.
+    """The plan of the planner that `settings` names; a learned plan comes from training/gate_learning.py.
 
     Args:
         model: the dense weights; any plan may be in force, it is restored.

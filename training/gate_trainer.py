@@ -1,0 +1,79 @@
+"""Learning a plan: the distillation trainer, with gates on the student and a Lagrangian that holds their expected cost.
+
+No DeepSpeed here: its engine casts every parameter to the model's dtype, and gates are fp32. Several processes train under
+torch's own data parallelism.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch.optim import AdamW, Optimizer
+
+from training.budget import falling_target
+from training.gated_student import GatedStudent
+from training.planners.gates import GateSettings
+from training.trainer import DistillationTrainer, MetricsFile
+
+
+class GateTrainer(DistillationTrainer):
+    """Trains LoRA, gates and multipliers together.
+
+    Args:
+        model: what is trained.
+        settings: budget and learning rates.
+        others: as for `DistillationTrainer`.
+    """
+
+    def __init__(self, model: GatedStudent, *, settings: GateSettings, **kwargs):
+        super().__init__(model=model, **kwargs)
+        self.settings = settings
+        with torch.no_grad():
+            self._start = float(model.expected_cost())
+        self.add_callback(GatesFile(Path(self.args.output_dir) / "gates.jsonl"))
+
+    @property
+    def student(self):
+        return self.model.student
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The distillation loss under one draw of the gates, and this micro-batch's share of the Lagrangian."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        progress = self.state.global_step / (self.settings.budget_reached * self.state.max_steps)
+        target = falling_target(self._start, self.settings.budget.share, progress)
+        cost = self.model.expected_cost()
+        share = 1 / self.args.gradient_accumulation_steps
+        self.add_part("cost", cost.detach() * share / self.accelerator.num_processes)
+        self.add_part("target", torch.tensor(target * share / self.accelerator.num_processes, device=cost.device))
+        return loss + self.model.lagrangian(cost, target) * share
+
+    def create_optimizer(self, model=None) -> Optimizer:
+        """LoRA at the recipe's rate, gates and multipliers at theirs; multipliers climb where all else descends."""
+        gated, settings = self.model, self.settings
+        lora = [parameter for parameter in gated.student.parameters() if parameter.requires_grad]
+        self.optimizer = AdamW(
+            [
+                {"params": lora, "lr": self.args.learning_rate},
+                {"params": list(gated.gates.parameters()), "lr": settings.learning_rate},
+                {"params": list(gated.lagrangian.parameters()), "lr": settings.multiplier_learning_rate, "maximize": True},
+            ],
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+            weight_decay=0.0,
+        )
+        return self.optimizer
+
+
+class GatesFile(MetricsFile):
+    """Appends to gates.jsonl how probable it is that gates are open, mean over each layer's,, at every log."""
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if state.is_world_process_zero and "cost" in logs:  # not in the summary at the end
+            of_layers = {name: _by_layer(values) for name, values in model.gates.open_probability().items()}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **of_layers}) + "\n")
+
+
+def _by_layer(probability: torch.Tensor) -> list[float]:
+    """Mean over the gates of each layer, [L] or [L, gates of a layer]."""
+    return [round(value, 4) for value in probability.reshape(len(probability), -1).mean(1).tolist()]
