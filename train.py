@@ -34,6 +34,8 @@ def main() -> None:
         return
     if recipe.task == "dense":
         from training.teacher import stages
+    elif recipe.task == "frontier":
+        from training.frontier import stages
     else:
         from training.pipeline import stages
     from training.run import be_a_world_of_one, execute

@@ -9,11 +9,11 @@ from data.collator import Collator
 from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture
 from data.shapes import WORLDS, write_world
-from training.recipe import SourceSettings, SparsifyRecipe
+from training.recipe import SourceSettings, StudentRecipe
 
 
 def mixture(
-    recipe: SparsifyRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
+    recipe: StudentRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
 ) -> ConversationDataset:
     """The samples of a role, encoded. Raises ValueError on bad data, as `data.mixture.build_mixture`."""
     data = recipe.data
@@ -27,7 +27,7 @@ def mixture(
     )
 
 
-def calibration_batches(recipe: SparsifyRecipe, processor: ProcessorMixin) -> list[dict]:
+def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> list[dict]:
     """`calibration.num_samples` samples in batches. Raises ValueError where there are fewer."""
     dataset, settings = mixture(recipe, "calibration", processor), recipe.calibration
     if len(dataset) < settings.num_samples:
@@ -40,7 +40,7 @@ def calibration_batches(recipe: SparsifyRecipe, processor: ProcessorMixin) -> li
     ]
 
 
-def _sources(recipe: SparsifyRecipe, settings: Sequence[SourceSettings]) -> list[Source]:
+def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[Source]:
     """Files to read from; the embedded world is written first where it is not there yet."""
     world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
     sources = []

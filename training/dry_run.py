@@ -17,7 +17,7 @@ from training.lora import add_lora
 from training.planners.budget import Budget
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.yopo import YopoSettings, plan_yopo
-from training.recipe import DenseRecipe, SparsifyRecipe
+from training.recipe import DenseRecipe, FrontierRecipe, SparsifyRecipe, StudentRecipe
 from training.trainer import TrainingSettings
 
 CONVENTIONS = {
@@ -36,18 +36,18 @@ ACTIVATION_BYTES = 34
 console = Console()
 
 
-def dry_run(recipe: DenseRecipe | SparsifyRecipe) -> None:
+def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe) -> None:
     """Print what the recipe comes to. Raises ValueError where its model is not supported or its plan does not fit."""
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
-    if isinstance(recipe, SparsifyRecipe):
+    if isinstance(recipe, StudentRecipe):
         config = dense_config(recipe.model.config or recipe.model.path)
         student = build_on_meta(recipe, config)
         console.print(parameter_table(student))
-        console.print(cost_table(recipe, config))
+        console.print(cost_table(recipe, config) if isinstance(recipe, SparsifyRecipe) else points_table(recipe))
         console.print(memory_table(recipe, config, student))
 
 
-def build_on_meta(recipe: SparsifyRecipe, config: LlavaConfig) -> nn.Module:
+def build_on_meta(recipe: StudentRecipe, config: LlavaConfig) -> nn.Module:
     """The student that would be trained, every tensor without memory."""
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
     with torch.device("meta"):
@@ -62,6 +62,15 @@ def parameter_table(student: nn.Module) -> Table:
     table = Table("parameters", "of them trained", title="student")
     total, trained = num_parameters(student)
     table.add_row(f"{total:,}", f"{trained:,} ({trained / total:.2%})")
+    return table
+
+
+def points_table(recipe: FrontierRecipe) -> Table:
+    """How many students a frontier trains."""
+    table = Table("planner", "budgets", "seeds", "students", title=f"{len(recipe.students)} students")
+    for name, rival in recipe.planners.items():
+        budgets = rival.budgets or recipe.budgets
+        table.add_row(name, ", ".join(f"{budget:.0%}" for budget in budgets), str(len(rival.seeds)), str(len(budgets) * len(rival.seeds)))
     return table
 
 
@@ -118,7 +127,7 @@ def budget_costs(dense: dict, budget: Budget | GateBudget) -> dict:
     return at_most
 
 
-def memory_table(recipe: SparsifyRecipe, config: LlavaConfig, student: nn.Module) -> Table:
+def memory_table(recipe: StudentRecipe, config: LlavaConfig, student: nn.Module) -> Table:
     """Estimated memory per process in training: weights, gradients and optimizer as ZeRO cuts them, and activations."""
     settings = recipe.training
     total, trained = num_parameters(student)

@@ -23,9 +23,9 @@ from training.budget import GatedCost
 from training.calibration import Calibration
 from training.gate_trainer import GateTrainer
 from training.gated_student import GatedStudent
-from training.lora import LoraSettings, add_lora, adapters_off
+from training.lora import LoraSettings, adapters_off, add_lora
 from training.planners.gates import GateSettings, base_plan, check_budget, gates_at_start, harden
-from training.recipe import SparsifyRecipe
+from training.recipe import StudentRecipe
 from training.run import write_json
 from training.students import train_and_keep, untrained_student
 
@@ -33,7 +33,7 @@ DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
 """Beside the gates, where the student itself is to be trained in full."""
 
 
-def gated_student(recipe: SparsifyRecipe, settings: GateSettings, calibration: Calibration, start: VisualPlan) -> GatedStudent:
+def gated_student(recipe: StudentRecipe, settings: GateSettings, calibration: Calibration, start: VisualPlan) -> GatedStudent:
     """The dense model with fresh adapters and gates. Raises ValueError as `gates_at_start` and `check_budget`."""
     base = base_plan(start)
     student = untrained_student(recipe.model, base)
@@ -43,7 +43,7 @@ def gated_student(recipe: SparsifyRecipe, settings: GateSettings, calibration: C
 
 
 def learn_gates(
-    recipe: SparsifyRecipe,
+    recipe: StudentRecipe,
     settings: GateSettings,
     calibration: Calibration,
     dataset: Dataset,
@@ -69,7 +69,7 @@ def learn_gates(
 
 
 def hardened_plan(
-    recipe: SparsifyRecipe, settings: GateSettings, calibration: Calibration, batches: Sequence[dict], folder: Path
+    recipe: StudentRecipe, settings: GateSettings, calibration: Calibration, batches: Sequence[dict], folder: Path
 ) -> VisualPlan:
     """The plan that the gates in `folder` mean; leaves hardening.json there."""
     start = VisualPlan.load(folder / "start.json")

@@ -17,6 +17,8 @@ from training.calibration import CalibrationSettings
 from training.distillation import DistillationSettings
 from training.lora import LoraSettings
 from training.planners import PlannerSettings
+from training.planners.file import FileSettings
+from training.planners.random_plan import RandomSettings
 from training.recipe_errors import describe
 from training.schema import Strict
 from training.teacher import TeacherSettings
@@ -108,6 +110,8 @@ class CompareSettings(Strict):
     name: str = Field(pattern=NAME)
     plan: PlannerSettings | None = None
     distil: bool
+    seed: int | None = Field(default=None, ge=0)
+    """Of gates and distillation; null: the recipe's."""
 
 
 class EvaluationSettings(Strict):
@@ -118,19 +122,16 @@ class EvaluationSettings(Strict):
     """Longest answer; null: as each family's longest true answer asks for."""
 
 
-class SparsifyRecipe(BaseRecipe):
-    """Find a plan for a dense model, distil the student under it, export, evaluate, report."""
+class StudentRecipe(BaseRecipe):
+    """What every run has that turns a dense model into sparse students."""
 
-    task: Literal["sparsify"]
     model: ModelSettings
     data: DataSettings
     calibration: CalibrationSettings
-    plan: PlannerSettings
     lora: LoraSettings | None
     """null: full fine-tuning of text decoder and projector; the teacher is then a second model."""
     distillation: DistillationSettings
     training: TrainingSettings
-    compare: tuple[CompareSettings, ...] = ()
     evaluation: EvaluationSettings
 
     @model_validator(mode="after")
@@ -139,6 +140,19 @@ class SparsifyRecipe(BaseRecipe):
             raise ValueError("distillation.keep_answers goes with lora: full fine-tuning changes the image features it keeps")
         return self
 
+    @property
+    def students(self) -> tuple[CompareSettings, ...]:
+        """Every student of the run, each with its plan's settings."""
+        raise NotImplementedError
+
+
+class SparsifyRecipe(StudentRecipe):
+    """Find a plan for a dense model, distil the student under it, export, evaluate, report."""
+
+    task: Literal["sparsify"]
+    plan: PlannerSettings
+    compare: tuple[CompareSettings, ...] = ()
+
     @model_validator(mode="after")
     def _names_differ(self):
         names = [STUDENT, *(row.name for row in self.compare)]
@@ -146,8 +160,70 @@ class SparsifyRecipe(BaseRecipe):
             raise ValueError(f"compare: names must differ from each other and from {STUDENT!r}, got {', '.join(names[1:])}")
         return self
 
+    @property
+    def students(self) -> tuple[CompareSettings, ...]:
+        """The recipe's own first, then those it is compared with."""
+        own = CompareSettings(name=STUDENT, plan=self.plan, distil=True)
+        return (own, *(row.model_copy(update={"plan": row.plan or self.plan}) for row in self.compare))
 
-Recipe = Annotated[DenseRecipe | SparsifyRecipe, Field(discriminator="task")]
+
+class RivalSettings(Strict):
+    """One curve of a frontier."""
+
+    plan: PlannerSettings
+    """Its budget is replaced by each of the frontier's in turn, which bound visual FLOPs."""
+    budgets: tuple[float, ...] | None = None
+    """Those this planner is asked for; null: all."""
+    seeds: tuple[int, ...] = (0,)
+
+    @model_validator(mode="after")
+    def _has_a_budget(self):
+        if isinstance(self.plan, FileSettings):
+            raise ValueError("plan: a plan from a file has no budget to vary")
+        if self.plan.budget is None:
+            raise ValueError("plan: give a budget, of any size, rather than shares or thresholds: it is replaced")
+        return self
+
+
+class FrontierRecipe(StudentRecipe):
+    """Distil students of several planners at several budgets and seeds: accuracy against cost."""
+
+    task: Literal["frontier"]
+    budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
+    """Shares of the dense model's visual FLOPs."""
+    planners: dict[Annotated[str, Field(pattern=NAME)], RivalSettings] = Field(min_length=1)
+    """By the name each has in the pictures."""
+
+    @model_validator(mode="after")
+    def _budgets_are_known(self):
+        for name, rival in self.planners.items():
+            if unknown := set(rival.budgets or ()) - set(self.budgets):
+                raise ValueError(f"planners.{name}.budgets: {sorted(unknown)} are not among budgets ({', '.join(map(str, self.budgets))})")
+        return self
+
+    def points(self) -> list[tuple[str, float, int, CompareSettings]]:
+        """Planner, budget, seed and student of every point."""
+        return [
+            (planner, budget, seed, self._student(planner, budget, seed))
+            for planner, rival in self.planners.items()
+            for budget in rival.budgets or self.budgets
+            for seed in rival.seeds
+        ]
+
+    @property
+    def students(self) -> tuple[CompareSettings, ...]:
+        return tuple(student for *_, student in self.points())
+
+    def _student(self, planner: str, budget: float, seed: int) -> CompareSettings:
+        settings = self.planners[planner].plan
+        changes = {"budget": type(settings.budget)(visual_flops=budget)}
+        if isinstance(settings, RandomSettings):
+            changes["seed"] = seed
+        plan = settings.model_copy(update=changes)
+        return CompareSettings(name=f"{planner}-{budget:g}-{seed}", plan=plan, distil=True, seed=seed)
+
+
+Recipe = Annotated[DenseRecipe | SparsifyRecipe | FrontierRecipe, Field(discriminator="task")]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

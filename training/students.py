@@ -19,7 +19,7 @@ from data.collator import Collator
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.lora import add_lora
-from training.recipe import ModelSettings, SparsifyRecipe
+from training.recipe import ModelSettings, StudentRecipe
 from training.run import is_main_process
 from training.trainer import DistillationTrainer
 
@@ -44,7 +44,7 @@ def untrained_student(settings: ModelSettings, plan: VisualPlan) -> SparseLlavaF
     return build_student(dense, plan)
 
 
-def trained_student(recipe: SparsifyRecipe, plan: VisualPlan, folder: Path) -> SparseLlavaForConditionalGeneration:
+def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> SparseLlavaForConditionalGeneration:
     """The student that `train_student` left in `folder`, adapters merged."""
     weights = folder / "weights"
     if recipe.lora is None:
@@ -55,7 +55,7 @@ def trained_student(recipe: SparsifyRecipe, plan: VisualPlan, folder: Path) -> S
     return model.merge_and_unload()
 
 
-def train_student(recipe: SparsifyRecipe, plan: VisualPlan, dataset: Dataset, collator: Collator, folder: Path) -> None:
+def train_student(recipe: StudentRecipe, plan: VisualPlan, dataset: Dataset, collator: Collator, folder: Path) -> None:
     """Distil the student under `plan`; every process calls this. What is in `folder` already is not done again.
 
     Leaves in `folder`: weights/ (whole or absent) and trainer/ with metrics.jsonl.

@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from training import distillation
-from training.distillation import DistillationSettings, Rows, cross_entropy, forward_kl, hidden_cosine, jensen_shannon, reverse_kl
+from training.distillation import (
+    DistillationSettings,
+    Rows,
+    cross_entropy,
+    forward_kl,
+    hidden_cosine,
+    jensen_shannon,
+    reverse_kl,
+)
 
 N, V = 12, 7
 

@@ -5,7 +5,7 @@ import torch
 
 from modeling.sparse_layer import NarrowLinear
 from tests.tiny_student import tiny_batch, tiny_student
-from training.lora import LoraSettings, NarrowLoraLinear, add_lora, adapters_off
+from training.lora import LoraSettings, NarrowLoraLinear, adapters_off, add_lora
 
 SETTINGS = LoraSettings(rank=3, alpha=6)
 

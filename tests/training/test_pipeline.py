@@ -11,9 +11,10 @@ from checkpoints.load import load_checkpoint
 from data.shapes import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
-from training.pipeline import load_plan, stages, student_folder
+from training.pipeline import stages
 from training.recipe import load_recipe
 from training.run import execute
+from training.student_stages import load_plan, student_folder
 from training.students import trained_student
 
 STAGES = ["data", "calibrate", "plan", "distil", "evaluate", "export", "benchmark", "report"]

@@ -12,18 +12,22 @@ from training.planners.file import FileSettings, plan_from_file
 from training.planners.gates import GateSettings
 from training.planners.greedy import GreedySettings, plan_greedy
 from training.planners.random_plan import RandomSettings, plan_random
+from training.planners.shortv import ShortvSettings, plan_shortv
+from training.planners.uniform import UniformSettings, plan_uniform
+from training.planners.vica import VicaSettings, plan_vica
 from training.planners.yopo import YopoSettings, plan_yopo
 
-PlannerSettings = Annotated[
-    GateSettings | GreedySettings | YopoSettings | RandomSettings | FileSettings, Field(discriminator="planner")
-]
+SearchSettings = (
+    GreedySettings | YopoSettings | ShortvSettings | VicaSettings | UniformSettings | RandomSettings | FileSettings
+)
+PlannerSettings = Annotated[GateSettings | SearchSettings, Field(discriminator="planner")]
 
 
 def find_plan(
     model: SparseLlavaForConditionalGeneration,
     batches: Sequence[dict],
     calibration: Calibration,
-    settings: GreedySettings | YopoSettings | RandomSettings | FileSettings,
+    settings: SearchSettings,
 ) -> VisualPlan:
     """The plan of the planner that `settings` names; a learned plan comes from training/gate_learning.py.
 
@@ -39,6 +43,12 @@ def find_plan(
             return plan_greedy(model, batches, calibration, settings)
         case YopoSettings():
             return plan_yopo(model.config, calibration, settings)
+        case ShortvSettings():
+            return plan_shortv(model, batches, settings)
+        case VicaSettings():
+            return plan_vica(model.config, calibration, settings)
+        case UniformSettings():
+            return plan_uniform(model.config, calibration, settings)
         case RandomSettings():
             return plan_random(model.config, calibration, settings)
         case FileSettings():

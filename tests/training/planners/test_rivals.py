@@ -1,0 +1,68 @@
+"""The published rules that learned plans are compared with: budgets met, and the shape each rule is known by."""
+
+import pytest
+import torch
+
+from modeling.visual_plan import LayerPlan, VisualPlan
+from tests.tiny_student import tiny_batch, tiny_student
+from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_UNITS, tiny_calibration, tiny_config
+from training.answer_kl import AnswerKL
+from training.planners.budget import PlanPrice
+from training.planners.shortv import ShortvSettings, plan_shortv
+from training.planners.uniform import UniformSettings, plan_uniform
+from training.planners.vica import VicaSettings, plan_vica
+
+CONFIG, CALIBRATION = tiny_config(), tiny_calibration()
+PRICE = PlanPrice(CONFIG)
+
+
+def vica(share):
+    return plan_vica(CONFIG, CALIBRATION, VicaSettings(planner="vica", budget={"visual_flops": share}))
+
+
+def uniform(share):
+    return plan_uniform(CONFIG, CALIBRATION, UniformSettings(planner="uniform", budget={"visual_flops": share}))
+
+
+@pytest.mark.parametrize("share", [0.04, 0.1, 0.2, 1.0])
+def test_vica_updates_nothing_and_reads_where_it_matters(share):
+    plan = vica(share)
+    assert PRICE(plan) <= share
+    order = CALIBRATION.unit_kl.sum(1).argsort(descending=True).tolist()
+    read = [index for index, layer in enumerate(plan.layers) if layer.read and layer.tokens]
+    assert sorted(order[: len(read)]) == read and all(not layer.attend and layer.ffn == 0 for layer in plan.layers if layer.tokens)
+    if len(read) < NUM_LAYERS:
+        wider = {*read, order[len(read)]}
+        layers = (LayerPlan(attend=False, ffn=0, read=index in wider) for index in range(NUM_LAYERS))
+        assert PRICE(VisualPlan(tuple(layers))) > share, "one more layer would have fitted"
+    with pytest.raises(ValueError, match="one layer read costs"):
+        vica(0.001)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.7])
+def test_uniform_narrowing_is_the_same_in_every_layer(share):
+    plan = uniform(share)
+    assert 0 < PRICE(plan) <= share
+    live = plan.live(NUM_UNITS, CONFIG.text_config.intermediate_size)
+    assert len({layer.num_heads for layer in live}) == 1 and len({layer.num_ffn for layer in live[:-1]}) == 1
+    least_kl, most_kl = CALIBRATION.unit_kl[0].argsort().tolist()[0], CALIBRATION.unit_kl[0].argmax().item()
+    if live[0].num_heads < NUM_UNITS:
+        assert most_kl in plan.layers[0].heads and least_kl not in plan.layers[0].heads
+    with pytest.raises(ValueError, match="narrowest uniform plan costs 0.1"):
+        uniform(0.01)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_shortv_freezes_what_costs_least_alone(share):
+    model, batches = tiny_student(num_layers=5), [tiny_batch((1, 2))]
+    price, answer_kl, dense = PlanPrice(model.config), AnswerKL(model, batches), VisualPlan.dense(5)
+    plan = plan_shortv(model, batches, ShortvSettings(planner="shortv", budget={"visual_flops": share}))
+    assert price(plan) <= share
+    frozen = [index for index, layer in enumerate(plan.layers) if not layer.attend]
+    alone = torch.tensor([answer_kl(dense.replace(index, attend=False, ffn=0)) for index in range(5)])
+    assert sorted(alone.argsort(stable=True).tolist()[: len(frozen)]) == frozen
+    fewer = plan.replace(alone.argsort(stable=True).tolist()[len(frozen) - 1], attend=True, ffn=None)
+    assert price(fewer) > share, "a layer was frozen that need not be"
+    assert all(layer.read and layer.heads is None for layer in plan.layers)
+    with pytest.raises(ValueError, match="frozen layers that are read cost"):
+        plan_shortv(model, batches, ShortvSettings(planner="shortv", budget={"visual_flops": 0.01}))

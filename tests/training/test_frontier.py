@@ -1,0 +1,106 @@
+"""The frontier: which students it trains, what it leaves, and what its table and intervals say."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.checkpoints.tiny_dense import tiny_dense
+from training.frontier import stages
+from training.frontier_pictures import AXES, frontier_picture, frontier_table, interval
+from training.pictures import png
+from training.recipe import RECIPES, load_recipe
+from training.run import execute
+
+SMALL = {
+    "task": "frontier",
+    "budgets": [0.5, 0.3],
+    "planners": {
+        "learned": {"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 2, "draws": 2}, "seeds": [0, 1]},
+        "vica": {"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.5]},
+        "random": {"plan": {"planner": "random", "budget": {"visual_flops": 1.0}, "seed": 5}, "seeds": [3]},
+    },
+}
+
+
+def small_recipe(tmp_path, model, **changes):
+    """The debug recipe's sections with a small frontier."""
+    sections = yaml.safe_load((RECIPES / "debug.yaml").read_text())
+    for key in ("plan", "compare"):
+        del sections[key]
+    sections["model"]["path"] = str(model)
+    path = tmp_path / "frontier.yaml"
+    path.write_text(yaml.safe_dump({**sections, "name": "frontier", **SMALL, **changes}, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("frontier")
+    recipe = load_recipe(str(small_recipe(folder, "checkpoints/tiny-llava")))
+    return execute(recipe, stages(recipe), folder / "run")
+
+
+def test_every_planner_budget_and_seed_is_a_point(run):
+    points = json.loads((run.directory / "frontier.json").read_text())
+    assert [(point["planner"], point["budget"], point["seed"]) for point in points] == [
+        ("learned", 0.5, 0), ("learned", 0.5, 1), ("learned", 0.3, 0), ("learned", 0.3, 1),
+        ("vica", 0.5, 0), ("random", 0.5, 3), ("random", 0.3, 3),
+    ]  # fmt: skip
+    for point in points:
+        assert {"visual_flops", "model_flops", "relative_accuracy", "prefill_speedup"} <= set(point)
+        assert 0 < point["visual_flops"] <= point["budget"] and point["prefill_speedup"] > 0
+    for name in ("frontier.md", "plans.png", *(f"{axis}.png" for axis in AXES)):
+        assert (run.directory / name).stat().st_size > 0
+    answers = sorted(path.stem for path in (run.directory / "evaluation").iterdir())
+    assert len(answers) == 1 + len(points) and "learned-0.3-1" in answers
+
+
+def test_seeds_differ_in_gates_and_training(run):
+    logs = [run.directory / "gates" / f"learned-0.3-{seed}" / "trainer" / "metrics.jsonl" for seed in (0, 1)]
+    assert logs[0].read_text() != logs[1].read_text()
+    logs = [run.directory / "students" / f"learned-0.3-{seed}" / "trainer" / "metrics.jsonl" for seed in (0, 1)]
+    assert logs[0].read_text() != logs[1].read_text()
+
+
+def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(tmp_path):
+    model, processor = tiny_dense(biases=False)
+    model.save_pretrained(tmp_path / "dense")
+    processor.save_pretrained(tmp_path / "dense")
+    planners = {"vica": {"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.5]}}
+    recipe = load_recipe(str(small_recipe(tmp_path, tmp_path / "dense", planners=planners)))
+    with pytest.raises(ValueError, match="answers none of the questions right"):
+        execute(recipe, stages(recipe), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "planner, message",
+    [
+        ({"plan": {"planner": "file", "path": "x.json"}}, "a plan from a file has no budget to vary"),
+        ({"plan": {"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}}, "give a budget, of any size"),
+        ({"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.4]}, r"\[0.4\] are not among budgets"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused(tmp_path, planner, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(str(small_recipe(tmp_path, "nowhere", planners={"one": planner})))
+
+
+def point(planner, budget, seed, relative, **changes):
+    values = {"planner": planner, "budget": budget, "seed": seed, "visual_flops": 0.9 * budget, "model_flops": 0.5, "prefill_speedup": 1.5}
+    return values | {"relative_accuracy": relative, "accuracy": relative / 2, "low": relative / 2 - 0.01, "high": relative / 2 + 0.01} | changes
+
+
+def test_intervals_are_over_seeds_or_else_over_questions():
+    three = [point("a", 0.1, seed, value) for seed, value in enumerate((0.96, 0.97, 0.98))]
+    assert interval(three) == pytest.approx((0.97, 0.97 - 4.303 * 0.01 / 3**0.5, 0.97 + 4.303 * 0.01 / 3**0.5))
+    assert interval(three[:1]) == pytest.approx((0.96, 0.94, 0.98))
+
+
+def test_the_table_and_the_pictures_hold_every_planner():
+    points = [point("a", budget, seed, 0.9 + budget / 10 + seed / 100) for budget in (0.25, 0.02) for seed in range(3)]
+    points.append(point("b $x$", 0.25, 0, 0.8))
+    table = frontier_table(points)
+    assert "| b $x$ | 80.0 % (78.0 to 82.0), at 22.5 % | – |" in table and table.count("\n") == 4
+    for axis in AXES:
+        assert png(frontier_picture(points, axis)).startswith(b"\x89PNG")

@@ -1,0 +1,225 @@
+"""The stages that every run of students shares, from the data to the distilled students. Each reads what earlier stages left
+in the run's folder and leaves its own there:
+
+    calibration/             cached statistics of the dense model, and calibration.safetensors, the run's own
+    teacher_answers.safetensors   where these are kept (training/teacher_answers.py)
+    gates/NAME/              what was learned for the plan of each student whose plan is learned (training/gate_learning.py)
+    plans/NAME.json          the plan of each student, with lists of units of the dense model
+    students/NAME/           the training of each distilled student
+    evaluation/NAME.json     each model's answers to the held-out questions
+"""
+
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from checkpoints.build import dense_config
+from data.collator import Collator
+from data.conversations import Sample
+from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from modeling.visual_plan import VisualPlan
+from training.calibration import Calibration, calibrate
+from training.costs import fractions
+from training.datasets import calibration_batches, mixture
+from training.evaluation import Evaluation, evaluate
+from training.gate_learning import gated_student, hardened_plan, learn_gates
+from training.planners import find_plan
+from training.planners.gates import GateSettings
+from training.recipe import CompareSettings, StudentRecipe
+from training.run import Run, Stage, write_json
+from training.students import load_processor, train_student, trained_student, untrained_student
+from training.teacher_answers import AnsweredDataset, keep_answers
+
+TEACHER, GREY = "teacher", "grey"
+"""The dense model's answers, and its answers to grey pictures, among the evaluations."""
+ANSWERS = "teacher_answers.safetensors"
+CALIBRATION = "calibration.safetensors"
+
+
+def stages_before_plans(recipe: StudentRecipe) -> list[Stage]:
+    """What every run of students begins with."""
+    ask = [Stage("ask", "ask the dense model for all its answers", ask_teacher)]
+    learn = [Stage("learn", "learn which visual work is needed", learn_plans, distributed=True)]
+    return [
+        Stage("data", "read and check the data", read_data),
+        Stage("calibrate", "measure how the dense model sees", measure),
+        *(ask if recipe.distillation.keep_answers else []),
+        *(learn if learned(recipe) else []),
+    ]
+
+
+def learned(recipe: StudentRecipe) -> list[CompareSettings]:
+    """The students whose plans are learned; of those that share a plan, the first."""
+    found: dict[str, CompareSettings] = {}
+    for student in recipe.students:
+        if isinstance(student.plan, GateSettings):
+            found.setdefault(plan_key(student), student)
+    return list(found.values())
+
+
+def plan_key(student: CompareSettings) -> str:
+    """Students with the same key have the same plan."""
+    seed = student.seed if isinstance(student.plan, GateSettings) else None
+    return f"{student.plan.model_dump_json()} {seed}"
+
+
+def of_student(recipe: StudentRecipe, student: CompareSettings) -> StudentRecipe:
+    """The recipe with the student's own seed."""
+    return recipe if student.seed is None else recipe.model_copy(update={"seed": student.seed})
+
+
+def read_data(run: Run) -> dict:
+    """All that is read later is read once now: bad data stops the run before hours of work."""
+    recipe = run.recipe
+    processor = load_processor(recipe.model)
+    used, left_out = {}, {}
+    for role in ("train", "calibration", "evaluation"):
+        dataset = mixture(recipe, role, processor)
+        used[role], left_out[role] = len(dataset), [*dataset.bad, *dataset.too_long]
+    write_json(run.directory / "left_out.json", {role: [asdict(one) for one in bad] for role, bad in left_out.items()})
+    return {"used": used, "left_out": {role: len(bad) for role, bad in left_out.items()}}
+
+
+def measure(run: Run) -> dict:
+    """Fills the calibration cache that the planners read, and finds the plans that learning starts from."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe)
+    batches = calibration_batches(recipe, processor)
+    statistics = calibrate(model, batches, run.directory / "calibration")
+    statistics.save(run.directory / CALIBRATION)
+    for student in learned(recipe):
+        start = VisualPlan.dense(model.config.text_config.num_hidden_layers)
+        if student.plan.start is not None:
+            start = find_plan(model, batches, statistics, student.plan.start)
+        gates_folder(run, student.name).mkdir(parents=True, exist_ok=True)
+        start.save(gates_folder(run, student.name) / "start.json")
+        gated_student(recipe, student.plan, statistics, start)  # refuses now what learning would refuse
+    return {"read_share": statistics.read_share.tolist()}
+
+
+def ask_teacher(run: Run) -> dict:
+    """Keeps the dense model's answers to the training data."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe)
+    keep_answers(
+        model,
+        mixture(recipe, "train", processor),
+        Collator(processor),
+        run.directory / ANSWERS,
+        batch_size=recipe.training.micro_batch_size,
+        autocast=torch.bfloat16 if recipe.training.precision == "bfloat16" else None,
+    )
+    return {}
+
+
+def learn_plans(run: Run) -> dict:
+    """Trains gates and LoRA for every plan that is learned; all processes together."""
+    recipe = run.recipe
+    processor = load_processor(recipe.model)
+    dataset, collator = training_data(run, processor), Collator(processor)
+    statistics = Calibration.load(run.directory / CALIBRATION)
+    for student in learned(recipe):
+        learn_gates(of_student(recipe, student), student.plan, statistics, dataset, collator, gates_folder(run, student.name))
+    return {}
+
+
+def find_plans(run: Run) -> dict:
+    """One plan per student; students with the same planner settings share it."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe)
+    batches = calibration_batches(recipe, processor)
+    statistics = Calibration.load(run.directory / CALIBRATION)
+    (run.directory / "plans").mkdir(exist_ok=True)
+    found: dict[str, VisualPlan] = {}
+    for student in recipe.students:
+        key, settings = plan_key(student), student.plan
+        if key not in found and isinstance(settings, GateSettings):
+            own = of_student(recipe, student)
+            found[key] = hardened_plan(own, settings, statistics, batches, gates_folder(run, student.name))
+        elif key not in found:
+            found[key] = find_plan(model, batches, statistics, settings)
+        found[key].save(plan_path(run, student.name))
+    return {student.name: fractions(load_plan(run, student.name), model.config) for student in recipe.students}
+
+
+def distil(run: Run) -> dict:
+    """Trains every student that is to be distilled; all processes together."""
+    recipe = run.recipe
+    processor = load_processor(recipe.model)
+    dataset, collator = training_data(run, processor), Collator(processor)
+    for student in recipe.students:
+        if student.distil:
+            plan, folder = load_plan(run, student.name), student_folder(run, student.name)
+            train_student(of_student(recipe, student), plan, dataset, collator, folder)
+    return {}
+
+
+# ---- parts of the stages ----
+
+
+def training_data(run: Run, processor: ProcessorMixin) -> Dataset:
+    """The training samples, with the teacher's answers where these are kept."""
+    dataset = mixture(run.recipe, "train", processor)
+    return AnsweredDataset(dataset, run.directory / ANSWERS) if run.recipe.distillation.keep_answers else dataset
+
+
+def run_student(run: Run, student: CompareSettings) -> SparseLlavaForConditionalGeneration:
+    """The student as it came out of the run, on the CPU."""
+    plan = load_plan(run, student.name)
+    if not student.distil:
+        return untrained_student(run.recipe.model, plan)
+    return trained_student(run.recipe, plan, student_folder(run, student.name))
+
+
+def evaluation_of(
+    run: Run, name: str, model: PreTrainedModel, processor: ProcessorMixin, samples: list[Sample]
+) -> Evaluation:
+    """The model's evaluation, read where an earlier, stopped run has left it."""
+    path = evaluation_path(run, name)
+    if not path.exists():
+        settings = run.recipe.evaluation
+        evaluate(
+            model.to(device()),
+            processor,
+            samples,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            pixel_transform="grey" if name == GREY else None,
+            title=name,
+        ).save(path)
+    return Evaluation.load(path)
+
+
+def dense_student(recipe: StudentRecipe) -> tuple[SparseLlavaForConditionalGeneration, ProcessorMixin]:
+    """The dense model in the class that can run any plan, and its processor."""
+    config = dense_config(recipe.model.path)
+    model = untrained_student(recipe.model, VisualPlan.dense(config.text_config.num_hidden_layers))
+    return model.to(device()), load_processor(recipe.model)
+
+
+def plan_path(run: Run, name: str) -> Path:
+    return run.directory / "plans" / f"{name}.json"
+
+
+def load_plan(run: Run, name: str) -> VisualPlan:
+    return VisualPlan.load(plan_path(run, name))
+
+
+def gates_folder(run: Run, name: str) -> Path:
+    return run.directory / "gates" / name
+
+
+def student_folder(run: Run, name: str) -> Path:
+    return run.directory / "students" / name
+
+
+def evaluation_path(run: Run, name: str) -> Path:
+    return run.directory / "evaluation" / f"{name}.json"
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
