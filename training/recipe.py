@@ -53,6 +53,8 @@ class ModelSettings(Strict):
     config: str | None = None
     """JSON of the model's config, for --dry-run where the weights are not at hand."""
     dtype: Literal["float32", "bfloat16"]
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """How attention is computed while students are made; eager trains faster on CPUs, where texts are short."""
     trust_remote_code: bool = False
 
 

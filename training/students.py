@@ -41,7 +41,9 @@ def load_processor(settings: ModelSettings) -> ProcessorMixin:
 def untrained_student(settings: ModelSettings, plan: VisualPlan) -> SparseLlavaForConditionalGeneration:
     """The dense model under `plan`."""
     dense, _ = load_model(settings)
-    return build_student(dense, plan)
+    student = build_student(dense, plan)
+    student.set_attn_implementation({"text_config": settings.attention})  # the tower, without gradients, stays fused
+    return student
 
 
 def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> SparseLlavaForConditionalGeneration:
