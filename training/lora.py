@@ -50,9 +50,10 @@ class NarrowLoraLinear(LoraLinear):
         if self.off or self.disable_adapters or self.merged:
             return result
         for name in self.active_adapters:
-            x = self._cast_input_dtype(x, self.lora_A[name].weight.dtype)
+            if not torch.is_autocast_enabled(x.device.type):  # which would cast it back
+                x = self._cast_input_dtype(x, self.lora_A[name].weight.dtype)
             low = self.lora_A[name](self.lora_dropout[name](x), columns=columns)
-            result = result + self.lora_B[name](low, rows=rows) * self.scaling[name]
+            result = result + self.lora_B[name](low * self.scaling[name], rows=rows)
         return result
 
 

@@ -112,7 +112,7 @@ def test_gradient_of_each_gate_by_finite_differences(family):
         shift[place] = step
         with torch.no_grad():
             slope = (loss(soft | {family: soft[family] + shift}) - loss(soft | {family: soft[family] - shift})) / (2 * step)
-        assert abs(float(slope - gradient[place])) <= 2e-3 * gradient.abs().max()
+        assert abs(float(slope - gradient[place])) <= 1e-2 * gradient.abs().max()
 
 
 def test_a_gate_at_zero_has_a_finite_gradient():
