@@ -145,7 +145,7 @@ def measured_kv_bytes(models: dict[str, Model], text_tokens: int) -> dict[str, i
     """Bytes of memory that each model's cache keeps alive after the prefill of one sample."""
     found = {}
     for name, model in models.items():
-        cache = _prefill_decoder(model, Prompt.random(model, 1, text_tokens))
+        cache = prefill_decoder(model, Prompt.random(model, 1, text_tokens))
         tensors = [tensor for layer in cache.layers for tensor in _held(cache, layer)]
         # By storage, not by shape: a slice keeps alive the whole tensor that it was cut from.
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -174,7 +174,7 @@ def neighbours(
         text_mask = torch.ones(1, side**2, text_tokens, dtype=torch.bool, device=device)
         tiles = neighbor_tiles(*where, radius, False)
         states = (query, key, value, text_key, text_value, text_mask)
-        times = _take_turns(
+        times = take_turns(
             {
                 "layer": lambda states=states, tiles=tiles: neighbor_attention(*states, tiles, head_dim**-0.5),
                 "tiling": lambda where=where: neighbor_tiles(*where, radius, False),
@@ -193,12 +193,12 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 def _measure_batch(models: dict[str, Model], prompt: Prompt, decode_tokens: int, repeats: int) -> dict:
     device = prompt.input_ids.device
-    prefill = _take_turns({n: lambda m=m: _prefill_decoder(m, prompt) for n, m in models.items()}, repeats, device)
-    whole = _take_turns({n: lambda m=m: _prefill(m, prompt) for n, m in models.items()}, repeats, device)
+    prefill = take_turns({n: lambda m=m: prefill_decoder(m, prompt) for n, m in models.items()}, repeats, device)
+    whole = take_turns({n: lambda m=m: _prefill(m, prompt) for n, m in models.items()}, repeats, device)
     decode: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(repeats):
         for name, model in models.items():
-            cache = _prefill_decoder(model, prompt)
+            cache = prefill_decoder(model, prompt)
             decode[name].append(_seconds(lambda m=model, c=cache: _decode(m, c, prompt, decode_tokens), device))
     rate = {name: decode_tokens * len(prompt.input_ids) / statistics.median(times) for name, times in decode.items()}
     return {
@@ -214,7 +214,7 @@ def _compared(times: dict[str, list[float]]) -> dict:
     return {**{name: spread(values) for name, values in times.items()}, "speedup": medians["dense"] / medians["sparse"]}
 
 
-def _take_turns(calls: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def take_turns(calls: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each call, `repeats` times in turn, after one call each that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
@@ -240,7 +240,7 @@ def _wait(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def _prefill_decoder(model: Model, prompt: Prompt) -> Cache:
+def prefill_decoder(model: Model, prompt: Prompt) -> Cache:
     """The decoder alone over embeddings, and the head on the last row."""
     streams = {}
     if isinstance(model, SparseLlavaForConditionalGeneration):
@@ -267,7 +267,7 @@ def _peak_memory(model: Model, prompt: Prompt) -> int:
     """Bytes allocated at the prefill's highest point, above what stood before it (weights, prompt)."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    _prefill_decoder(model, prompt)
+    prefill_decoder(model, prompt)
     return torch.cuda.max_memory_allocated() - before
 
 

@@ -8,7 +8,7 @@ later layer is read, and those are other gates. With P(open) of each gate, for l
 At probabilities 0 and 1 it is the cost of the hard plan, by the same counter as the report's (modeling/visual_flops.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +25,7 @@ from modeling.visual_flops import (
 )
 from modeling.visual_plan import LiveLayer, VisualPlan
 from training.costs import TEXT_TOKENS
+from training.latency import LatencyTable
 from training.schema import Strict
 
 
@@ -37,6 +38,8 @@ class GateBudget(Strict):
     """FLOPs of the decoder's whole prefill (convention C), with 64 text tokens."""
     kv_bytes: float | None = Field(default=None, gt=0, le=1)
     """Keys and values held after prefill, with 64 text tokens."""
+    latency: float | None = Field(default=None, gt=0, le=1)
+    """Time of the decoder's prefill on this machine, with 64 text tokens, as a table of timings predicts it."""
 
     @model_validator(mode="after")
     def _one_bound(self):
@@ -60,18 +63,21 @@ class GatedCost:
 
     Args:
         base: what no gate decides, `radius`; else dense.
+        latency: for a budget of latency, the table that predicts it; the dense plan is then 1.
     """
 
-    def __init__(self, config: LlavaConfig, base: VisualPlan, budget: GateBudget):
+    def __init__(self, config: LlavaConfig, base: VisualPlan, budget: GateBudget, latency: LatencyTable | None = None):
         self._decoder, self._grids = DecoderShape.from_config(config.text_config), [image_grid(config)]
         self._base = self._decoder.live_layers(base)
         self._measure = budget.measure
+        self._latency = latency
         stock = self._decoder.stock_layers()
-        self._stock = sum(self._layer(Work.of(layer), layer) for layer in stock)
+        self._stock = 1.0 if latency else self._cost([Work.of(layer) for layer in stock], stock)
 
     def price(self, plan: VisualPlan) -> float:
         """Of a plan, dead work left out."""
-        return sum(self._layer(Work.of(layer), layer) for layer in self._decoder.live_layers(plan)) / self._stock
+        layers = self._decoder.live_layers(plan)
+        return self._cost([Work.of(layer) for layer in layers], layers) / self._stock
 
     def expected(self, probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor) -> torch.Tensor:
         """Of gates that are open with these probabilities; a differentiable scalar.
@@ -80,8 +86,12 @@ class GatedCost:
             probability: per family, as `VisualGates.open_probability` gives them.
             block_sizes: [L, K] neurons of each block.
         """
-        works = expected_work(probability, block_sizes)
-        return sum(self._layer(work, layer) for work, layer in zip(works, self._base, strict=True)) / self._stock
+        return self._cost(expected_work(probability, block_sizes), self._base) / self._stock
+
+    def _cost(self, works: list[Work], layers: Sequence[LiveLayer]) -> float | torch.Tensor:
+        if self._measure == "latency":
+            return self._latency.share(works)
+        return sum(self._layer(work, layer) for work, layer in zip(works, layers, strict=True))
 
     def _layer(self, work: Work, layer: LiveLayer):
         match self._measure:

@@ -23,6 +23,7 @@ from training.budget import GatedCost
 from training.calibration import Calibration
 from training.gate_trainer import GateTrainer
 from training.gated_student import GatedStudent
+from training.latency import LatencyTable
 from training.lora import LoraSettings, adapters_off, add_lora
 from training.planners.gates import GateSettings, base_plan, check_budget, gates_at_start, harden
 from training.recipe import StudentRecipe
@@ -33,11 +34,14 @@ DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
 """Beside the gates, where the student itself is to be trained in full."""
 
 
-def gated_student(recipe: StudentRecipe, settings: GateSettings, calibration: Calibration, start: VisualPlan) -> GatedStudent:
-    """The dense model with fresh adapters and gates. Raises ValueError as `gates_at_start` and `check_budget`."""
+def gated_student(
+    recipe: StudentRecipe, settings: GateSettings, calibration: Calibration, start: VisualPlan, latency: LatencyTable | None
+) -> GatedStudent:
+    """The dense model with fresh adapters and gates; `latency` as for `GatedCost`. Raises ValueError as `gates_at_start` and `check_budget`."""
     base = base_plan(start)
     student = untrained_student(recipe.model, base)
-    gates, cost = gates_at_start(student.config, calibration, start, settings), GatedCost(student.config, base, settings.budget)
+    gates = gates_at_start(student.config, calibration, start, settings)
+    cost = GatedCost(student.config, base, settings.budget, latency)
     check_budget(gates, base, cost, settings.budget)
     return GatedStudent(add_lora(student, recipe.lora or DEFAULT_LORA), gates, cost)
 
@@ -46,6 +50,7 @@ def learn_gates(
     recipe: StudentRecipe,
     settings: GateSettings,
     calibration: Calibration,
+    latency: LatencyTable | None,
     dataset: Dataset,
     collator: Collator,
     folder: Path,
@@ -58,7 +63,7 @@ def learn_gates(
         update={"max_steps": settings.steps, "num_epochs": None, "deepspeed": None, "lr_schedule": "constant_with_warmup"}
     )
     trainer = GateTrainer(
-        model=gated_student(recipe, settings, calibration, VisualPlan.load(folder / "start.json")),
+        model=gated_student(recipe, settings, calibration, VisualPlan.load(folder / "start.json"), latency),
         args=training.arguments(folder / "trainer", recipe.seed, f"gates of {folder.name}"),
         train_dataset=dataset,
         data_collator=collator,
@@ -69,15 +74,20 @@ def learn_gates(
 
 
 def hardened_plan(
-    recipe: StudentRecipe, settings: GateSettings, calibration: Calibration, batches: Sequence[dict], folder: Path
+    recipe: StudentRecipe,
+    settings: GateSettings,
+    calibration: Calibration,
+    latency: LatencyTable | None,
+    batches: Sequence[dict],
+    folder: Path,
 ) -> VisualPlan:
     """The plan that the gates in `folder` mean; leaves hardening.json there."""
     start = VisualPlan.load(folder / "start.json")
-    gated = gated_student(recipe, settings, calibration, start)
+    gated = gated_student(recipe, settings, calibration, start, latency)
     outcome = gated.load_state_dict(load_file(folder / "weights" / "model.safetensors"), strict=False)
     assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     gated.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    base, cost = base_plan(start), GatedCost(gated.student.config, base_plan(start), settings.budget)
+    base, cost = base_plan(start), GatedCost(gated.student.config, base_plan(start), settings.budget, latency)
     model = gated.student.get_base_model()
     with adapters_off(gated.student):
         answer_kl = AnswerKL(model, batches)  # holds the dense model's own answers

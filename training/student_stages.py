@@ -2,6 +2,7 @@
 in the run's folder and leaves its own there:
 
     calibration/             cached statistics of the dense model, and calibration.safetensors, the run's own
+    latency.json             timings of this machine, where a budget bounds latency (training/latency.py)
     teacher_answers.safetensors   where these are kept (training/teacher_answers.py)
     gates/NAME/              what was learned for the plan of each student whose plan is learned (training/gate_learning.py)
     plans/NAME.json          the plan of each student, with lists of units of the dense model
@@ -27,6 +28,7 @@ from training.costs import fractions
 from training.datasets import calibration_batches, mixture
 from training.evaluation import Evaluation, evaluate
 from training.gate_learning import gated_student, hardened_plan, learn_gates
+from training.latency import LatencyTable, measure_latency
 from training.planners import find_plan
 from training.planners.gates import GateSettings
 from training.recipe import CompareSettings, StudentRecipe
@@ -37,6 +39,7 @@ from training.teacher_answers import AnsweredDataset, keep_answers
 TEACHER, GREY = "teacher", "grey"
 """The dense model's answers, and its answers to grey pictures, among the evaluations."""
 ANSWERS = "teacher_answers.safetensors"
+LATENCY = "latency.json"
 CALIBRATION = "calibration.safetensors"
 
 
@@ -91,13 +94,15 @@ def measure(run: Run) -> dict:
     batches = calibration_batches(recipe, processor)
     statistics = calibrate(model, batches, run.directory / "calibration")
     statistics.save(run.directory / CALIBRATION)
+    if any(student.plan.budget.measure == "latency" for student in learned(recipe)):
+        measure_latency(model).save(run.directory / LATENCY)
     for student in learned(recipe):
         start = VisualPlan.dense(model.config.text_config.num_hidden_layers)
         if student.plan.start is not None:
             start = find_plan(model, batches, statistics, student.plan.start)
         gates_folder(run, student.name).mkdir(parents=True, exist_ok=True)
         start.save(gates_folder(run, student.name) / "start.json")
-        gated_student(recipe, student.plan, statistics, start)  # refuses now what learning would refuse
+        gated_student(recipe, student.plan, statistics, start, latency(run))  # refuses now what learning would refuse
     return {"read_share": statistics.read_share.tolist()}
 
 
@@ -123,7 +128,7 @@ def learn_plans(run: Run) -> dict:
     dataset, collator = training_data(run, processor), Collator(processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
     for student in learned(recipe):
-        learn_gates(of_student(recipe, student), student.plan, statistics, dataset, collator, gates_folder(run, student.name))
+        learn_gates(of_student(recipe, student), student.plan, statistics, latency(run), dataset, collator, gates_folder(run, student.name))
     return {}
 
 
@@ -139,7 +144,7 @@ def find_plans(run: Run) -> dict:
         key, settings = plan_key(student), student.plan
         if key not in found and isinstance(settings, GateSettings):
             own = of_student(recipe, student)
-            found[key] = hardened_plan(own, settings, statistics, batches, gates_folder(run, student.name))
+            found[key] = hardened_plan(own, settings, statistics, latency(run), batches, gates_folder(run, student.name))
         elif key not in found:
             found[key] = find_plan(model, batches, statistics, settings)
         found[key].save(plan_path(run, student.name))
@@ -207,6 +212,12 @@ def plan_path(run: Run, name: str) -> Path:
 
 def load_plan(run: Run, name: str) -> VisualPlan:
     return VisualPlan.load(plan_path(run, name))
+
+
+def latency(run: Run) -> LatencyTable | None:
+    """The timings of this machine, where a budget asks for them."""
+    path = run.directory / LATENCY
+    return LatencyTable.load(path) if path.exists() else None
 
 
 def gates_folder(run: Run, name: str) -> Path:
