@@ -64,7 +64,8 @@ def budget_picture(metrics: Sequence[Mapping], budget: float, hard: float) -> Fi
     axes.annotate(f"budget {percent(budget)}", (steps[0], budget), (0, -10), textcoords="offset points", fontsize=8, color=INK)
     axes.plot(steps[-1], hard, "o", color=ORANGE, label=f"hard plan, {percent(hard)}")
     axes.set(xlabel="optimizer step", ylabel="cost left", yscale="log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_minor_formatter(PercentFormatter(1, decimals=0))
     axes.legend(frameon=False, loc="upper right")
     plain(axes, grid="y")
     return figure
