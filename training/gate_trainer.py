@@ -38,14 +38,15 @@ class GateTrainer(DistillationTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The distillation loss under one draw of the gates, and this micro-batch's share of the Lagrangian."""
+        gated, settings = self.model, self.settings
+        progress = self.state.global_step / (settings.budget_reached * self.state.max_steps)
+        gated.target = falling_target(self._start, settings.budget.share, progress)
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        progress = self.state.global_step / (self.settings.budget_reached * self.state.max_steps)
-        target = falling_target(self._start, self.settings.budget.share, progress)
-        cost = self.model.expected_cost()
         share = 1 / self.args.gradient_accumulation_steps
-        self.add_part("cost", cost.detach() * share / self.accelerator.num_processes)
-        self.add_part("target", torch.tensor(target * share / self.accelerator.num_processes, device=cost.device))
-        return loss + self.model.lagrangian(cost, target) * share
+        of_all = share / self.accelerator.num_processes
+        self.add_part("cost", gated.cost.detach() * of_all)
+        self.add_part("target", torch.full_like(gated.cost, gated.target).detach() * of_all)
+        return loss + gated.penalty * share
 
     def create_optimizer(self, model=None) -> Optimizer:
         """LoRA at the recipe's rate, gates and multipliers at theirs; multipliers climb where all else descends."""

@@ -1,11 +1,22 @@
 """What is trained while a plan is learned: LoRA, gates and multipliers, in one module."""
 
+from dataclasses import dataclass
+
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers.utils import ModelOutput
 
 from modeling.visual_gates import VisualGates
 from training.budget import GatedCost, Lagrangian
+
+
+@dataclass
+class GatedOutput(ModelOutput):
+    """Logits as the student's, and the Lagrangian: an output, so that data parallelism knows that the multipliers take part."""
+
+    logits: torch.Tensor | None = None
+    penalty: torch.Tensor | None = None
 
 
 class GatedStudent(nn.Module):
@@ -17,6 +28,10 @@ class GatedStudent(nn.Module):
         student: adapters on a student under the plan that gates do not decide (dense, but for `radius`).
         gates: open and shut what that plan serves.
         cost: of gated plans, in the budget's measure.
+
+    Attributes:
+        target: what the expected cost is held to.
+        cost, penalty: expected cost and Lagrangian of the last forward.
     """
 
     _keys_to_ignore_on_save = None  # transformers.Trainer looks for it where it resumes
@@ -26,13 +41,17 @@ class GatedStudent(nn.Module):
         self.student, self.gates = student, gates
         self.lagrangian = Lagrangian(quadratic=1.0)
         self._cost = cost
+        self.target = 1.0
         num_blocks = gates.log_alpha["neurons"].shape[1]
         sizes = torch.stack([block.bincount(minlength=num_blocks) for block in gates.block])
         self.register_buffer("block_sizes", sizes, persistent=False)
 
-    def forward(self, **inputs):
-        """The student's outputs under one draw of the gates (in eval mode: under their deterministic values)."""
-        return self.student(**inputs, gates=self.gates())
+    def forward(self, **inputs) -> GatedOutput:
+        """The student under one draw of the gates (in eval mode: under their deterministic values)."""
+        outputs = self.student(**inputs, gates=self.gates())
+        self.cost = self.expected_cost()
+        self.penalty = self.lagrangian(self.cost, self.target)
+        return GatedOutput(logits=outputs.logits, penalty=self.penalty)
 
     def expected_cost(self) -> torch.Tensor:
         """Differentiable scalar; the stock model costs 1."""

@@ -75,3 +75,15 @@ def test_bfloat16(train, alone, stage):
     )
     assert losses(run) == pytest.approx(losses(alone), rel=0.05)
     assert all(torch.isfinite(torch.tensor(losses(run))))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_gates_are_learned_by_any_number_of_processes(train, processes):
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 3, "ffn_blocks": 4, "draws": 2}
+    run = train(f"gates_{processes}", processes, f"plan={json.dumps(plan)}", "compare=[]", f"training.micro_batch_size={4 // processes}")
+    learned = [row for row in read_metrics(run / "gates" / "student" / "trainer" / "metrics.jsonl") if "cost" in row]
+    assert [row["step"] for row in learned] == [1, 2, 3]
+    # The first step's cost is that of fresh gates, however many processes share the batch.
+    assert learned[0]["cost"] == pytest.approx(learned[0]["target"], rel=1e-4)
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in learned)
+    assert json.loads((run / "gates" / "student" / "hardening.json").read_text())["cost"] <= 0.3
