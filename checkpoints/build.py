@@ -132,14 +132,14 @@ def permute_for_plan(
     layers = []
     for layer, layer_plan in zip(model.model.language_model.layers, plan.layers, strict=True):
         if isinstance(layer_plan.heads, tuple):
-            units = _served_first(layer_plan.heads, text.num_key_value_heads)
+            units = served_first(layer_plan.heads, text.num_key_value_heads)
             attention = layer.self_attn
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
                 _permute_rows(projection, units)
             _permute_columns(attention.o_proj, units)
             layer_plan = dataclasses.replace(layer_plan, heads=len(layer_plan.heads))
         if isinstance(layer_plan.ffn, tuple):
-            neurons = _served_first(layer_plan.ffn, text.intermediate_size)
+            neurons = served_first(layer_plan.ffn, text.intermediate_size)
             for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
                 _permute_rows(projection, neurons)
             _permute_columns(layer.mlp.down_proj, neurons)
@@ -148,7 +148,8 @@ def permute_for_plan(
     return dataclasses.replace(plan, layers=tuple(layers))
 
 
-def _served_first(served: tuple[int, ...], total: int) -> list[int]:
+def served_first(served: tuple[int, ...], total: int) -> list[int]:
+    """The order in which units or neurons stand in a student: served ones first, either part in its own order."""
     return sorted(served) + sorted(set(range(total)) - set(served))
 
 

@@ -108,3 +108,9 @@ def hardened_plan(
         },
     )
     return plan
+
+
+def learned_adapters(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapters that were learned beside the gates in `folder`, of the dense model."""
+    kept = load_file(folder / "weights" / "model.safetensors")
+    return {name.removeprefix("student.").replace(".default.", "."): value for name, value in kept.items() if name.startswith("student.")}

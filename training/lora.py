@@ -7,7 +7,8 @@ itself. Every weight is sliced inside its own module's forward: under ZeRO-3 it 
 LoRA: arXiv 2106.09685; y = W x + scaling * B A x.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +17,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from pydantic import Field
 from torch import nn
 
+from checkpoints.build import served_first
 from modeling.sparse_layer import NarrowLinear
+from modeling.visual_plan import VisualPlan
 from training.schema import Strict
 
 
@@ -89,3 +92,24 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.off = False
+
+
+def permuted_adapters(adapters: Mapping[str, torch.Tensor], plan: VisualPlan, num_units: int, num_neurons: int) -> dict[str, torch.Tensor]:
+    """Adapters of the dense model as those of the student under `plan`, whose served units and neurons come first
+    (`checkpoints.build.permute_for_plan`): rows of B of q, k, v, gate and up, columns of A of o and down.
+
+    Args:
+        adapters: as `peft.get_peft_model_state_dict` gives them, of a model whose decoder layers are `...layers.INDEX...`.
+    """
+    moved = {}
+    for name, value in adapters.items():
+        index, projection = re.search(r"\.layers\.(\d+)\..*?(\w+)_proj\.", name).groups()
+        layer = plan.layers[int(index)]
+        served, total = (layer.ffn, num_neurons) if projection in ("gate", "up", "down") else (layer.heads, num_units)
+        side = "lora_A" if projection in ("o", "down") else "lora_B"
+        if isinstance(served, tuple) and side in name:
+            dim = 1 if side == "lora_A" else 0
+            order = served_first(served, total)
+            value = value.unflatten(dim, (total, -1)).index_select(dim, torch.tensor(order)).flatten(dim, dim + 1)
+        moved[name] = value.contiguous()
+    return moved

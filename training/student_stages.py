@@ -27,7 +27,7 @@ from training.calibration import Calibration, calibrate
 from training.costs import fractions
 from training.datasets import calibration_batches, mixture
 from training.evaluation import Evaluation, evaluate
-from training.gate_learning import gated_student, hardened_plan, learn_gates
+from training.gate_learning import gated_student, hardened_plan, learn_gates, learned_adapters
 from training.latency import LatencyTable, measure_latency
 from training.planners import find_plan
 from training.planners.gates import GateSettings
@@ -68,6 +68,11 @@ def plan_key(student: CompareSettings) -> str:
     """Students with the same key have the same plan."""
     seed = student.seed if isinstance(student.plan, GateSettings) else None
     return f"{student.plan.model_dump_json()} {seed}"
+
+
+def learner(recipe: StudentRecipe, student: CompareSettings) -> str:
+    """The name under which the student's plan is learned."""
+    return next(one.name for one in learned(recipe) if plan_key(one) == plan_key(student))
 
 
 def of_student(recipe: StudentRecipe, student: CompareSettings) -> StudentRecipe:
@@ -159,7 +164,10 @@ def distil(run: Run) -> dict:
     for student in recipe.students:
         if student.distil:
             plan, folder = load_plan(run, student.name), student_folder(run, student.name)
-            train_student(of_student(recipe, student), plan, dataset, collator, folder)
+            # What was learned beside the gates is where the student goes on; with full fine-tuning there is no place for it.
+            goes_on = isinstance(student.plan, GateSettings) and recipe.lora is not None
+            adapters = learned_adapters(gates_folder(run, learner(recipe, student))) if goes_on else None
+            train_student(of_student(recipe, student), plan, dataset, collator, folder, adapters)
     return {}
 
 

@@ -6,6 +6,7 @@ dense model, its plan and that folder, whatever the number of processes or the Z
 
 import gc
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from checkpoints.build import build_student, dense_config, load_dense
 from data.collator import Collator
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
-from training.lora import add_lora
+from training.lora import add_lora, permuted_adapters
 from training.recipe import ModelSettings, StudentRecipe
 from training.run import is_main_process
 from training.trainer import DistillationTrainer
@@ -57,8 +58,18 @@ def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> Sp
     return model.merge_and_unload()
 
 
-def train_student(recipe: StudentRecipe, plan: VisualPlan, dataset: Dataset, collator: Collator, folder: Path) -> None:
+def train_student(
+    recipe: StudentRecipe,
+    plan: VisualPlan,
+    dataset: Dataset,
+    collator: Collator,
+    folder: Path,
+    adapters: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Distil the student under `plan`; every process calls this. What is in `folder` already is not done again.
+
+    Args:
+        adapters: those to begin with, of the dense model (not permuted); None: fresh ones.
 
     Leaves in `folder`: weights/ (whole or absent) and trainer/ with metrics.jsonl.
     """
@@ -68,7 +79,12 @@ def train_student(recipe: StudentRecipe, plan: VisualPlan, dataset: Dataset, col
     # Loaded before the training arguments exist: under ZeRO-3 these make from_pretrained split what it loads.
     student, teacher = untrained_student(recipe.model, plan), None
     if recipe.lora is not None:
+        text = student.config.text_config
         student = add_lora(student, recipe.lora)
+        if adapters is not None:
+            own = permuted_adapters(adapters, plan, text.num_key_value_heads, text.intermediate_size)
+            outcome = set_peft_model_state_dict(student, own)
+            assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     else:
         student.model.vision_tower.requires_grad_(False)
         if recipe.distillation.needs_teacher:

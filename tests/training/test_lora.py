@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+from checkpoints.build import permute_for_plan
 from modeling.sparse_layer import NarrowLinear
+from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
-from training.lora import LoraSettings, NarrowLoraLinear, adapters_off, add_lora
+from training.lora import LoraSettings, NarrowLoraLinear, adapters_off, add_lora, permuted_adapters
 
 SETTINGS = LoraSettings(rank=3, alpha=6)
 
@@ -64,3 +67,25 @@ def test_off_is_the_base_model_and_leaves_requires_grad_alone(model):
             off = model(**batch).logits
         torch.testing.assert_close(off, tiny_student()(**batch).logits, rtol=0, atol=0)
         assert (model(**batch).logits - off).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("num_kv_heads", [2, 4])
+def test_adapters_follow_their_units_and_neurons(num_kv_heads):
+    """Adapters of the dense model under a plan of lists, and the same permuted, on the permuted student."""
+    plan = VisualPlan.dense(3).replace(0, heads=(1,), ffn=(20, 3, 11)).replace(1, heads=(1, 0), ffn=tuple(range(5, 23)))
+    dense = add_lora(tiny_student(num_kv_heads=num_kv_heads), SETTINGS)
+    generator = torch.Generator().manual_seed(1)
+    adapters = {name: torch.randn(value.shape, generator=generator) * 0.2 for name, value in get_peft_model_state_dict(dense).items()}
+    set_peft_model_state_dict(dense, adapters)
+    batch = {name: value for name, value in tiny_batch((1, 2)).items() if name != "labels"}
+    with torch.no_grad(), dense.get_base_model().use_plan(plan):
+        expected = dense(**batch).logits
+
+    base = tiny_student(num_kv_heads=num_kv_heads)
+    base.set_visual_plan(permute_for_plan(base, plan))
+    student = add_lora(base, SETTINGS)
+    for own, is_right in ((permuted_adapters(adapters, plan, num_kv_heads, 24), True), (adapters, False)):
+        assert not set_peft_model_state_dict(student, own).unexpected_keys
+        with torch.no_grad():
+            logits = student(**batch).logits
+        assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-4) == is_right

@@ -8,14 +8,18 @@ import yaml
 
 from checkpoints.build import load_dense
 from checkpoints.load import load_checkpoint
+from data.collator import Collator
 from data.shapes import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
+from training.datasets import mixture
+from training.gate_learning import learned_adapters
 from training.pipeline import stages
 from training.recipe import load_recipe
 from training.run import execute
 from training.student_stages import load_plan, student_folder
-from training.students import trained_student
+from training.students import load_processor, train_student, trained_student
+from training.trainer import read_metrics
 
 STAGES = ["data", "calibrate", "plan", "distil", "evaluate", "export", "benchmark", "report"]
 
@@ -117,6 +121,21 @@ def test_a_learned_plan_goes_the_same_way(learned):
     assert hardening["cost"] == pytest.approx(result["visual_flops"]) and set(hardening["soft"]) == {"kl", "agreement"}
     assert sorted(path.name for path in (learned.directory / "gates").iterdir()) == ["servable", "student"]
     assert "How the plan was learned" in (learned.directory / "report.html").read_text()
+
+
+def test_the_student_goes_on_from_what_was_learned_beside_its_gates(learned, run):
+    """Its first step is taken where the gates' training ended, not where LoRA begins."""
+    first = read_metrics(student_folder(learned, "student") / "trainer" / "metrics.jsonl")[0]
+    adapters = learned_adapters(learned.directory / "gates" / "student")
+    plan = load_plan(learned, "student")
+    alone = learned.directory / "alone"
+    processor = load_processor(learned.recipe.model)
+    dataset, collator = mixture(learned.recipe, "train", processor), Collator(processor)
+    for folder, given in ((alone / "fresh", None), (alone / "same", adapters)):
+        train_student(learned.recipe, plan, dataset, collator, folder, given)
+    fresh, same = (read_metrics(alone / name / "trainer" / "metrics.jsonl")[0] for name in ("fresh", "same"))
+    assert same["forward_kl"] == pytest.approx(first["forward_kl"], rel=1e-3)
+    assert fresh["forward_kl"] != pytest.approx(first["forward_kl"], rel=1e-2)
 
 
 def test_a_servable_plan_shuts_no_head_and_no_reading(learned):

@@ -50,7 +50,7 @@ class GateSettings(Strict):
     """log alpha of a gate that is open at first; a shut one has minus that."""
     ffn_blocks: int = Field(default=16, ge=1)
     """FFN neurons of a layer are gated in this many blocks of like importance."""
-    draws: int = Field(default=64, ge=0)
+    draws: int = Field(default=32, ge=0)
     """Hard plans drawn besides the most probable one, to choose from by answer KL."""
 
     @property
