@@ -18,6 +18,7 @@ from training.distillation import DistillationSettings
 from training.lora import LoraSettings
 from training.planners import PlannerSettings
 from training.planners.file import FileSettings
+from training.planners.gates import GateSettings
 from training.planners.random_plan import RandomSettings
 from training.recipe_errors import describe
 from training.schema import Strict
@@ -147,6 +148,10 @@ class StudentRecipe(BaseRecipe):
         """Every student of the run, each with its plan's settings."""
         raise NotImplementedError
 
+    def training_of(self, student: CompareSettings) -> TrainingSettings:
+        """How the student is distilled."""
+        return self.training
+
 
 class SparsifyRecipe(StudentRecipe):
     """Find a plan for a dense model, distil the student under it, export, evaluate, report."""
@@ -188,7 +193,10 @@ class RivalSettings(Strict):
 
 
 class FrontierRecipe(StudentRecipe):
-    """Distil students of several planners at several budgets and seeds: accuracy against cost."""
+    """Distil students of several planners at several budgets and seeds: accuracy against cost.
+
+    All get the same number of optimizer steps: those in which a plan is learned are taken off its student's distillation.
+    """
 
     task: Literal["frontier"]
     budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
@@ -202,6 +210,23 @@ class FrontierRecipe(StudentRecipe):
             if unknown := set(rival.budgets or ()) - set(self.budgets):
                 raise ValueError(f"planners.{name}.budgets: {sorted(unknown)} are not among budgets ({', '.join(map(str, self.budgets))})")
         return self
+
+    @model_validator(mode="after")
+    def _steps_are_left(self):
+        if self.training.max_steps is None:
+            raise ValueError("training.max_steps: a frontier counts in steps, give them rather than num_epochs")
+        for name, rival in self.planners.items():
+            if isinstance(rival.plan, GateSettings) and rival.plan.steps >= self.training.max_steps:
+                raise ValueError(
+                    f"planners.{name}.plan.steps: got {rival.plan.steps}, allowed: less than training.max_steps ({self.training.max_steps}), "
+                    "of which they are a part"
+                )
+        return self
+
+    def training_of(self, student: CompareSettings) -> TrainingSettings:
+        if not isinstance(student.plan, GateSettings):
+            return self.training
+        return self.training.model_copy(update={"max_steps": self.training.max_steps - student.plan.steps})
 
     def points(self) -> list[tuple[str, float, int, CompareSettings]]:
         """Planner, budget, seed and student of every point."""

@@ -76,8 +76,9 @@ def learner(recipe: StudentRecipe, student: CompareSettings) -> str:
 
 
 def of_student(recipe: StudentRecipe, student: CompareSettings) -> StudentRecipe:
-    """The recipe with the student's own seed."""
-    return recipe if student.seed is None else recipe.model_copy(update={"seed": student.seed})
+    """The recipe with the student's own seed and training."""
+    own = {"training": recipe.training_of(student)}
+    return recipe.model_copy(update=own if student.seed is None else {**own, "seed": student.seed})
 
 
 def read_data(run: Run) -> dict:

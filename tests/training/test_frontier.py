@@ -11,6 +11,7 @@ from training.frontier_pictures import AXES, frontier_picture, frontier_table, i
 from training.pictures import png
 from training.recipe import RECIPES, load_recipe
 from training.run import execute
+from training.trainer import read_metrics
 
 SMALL = {
     "task": "frontier",
@@ -56,6 +57,14 @@ def test_every_planner_budget_and_seed_is_a_point(run):
     assert len(answers) == 1 + len(points) and "learned-0.3-1" in answers
 
 
+def test_steps_in_which_a_plan_is_learned_count_as_training(run):
+    steps = {}
+    for name in ("learned-0.5-0", "vica-0.5-0"):
+        rows = read_metrics(run.directory / "students" / name / "trainer" / "metrics.jsonl")
+        steps[name] = rows[-1]["step"]
+    assert steps == {"learned-0.5-0": 1, "vica-0.5-0": 3}
+
+
 def test_seeds_differ_in_gates_and_training(run):
     logs = [run.directory / "gates" / f"learned-0.3-{seed}" / "trainer" / "metrics.jsonl" for seed in (0, 1)]
     assert logs[0].read_text() != logs[1].read_text()
@@ -79,6 +88,7 @@ def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(tmp_path):
         ({"plan": {"planner": "file", "path": "x.json"}}, "a plan from a file has no budget to vary"),
         ({"plan": {"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}}, "give a budget, of any size"),
         ({"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.4]}, r"\[0.4\] are not among budgets"),
+        ({"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 3}}, "plan.steps: got 3, allowed: less than"),
     ],
 )
 def test_what_cannot_be_varied_is_refused(tmp_path, planner, message):
