@@ -95,15 +95,20 @@ class VisualGates(nn.Module):
                 noise = uniform.logit()
             soft = torch.sigmoid((noise + log_alpha) / BETA if self.training else log_alpha)
             values[name] = self._with_fixed(name, (soft * (ZETA - GAMMA) + GAMMA).clamp(0, 1))
-        return self._by_layer(values)
+        return [
+            LayerGates(
+                attend=values["attend"][index],
+                ffn=values["ffn"][index],
+                read=values["read"][index],
+                heads=values["heads"][index],
+                neurons=values["neurons"][index][block],
+            )
+            for index, block in enumerate(self.block)
+        ]
 
     def open_probability(self) -> dict[str, torch.Tensor]:
         """Per family, the probability that a gate is not 0 (eq. 12); differentiable."""
         return {name: self._with_fixed(name, torch.sigmoid(log_alpha - SHIFT)) for name, log_alpha in self.log_alpha.items()}
-
-    def at(self, opened: Mapping[str, torch.Tensor]) -> list[LayerGates]:
-        """Gates at given values, of the families' shapes."""
-        return self._by_layer({name: values.float() for name, values in opened.items()})
 
     def plan(self, opened: Mapping[str, torch.Tensor], base: VisualPlan) -> VisualPlan:
         """The plan of gates at 0 and 1.
@@ -133,15 +138,3 @@ class VisualGates(nn.Module):
 
     def _with_fixed(self, name: str, values: torch.Tensor) -> torch.Tensor:
         return torch.where(self.learned(name), values, self.get_buffer(f"fixed_{name}"))
-
-    def _by_layer(self, values: Mapping[str, torch.Tensor]) -> list[LayerGates]:
-        return [
-            LayerGates(
-                attend=values["attend"][index],
-                ffn=values["ffn"][index],
-                read=values["read"][index],
-                heads=values["heads"][index],
-                neurons=values["neurons"][index][block],
-            )
-            for index, block in enumerate(self.block)
-        ]

@@ -12,6 +12,7 @@ After the stages that every run of students shares (training/student_stages.py),
 import json
 
 from checkpoints.build import dense_config
+from modeling.visual_plan import VisualPlan
 from training.benchmark import benchmark
 from training.costs import TEXT_TOKENS, fractions
 from training.datasets import mixture
@@ -20,10 +21,9 @@ from training.frontier_pictures import AXES, frontier_picture, frontier_table
 from training.gate_pictures import plans_picture
 from training.pictures import save
 from training.recipe import FrontierRecipe
-from training.run import Run, Stage, console, write_json
+from training.run import Run, Stage, console, device, write_json
 from training.student_stages import (
     TEACHER,
-    device,
     distil,
     evaluation_of,
     evaluation_path,
@@ -103,8 +103,11 @@ def report(run: Run) -> dict:
     write_json(run.directory / "frontier.json", points)
     for axis in AXES:
         save(frontier_picture(points, axis), run.directory / f"{axis}.png")
-    first = {f"{planner} {budget:.0%}": load_plan(run, student.name) for planner, budget, seed, student in reversed(recipe.points())}
-    smallest = {name: plan for name, plan in reversed(first.items()) if name.endswith(f" {min(recipe.budgets):.0%}")}
+    smallest: dict[str, VisualPlan] = {}
+    least = min(budget for _, budget, *_ in recipe.points())
+    for planner, budget, _, student in recipe.points():
+        if budget == least:
+            smallest.setdefault(f"{planner} {budget:.0%}", load_plan(run, student.name))
     text = config.text_config
     save(plans_picture(smallest, text.num_key_value_heads, text.intermediate_size), run.directory / "plans.png")
     table = frontier_table(points)

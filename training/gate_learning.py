@@ -27,7 +27,7 @@ from training.latency import LatencyTable
 from training.lora import LoraSettings, adapters_off, add_lora
 from training.planners.gates import GateSettings, base_plan, check_budget, gates_at_start, harden
 from training.recipe import StudentRecipe
-from training.run import write_json
+from training.run import device, write_json
 from training.students import train_and_keep, untrained_student
 
 DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
@@ -86,25 +86,23 @@ def hardened_plan(
     gated = gated_student(recipe, settings, calibration, start, latency)
     outcome = gated.load_state_dict(load_file(folder / "weights" / "model.safetensors"), strict=False)
     assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
-    gated.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    base, cost = base_plan(start), GatedCost(gated.student.config, base_plan(start), settings.budget, latency)
-    model = gated.student.get_base_model()
+    gated.to(device()).eval()
+    base, model = base_plan(start), gated.student.get_base_model()
     with adapters_off(gated.student):
         answer_kl = AnswerKL(model, batches)  # holds the dense model's own answers
     gated.student.merge_adapter()
-    soft = answer_kl.distance(base, gated.gates())
-    plan = harden(gated.gates.cpu(), base, cost, settings, answer_kl, recipe.seed)
-    hard = answer_kl.distance(plan)
-    share = cost.price(plan)
+    soft, expected_cost = answer_kl.distance(base, gated.gates()), gated.expected_cost().item()
+    plan = harden(gated.gates.cpu(), base, gated.counter, settings, answer_kl, recipe.seed)
+    share = gated.counter.price(plan)
     write_json(
         folder / "hardening.json",
         {
             "budget": settings.budget.model_dump(exclude_none=True),
-            "expected_cost": gated.expected_cost().item(),
+            "expected_cost": expected_cost,
             "cost": share,
             "unused_share_of_budget": 1 - share / settings.budget.share,
             "soft": soft,
-            "hard": hard,
+            "hard": answer_kl.distance(plan),
         },
     )
     return plan

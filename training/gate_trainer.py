@@ -45,7 +45,7 @@ class GateTrainer(DistillationTrainer):
         share = 1 / self.args.gradient_accumulation_steps
         of_all = share / self.accelerator.num_processes
         self.add_part("cost", gated.cost.detach() * of_all)
-        self.add_part("target", torch.full_like(gated.cost, gated.target).detach() * of_all)
+        self.add_part("target", torch.full_like(gated.cost.detach(), gated.target) * of_all)
         return loss + gated.penalty * share
 
     def create_optimizer(self, model=None) -> Optimizer:
@@ -66,7 +66,7 @@ class GateTrainer(DistillationTrainer):
 
 
 class GatesFile(MetricsFile):
-    """Appends to gates.jsonl how probable it is that gates are open, mean over each layer's,, at every log."""
+    """Appends to gates.jsonl how probable it is that gates are open, mean over each layer's, at every log."""
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if state.is_world_process_zero and "cost" in logs:  # not in the summary at the end

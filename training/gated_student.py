@@ -27,7 +27,7 @@ class GatedStudent(nn.Module):
     Args:
         student: adapters on a student under the plan that gates do not decide (dense, but for `radius`).
         gates: open and shut what that plan serves.
-        cost: of gated plans, in the budget's measure.
+        counter: of gated plans' cost, in the budget's measure.
 
     Attributes:
         target: what the expected cost is held to.
@@ -36,11 +36,11 @@ class GatedStudent(nn.Module):
 
     _keys_to_ignore_on_save = None  # transformers.Trainer looks for it where it resumes
 
-    def __init__(self, student: PeftModel, gates: VisualGates, cost: GatedCost):
+    def __init__(self, student: PeftModel, gates: VisualGates, counter: GatedCost):
         super().__init__()
         self.student, self.gates = student, gates
         self.lagrangian = Lagrangian(quadratic=1.0)
-        self._cost = cost
+        self.counter = counter
         self.target = 1.0
         num_blocks = gates.log_alpha["neurons"].shape[1]
         sizes = torch.stack([block.bincount(minlength=num_blocks) for block in gates.block])
@@ -55,7 +55,7 @@ class GatedStudent(nn.Module):
 
     def expected_cost(self) -> torch.Tensor:
         """Differentiable scalar; the stock model costs 1."""
-        return self._cost.expected(self.gates.open_probability(), self.block_sizes)
+        return self.counter.expected(self.gates.open_probability(), self.block_sizes)
 
     def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -6,7 +6,6 @@ After the stages that every run of students shares (training/student_stages.py),
     plan.json, cost.json, table.json, metrics.jsonl, benchmark.json, result.json, report.html
 """
 
-
 import json
 import shutil
 
@@ -23,11 +22,10 @@ from training.evaluation import Evaluation, relative_accuracy
 from training.pictures import plan_picture, save
 from training.recipe import STUDENT, SparsifyRecipe
 from training.report import write_report
-from training.run import Run, Stage, console, is_main_process, write_json
+from training.run import Run, Stage, console, device, is_main_process, write_json
 from training.student_stages import (
     GREY,
     TEACHER,
-    device,
     distil,
     evaluation_of,
     evaluation_path,

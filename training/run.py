@@ -148,6 +148,11 @@ def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
     partial.replace(recipe_path)
 
 
+def device() -> torch.device:
+    """Where a stage's models run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def environment() -> dict:
     """What a result depends on besides its recipe: commit, package versions, machine."""
     return {

@@ -10,7 +10,6 @@ in the run's folder and leaves its own there:
     evaluation/NAME.json     each model's answers to the held-out questions
 """
 
-
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from training.latency import LatencyTable, measure_latency
 from training.planners import find_plan
 from training.planners.gates import GateSettings
 from training.recipe import CompareSettings, StudentRecipe
-from training.run import Run, Stage, write_json
+from training.run import Run, Stage, device, write_json
 from training.students import load_processor, train_student, trained_student, untrained_student
 from training.teacher_answers import AnsweredDataset, keep_answers
 
@@ -239,7 +238,3 @@ def student_folder(run: Run, name: str) -> Path:
 
 def evaluation_path(run: Run, name: str) -> Path:
     return run.directory / "evaluation" / f"{name}.json"
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

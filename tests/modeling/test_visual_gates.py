@@ -29,6 +29,18 @@ def gates(log_alpha=None, learned=None, seed=0):
     )
 
 
+def at(all_gates, values):
+    """Each layer's gates at given values, of the families' shapes."""
+    return [
+        LayerGates(**{name: values[name][index] for name in FAMILIES if name != "neurons"}, neurons=values["neurons"][index][block])
+        for index, block in enumerate(all_gates.block)
+    ]
+
+
+def as_numbers(states):
+    return {name: value.float() for name, value in states.items()}
+
+
 def random_states(seed, share=0.6):
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(shape, generator=generator) < share for name, shape in SHAPES.items()}
@@ -56,7 +68,7 @@ DENSE = VisualPlan.dense(NUM_LAYERS)
 @pytest.mark.parametrize("images", [(1,), (0, 1, 2)])
 def test_open_gates_are_the_dense_model(images, padding_side):
     model, batch = tiny_student(), tiny_batch(images, padding_side=padding_side)
-    dense, opened = logits(model, batch), logits(model, batch, gates=gates().at(all_open()))
+    dense, opened = logits(model, batch), logits(model, batch, gates=at(gates(), all_open()))
     assert relative(opened, dense) < 1e-6
     weight = model.model.language_model.layers[0].self_attn.k_proj.weight
     of_dense, of_opened = (torch.autograd.grad(output.pow(2).sum(), weight)[0] for output in (dense, opened))
@@ -72,7 +84,7 @@ def test_shut_and_open_gates_equal_the_compact_plan(seed, num_kv_heads, base):
     states["heads"] = torch.rand(NUM_LAYERS, num_kv_heads, generator=torch.Generator().manual_seed(seed)) < 0.6
     all_gates = gates(log_alpha={"heads": torch.zeros(NUM_LAYERS, num_kv_heads)}, learned={"heads": states["heads"]})
     with model.use_plan(base), torch.no_grad():
-        gated = logits(model, batch, gates=all_gates.at(states))
+        gated = logits(model, batch, gates=at(all_gates, as_numbers(states)))
     with model.use_plan(all_gates.plan(states, base)), torch.no_grad():
         compact = logits(model, batch)
     assert relative(gated, compact) < 1e-5
@@ -86,7 +98,7 @@ def test_each_family_of_gates_does_something(family):
     states[family] = states[family].clone()
     states[family][0] = 0.0
     with torch.no_grad():
-        assert relative(logits(model, batch, gates=gates().at(states)), logits(model, batch)) > 1e-3
+        assert relative(logits(model, batch, gates=at(gates(), states)), logits(model, batch)) > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,11 +110,7 @@ def test_gradient_of_each_gate_by_finite_differences(family):
     structure = gates()
 
     def loss(values):
-        layers = [
-            LayerGates(**{name: values[name][index] for name in FAMILIES if name != "neurons"}, neurons=values["neurons"][index][block])
-            for index, block in enumerate(structure.block)
-        ]
-        return logits(model, batch, gates=layers).pow(2).mean()
+        return logits(model, batch, gates=at(structure, values)).pow(2).mean()
 
     values = soft[family].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(soft | {family: values}), values)
