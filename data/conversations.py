@@ -11,7 +11,7 @@ Shapes: S tokens of one sample, placeholders expanded.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,9 +207,16 @@ def add_images(
 ) -> dict[str, torch.Tensor]:
     """`tokens` of `encode_text` with each image's placeholder expanded, and the processed pictures beside them."""
     pictures, num_placeholders = process_images(sample.images, processor, max_pixels)
+    return expand_placeholders(tokens, num_placeholders, processor) | pictures
+
+
+def expand_placeholders(
+    tokens: dict[str, torch.Tensor], num_placeholders: Sequence[int], processor: ProcessorMixin
+) -> dict[str, torch.Tensor]:
+    """`tokens` of `encode_text` with each image's placeholder as many times as the image has tokens."""
     repeats = torch.ones_like(tokens["input_ids"])
     repeats[tokens["input_ids"] == processor.image_token_id] = torch.tensor(num_placeholders, dtype=repeats.dtype)
-    return {key: value.long().repeat_interleave(repeats) for key, value in tokens.items()} | pictures
+    return {key: value.long().repeat_interleave(repeats) for key, value in tokens.items()}
 
 
 def check_length(length: int, max_length: int) -> None:

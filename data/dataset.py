@@ -20,6 +20,7 @@ from data.conversations import (
     check_expansion,
     check_length,
     encode_text,
+    expand_placeholders,
     naming,
 )
 from data.images import MAX_PIXELS, num_placeholders_at, open_image, read_image_size
@@ -56,6 +57,7 @@ class ConversationDataset(Dataset):
         self.bad: list[BadSample] = []
         self.too_long: list[BadSample] = []
         self._tokens: list[dict[str, torch.Tensor]] = []
+        self._num_placeholders: list[list[int]] = []
         self._processor, self._max_pixels = processor, max_pixels
 
         num_placeholders = lru_cache(maxsize=None)(lambda size: num_placeholders_at(size, processor))
@@ -80,6 +82,7 @@ class ConversationDataset(Dataset):
                     self.samples.append(sample)
                     self.lengths.append(length)
                     self._tokens.append(tokens)
+                    self._num_placeholders.append(placeholders)
         check_bad_share(self.bad, len(samples), max_bad_share)
         if not self.samples:
             raise ValueError(
@@ -97,6 +100,10 @@ class ConversationDataset(Dataset):
         sample = self.samples[index]
         with naming(sample):
             return add_images(self._tokens[index], sample, self._processor, self._max_pixels)
+
+    def tokens(self, index: int) -> dict[str, torch.Tensor]:
+        """Item `index` without its pictures, which are not decoded."""
+        return expand_placeholders(self._tokens[index], self._num_placeholders[index], self._processor)
 
 
 def _look_at(path: Path, max_pixels: int, decode: bool) -> tuple[int, int]:

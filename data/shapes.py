@@ -66,7 +66,11 @@ def write_world(cache: Path, settings: WorldSettings) -> dict[str, Path]:
             for name, split in settings.splits.items():
                 _write_split(temporary, name, split, settings.seed)
             temporary.chmod(0o755)
-            temporary.rename(directory)
+            try:
+                temporary.rename(directory)
+            except OSError:
+                if not directory.is_dir():  # else another run has written the same world meanwhile
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return {name: directory / f"{name}.json" for name in settings.splits}

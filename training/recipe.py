@@ -178,7 +178,7 @@ class RivalSettings(Strict):
     """One curve of a frontier."""
 
     plan: PlannerSettings
-    """Its budget is replaced by each of the frontier's in turn, which bound visual FLOPs."""
+    """Its budget is replaced by each of the frontier's in turn, which bound visual FLOPs; so is that of the plan where gates start."""
     budgets: tuple[float, ...] | None = None
     """Those this planner is asked for; null: all."""
     seeds: tuple[int, ...] = (0,)
@@ -242,12 +242,18 @@ class FrontierRecipe(StudentRecipe):
         return tuple(student for *_, student in self.points())
 
     def _student(self, planner: str, budget: float, seed: int) -> CompareSettings:
-        settings = self.planners[planner].plan
-        changes = {"budget": type(settings.budget)(visual_flops=budget)}
-        if isinstance(settings, RandomSettings):
-            changes["seed"] = seed
-        plan = settings.model_copy(update=changes)
+        plan = _with_budget(self.planners[planner].plan, budget)
+        if isinstance(plan, RandomSettings):
+            plan = plan.model_copy(update={"seed": seed})
         return CompareSettings(name=f"{planner}-{budget:g}-{seed}", plan=plan, distil=True, seed=seed)
+
+
+def _with_budget(settings: PlannerSettings, share: float) -> PlannerSettings:
+    changes = {"budget": type(settings.budget)(visual_flops=share)}
+    start = settings.start if isinstance(settings, GateSettings) else None
+    if start is not None and not isinstance(start, FileSettings) and start.budget is not None:
+        changes["start"] = _with_budget(start, share)
+    return settings.model_copy(update=changes)
 
 
 Recipe = Annotated[DenseRecipe | SparsifyRecipe | FrontierRecipe, Field(discriminator="task")]

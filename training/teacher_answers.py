@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from data.collator import Collator
+from data.dataset import ConversationDataset
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from training.distillation import predicts_answer
 
@@ -63,14 +64,14 @@ def keep_answers(
 class AnsweredDataset(Dataset):
     """The samples of a dataset with what `keep_answers` kept of them.
 
-    Item: the dataset's own without its pictures, `teacher_logits` [supervised tokens, V] and, where it has images,
+    Item: the dataset's own without its pictures (they are not decoded), `teacher_logits` [supervised tokens, V] and, where it has images,
     `image_features` [images, N, D].
 
     Raises:
         ValueError: `path` holds the answers to another number of samples.
     """
 
-    def __init__(self, dataset: Dataset, path: Path):
+    def __init__(self, dataset: ConversationDataset, path: Path):
         self._dataset = dataset
         self._file = safe_open(path, framework="pt")
         self._tokens, self._images = (self._file.get_tensor(f"{name}_offsets").tolist() for name in ("token", "image"))
@@ -81,7 +82,7 @@ class AnsweredDataset(Dataset):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        item = {name: value for name, value in self._dataset[index].items() if name != "pixel_values"}
+        item = self._dataset.tokens(index)
         item["teacher_logits"] = self._file.get_slice("logits")[self._tokens[index] : self._tokens[index + 1]]
         if self._images[index] < self._images[index + 1]:
             item["image_features"] = self._file.get_slice("features")[self._images[index] : self._images[index + 1]]

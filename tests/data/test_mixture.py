@@ -98,11 +98,14 @@ def test_items_are_the_encoded_samples(source):
     processor = tiny_processor()
     dataset = build_mixture([source("a", 6)], processor, max_length=99, seed=0)
     assert len(dataset) == 6
-    for sample, length, item in zip(dataset.samples, dataset.lengths, dataset, strict=True):
+    for index, (sample, length, item) in enumerate(zip(dataset.samples, dataset.lengths, dataset, strict=True)):
         expected = encode(sample, processor, 99)
         assert item.keys() == expected.keys()
         assert all(torch.equal(item[key], expected[key]) for key in expected)
         assert length == len(item["input_ids"])
+        tokens = dataset.tokens(index)
+        assert item.keys() - tokens.keys() == {"pixel_values"}
+        assert all(torch.equal(item[key], tokens[key]) for key in tokens)
 
 
 def test_too_long_samples_are_left_out_and_counted(source):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+import data.shapes
 from data.conversations import load_llava_json
 from data.shapes import SplitSettings, WorldSettings, split_rows, write_world
 from data.shapes_patches import GROUPS, NO_WORD, patch_words
@@ -57,6 +58,20 @@ def test_a_world_is_written_once(tmp_path):
     assert write_world(tmp_path, world()) == paths
     assert (paths["test"].parent / "mark").exists()
     assert [path.name for path in tmp_path.iterdir()] == [paths["test"].parent.name]
+
+
+def test_two_runs_may_write_the_same_world_at_once(tmp_path, monkeypatch):
+    draw = data.shapes.draw_scene
+
+    def meanwhile(scene):
+        monkeypatch.setattr(data.shapes, "draw_scene", draw)
+        write_world(tmp_path, world())  # the other run, done before this one has drawn its first picture
+        return draw(scene)
+
+    monkeypatch.setattr(data.shapes, "draw_scene", meanwhile)
+    directory = write_world(tmp_path, world())["test"].parent
+    assert [path.name for path in tmp_path.iterdir()] == [directory.name]
+    assert (directory / "train.json").exists()
 
 
 def test_the_files_are_read_by_the_loader_of_any_llava_json(tmp_path):

@@ -9,7 +9,7 @@ from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
 from training.planners.file import FileSettings, plan_from_file
-from training.planners.gates import GateSettings
+from training.planners.gates import GateSettings, SearchSettings
 from training.planners.greedy import GreedySettings, plan_greedy
 from training.planners.random_plan import RandomSettings, plan_random
 from training.planners.shortv import ShortvSettings, plan_shortv
@@ -17,9 +17,6 @@ from training.planners.uniform import UniformSettings, plan_uniform
 from training.planners.vica import VicaSettings, plan_vica
 from training.planners.yopo import YopoSettings, plan_yopo
 
-SearchSettings = (
-    GreedySettings | YopoSettings | ShortvSettings | VicaSettings | UniformSettings | RandomSettings | FileSettings
-)
 PlannerSettings = Annotated[GateSettings | SearchSettings, Field(discriminator="planner")]
 
 

@@ -20,11 +20,17 @@ from training.calibration import Calibration
 from training.planners.file import FileSettings
 from training.planners.greedy import GreedySettings
 from training.planners.random_plan import RandomSettings
+from training.planners.shortv import ShortvSettings
+from training.planners.uniform import UniformSettings
+from training.planners.vica import VicaSettings
 from training.planners.yopo import YopoSettings
 from training.schema import Strict
 
 Family = Literal["attend", "ffn", "read", "heads", "neurons"]
-StartSettings = Annotated[GreedySettings | YopoSettings | RandomSettings | FileSettings, Field(discriminator="planner")]
+SearchSettings = (
+    GreedySettings | YopoSettings | ShortvSettings | VicaSettings | UniformSettings | RandomSettings | FileSettings
+)
+"""Of the planners that find a plan without training."""
 
 SERVABLE = ("attend", "ffn", "neurons")
 
@@ -34,7 +40,7 @@ class GateSettings(Strict):
 
     planner: Literal["gates"]
     budget: GateBudget
-    start: StartSettings | None = None
+    start: Annotated[SearchSettings, Field(discriminator="planner")] | None = None
     """The plan whose gates are open at first; null: the dense one."""
     profile: Literal["max", "servable"] = "max"
     """servable: freezing and FFN narrowing only, which servers with paged attention can execute."""
@@ -66,7 +72,8 @@ def gates_at_start(config: LlavaConfig, calibration: Calibration, start: VisualP
     Blocks hold the FFN neurons in the order of their calibrated importance. A gate that `start` shuts is learned too.
 
     Raises:
-        ValueError: `start` carries a part of the visual tokens, about which gates say nothing.
+        ValueError: `start` carries a part of the visual tokens, about which gates say nothing, or shuts what the profile
+            asked for cannot.
     """
     text = config.text_config
     num_layers, num_units, num_neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
@@ -81,6 +88,8 @@ def gates_at_start(config: LlavaConfig, calibration: Calibration, start: VisualP
         if 0 < layer.tokens < 1:
             raise ValueError(f"plan.start: layer {index}: tokens: got {layer.tokens}, allowed: 1 or 0 (gates choose no tokens)")
         carried = layer.tokens == 1
+        if settings.profile == "servable" and not (carried and layer.read and num_served(layer.heads, num_units) == num_units):
+            raise ValueError(f"plan.start: layer {index}: shuts more than attention updates and FFN neurons, allowed with profile: max")
         opened["attend"][index] = layer.attend and carried
         opened["read"][index] = layer.read and carried
         opened["ffn"][index] = num_served(layer.ffn, num_neurons) > 0 and carried

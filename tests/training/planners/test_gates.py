@@ -54,6 +54,13 @@ def test_a_start_with_a_part_of_the_tokens_is_refused():
         start_gates(DENSE.replace(2, tokens=0.5))
 
 
+@pytest.mark.parametrize("changes", [{"read": False}, {"heads": 2}, {"tokens": 0.0}])
+def test_a_start_that_servers_cannot_execute_is_refused_where_servable_is_asked_for(changes):
+    start_gates(DENSE.replace(2, attend=False, ffn=4), profile="servable")
+    with pytest.raises(ValueError, match=f"plan.start: layer {NUM_LAYERS - 1}: shuts more than"):
+        start_gates(DENSE.replace(NUM_LAYERS - 1, **changes), profile="servable")
+
+
 @pytest.mark.parametrize("changes, fixed", [({"profile": "servable"}, {"read", "heads"}), ({"off": ["attend", "heads"]}, {"attend", "heads"})])
 def test_families_that_are_not_learned_stay_as_they_start(changes, fixed):
     gates = shuffled(start_gates(**changes), seed=0)
