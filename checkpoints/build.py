@@ -1,4 +1,4 @@
-"""From a dense LLaVA on disk to a sparse student in memory.
+"""From a dense model on disk to a sparse student in memory.
 
 The dense model is loaded by its own stock class, which knows its files; its tensors then move, by name, into the sparse
 class, which has the same parameters. Units that a plan serves are permuted to come first, so that what serves vision is a
@@ -15,19 +15,17 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from modeling.configuration_sparse_llava import SparseLlavaConfig
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from checkpoints.families import sparse_class, sparse_classes, supported
+from modeling.sparse_layer import Projection
 from modeling.visual_plan import VisualPlan
-
-SUPPORTED = "'llava' with a 'llama' text model"
 
 
 def load_dense(
     path: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False
-) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
-    """Loads a dense LLaVA and its processor with the stock classes.
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Loads a dense model and its processor with the stock classes.
 
     Args:
         path: a folder or a model id on the Hub.
@@ -39,7 +37,7 @@ def load_dense(
     """
     config = dense_config(path)
     try:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
+        model, report = sparse_class(config).stock_class.from_pretrained(
             path, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
@@ -56,7 +54,7 @@ def load_dense(
     return model, processor
 
 
-def dense_config(path: str | os.PathLike) -> LlavaConfig:
+def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
     """The config of a supported dense model: from a folder, a JSON file, or a model id on the Hub.
 
     Raises:
@@ -72,21 +70,25 @@ def dense_config(path: str | os.PathLike) -> LlavaConfig:
         values, _ = PreTrainedConfig.get_config_dict(path)
     except OSError:
         raise ValueError(f"{path}: neither a model folder, a config file, nor a model on the Hub within reach") from None
-    model_type = values.get("model_type")
-    text_type = values.get("text_config", {}).get("model_type", "llama")  # as LlavaConfig reads an absent type
-    if (model_type, text_type) != ("llava", "llama"):
-        raise ValueError(f"{path}: got a {model_type!r} model with a {text_type!r} text model, supported: {SUPPORTED}")
-    return LlavaConfig.from_dict(values)
+    cls = sparse_classes().get(values.get("model_type"))
+    if cls is None:
+        raise ValueError(f"{path}: got a {values.get('model_type')!r} model, supported: {supported()}")
+    config = cls.stock_class.config_class.from_dict(values)
+    if config.text_config.model_type not in cls.text_types:
+        raise ValueError(
+            f"{path}: got a {config.model_type!r} model with a {config.text_config.model_type!r} text model, supported: {supported()}"
+        )
+    return config
 
 
-def dense_on_meta(config_path: str | os.PathLike) -> LlavaForConditionalGeneration:
+def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
     """The dense model without weights (meta device), from its config alone. Raises ValueError as `dense_config`."""
     config = dense_config(config_path)
     with torch.device("meta"):
-        return LlavaForConditionalGeneration(config)
+        return sparse_class(config).stock_class(config)
 
 
-def _check_vocabulary(path: str | os.PathLike, config: LlavaConfig, processor: ProcessorMixin) -> None:
+def _check_vocabulary(path: str | os.PathLike, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
     rows, words = config.text_config.vocab_size, len(processor.tokenizer)
     if words > rows:
         raise ValueError(f"{path}: the tokenizer has {words} tokens, the model's vocabulary only {rows}")
@@ -96,7 +98,7 @@ def _check_vocabulary(path: str | os.PathLike, config: LlavaConfig, processor: P
         )
 
 
-def build_student(dense: LlavaForConditionalGeneration, plan: VisualPlan) -> SparseLlavaForConditionalGeneration:
+def build_student(dense: PreTrainedModel, plan: VisualPlan) -> PreTrainedModel:
     """The sparse model with the dense model's weights, served units first, an integer plan in its config.
 
     The tensors are moved, not copied: `dense` shares them from here on and is to be let go.
@@ -106,45 +108,38 @@ def build_student(dense: LlavaForConditionalGeneration, plan: VisualPlan) -> Spa
     """
     text = dense.config.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
-    plan = permute_for_plan(dense, plan)
     values = {key: value for key, value in dense.config.to_dict().items() if key not in ("model_type", "architectures")}
-    config = SparseLlavaConfig.from_dict({**values, "visual_plan": plan.to_dict()})
+    cls = sparse_class(dense.config)
+    config = cls.config_class.from_dict(values)
     # Parameters without memory, for they are replaced at once; buffers that no state dict holds (RoPE) are real.
     with init_empty_weights(include_buffers=False):
-        student = SparseLlavaForConditionalGeneration(config)
+        student = cls(config)
     weights = dense.state_dict()
     assert weights.keys() == student.state_dict().keys(), weights.keys() ^ student.state_dict().keys()
     student.load_state_dict(weights, strict=True, assign=True)
     student.tie_weights()
+    student.set_visual_plan(permute_for_plan(student, plan))
     student.generation_config = dense.generation_config
     return student.train(dense.training)
 
 
 @torch.no_grad()
-def permute_for_plan(
-    model: LlavaForConditionalGeneration | SparseLlavaForConditionalGeneration, plan: VisualPlan
-) -> VisualPlan:
-    """Permutes head units and FFN neurons, in place, so that those a plan lists come first; returns it with counts only.
+def permute_for_plan(model: PreTrainedModel, plan: VisualPlan) -> VisualPlan:
+    """Permutes head units and FFN neurons of a sparse model, in place, so that those a plan lists come first; returns the plan
+    with counts only.
 
     Served and unserved units each keep their order. Layers whose plan is an integer already are left alone.
     """
     text = model.config.text_config
+    totals = {"heads": text.num_key_value_heads, "ffn": text.intermediate_size}
     layers = []
     for layer, layer_plan in zip(model.model.language_model.layers, plan.layers, strict=True):
-        if isinstance(layer_plan.heads, tuple):
-            units = served_first(layer_plan.heads, text.num_key_value_heads)
-            attention = layer.self_attn
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-                _permute_rows(projection, units)
-            _permute_columns(attention.o_proj, units)
-            layer_plan = dataclasses.replace(layer_plan, heads=len(layer_plan.heads))
-        if isinstance(layer_plan.ffn, tuple):
-            neurons = served_first(layer_plan.ffn, text.intermediate_size)
-            for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
-                _permute_rows(projection, neurons)
-            _permute_columns(layer.mlp.down_proj, neurons)
-            layer_plan = dataclasses.replace(layer_plan, ffn=len(layer_plan.ffn))
-        layers.append(layer_plan)
+        for name, projection in layer.projections().items():
+            served = getattr(layer_plan, projection.ordered_by)
+            if isinstance(served, tuple):
+                _permute(layer.get_submodule(name), projection, served_first(served, totals[projection.ordered_by]))
+        counts = {name: len(served) for name in totals if isinstance(served := getattr(layer_plan, name), tuple)}
+        layers.append(dataclasses.replace(layer_plan, **counts))
     return dataclasses.replace(plan, layers=tuple(layers))
 
 
@@ -153,15 +148,16 @@ def served_first(served: tuple[int, ...], total: int) -> list[int]:
     return sorted(served) + sorted(set(range(total)) - set(served))
 
 
-def _permute_rows(projection: nn.Linear, order: list[int]) -> None:
-    """Reorders equal blocks of outputs: U blocks of (N/U)·H rows (q), of H rows (k, v), or F of one row (FFN)."""
-    blocks = projection.weight.unflatten(0, (len(order), -1))  # [U, rows per unit, in]
-    projection.weight.copy_(blocks[order].flatten(0, 1))
-    if projection.bias is not None:
-        projection.bias.copy_(projection.bias.unflatten(0, (len(order), -1))[order].flatten())
+def permuted(values: torch.Tensor, parts: tuple[int, ...], order: list[int], dim: int) -> torch.Tensor:
+    """Each part of `values` along `dim`, cut into as many equal blocks as `order` has, with its blocks in that order."""
+    index = torch.tensor(order, device=values.device)
+    moved = [part.unflatten(dim, (len(order), -1)).index_select(dim, index).flatten(dim, dim + 1) for part in values.split(parts, dim)]
+    return torch.cat(moved, dim)
 
 
-def _permute_columns(projection: nn.Linear, order: list[int]) -> None:
-    """Reorders equal blocks of inputs; the bias stands at the outputs and stays."""
-    blocks = projection.weight.unflatten(1, (len(order), -1))  # [out, U, columns per unit]
-    projection.weight.copy_(blocks[:, order].flatten(1, 2))
+def _permute(linear: nn.Linear, projection: Projection, order: list[int]) -> None:
+    """Outputs with their biases, or inputs: the bias stands at the outputs and stays."""
+    dim = 0 if projection.side == "rows" else 1
+    linear.weight.copy_(permuted(linear.weight, projection.parts, order, dim))
+    if dim == 0 and linear.bias is not None:
+        linear.bias.copy_(permuted(linear.bias, projection.parts, order, 0))

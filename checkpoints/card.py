@@ -7,9 +7,10 @@ from dataclasses import astuple
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
-from modeling.visual_flops import DecoderShape, VisionShape, dense_cost, plan_cost
+from checkpoints.families import reference_images, vision_macs
+from modeling.visual_flops import DecoderShape, dense_cost, plan_cost
 from modeling.visual_plan import LiveLayer, VisualPlan
 
 # In the order of PlanCost's fields.
@@ -32,7 +33,7 @@ processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 def model_card(
     name: str,
     plan: VisualPlan,
-    config: LlavaConfig,
+    config: PreTrainedConfig,
     *,
     base_model: str,
     base_license: str | None = None,
@@ -58,7 +59,7 @@ def model_card(
         base_model=None if local else base_model,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        tags=["squint", "sparse", "llava"],
+        tags=["squint", "sparse", config.model_type.removeprefix("sparse_")],
     )
     base = f"`{Path(base_model).name}`" if local else f"[{base_model}](https://huggingface.co/{base_model})"
     licence = f"Licence: {base_license}, as the base model's." if base_license else "The base model's licence holds."
@@ -67,7 +68,7 @@ def model_card(
         f"# {name}",
         f"{base}, made to spend less computation on its visual tokens by Squint. {licence}",
         "## How to load",
-        f"{LOADING}\n\nThe stock LLaVA class refuses this checkpoint rather than run it dense.",
+        f"{LOADING}\n\nThe stock class refuses this checkpoint rather than run it dense.",
         "## Plan",
         "What each decoder layer does for visual tokens. Text is served in full by every layer.",
         *([f"![The plan, layer by layer]({picture})"] if picture else []),
@@ -95,7 +96,7 @@ def base_license(path: str | os.PathLike) -> str | None:
         return None
 
 
-def plan_table(plan: VisualPlan, config: LlavaConfig) -> str:
+def plan_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     """The plan as executed (dead work left out), in Markdown; equal neighbouring layers share a row."""
     decoder = DecoderShape.from_config(config.text_config)
     table = [("layers", "visual tokens", "attention update", "read by text", "head units", "FFN neurons", "neighbourhood")]
@@ -120,12 +121,12 @@ def _plan_row(layer: LiveLayer, decoder: DecoderShape) -> tuple[str, ...]:
     )
 
 
-def cost_table(plan: VisualPlan, config: LlavaConfig) -> str:
+def cost_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     """FLOPs of the dense model and under the plan, one picture, in conventions A to D, in Markdown."""
-    decoder, vision = DecoderShape.from_config(config.text_config), VisionShape.from_config(config)
-    side = config.vision_config.image_size // config.vision_config.patch_size
+    decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
+    vision = vision_macs(config, images)
     sparse, dense = (
-        cost(*subject, decoder, ((side, side),), vision=vision) for cost, subject in ((plan_cost, (plan,)), (dense_cost, ()))
+        cost(*subject, decoder, images, vision_macs=vision) for cost, subject in ((plan_cost, (plan,)), (dense_cost, ()))
     )
     table = [("convention", "dense", "this model", "left")]
     for label, before, after in zip(CONVENTIONS, astuple(dense), astuple(sparse), strict=True):

@@ -5,8 +5,8 @@ and the modelling files, which are flat and import nothing but each other, torch
 place, loaded again by a fresh process that cannot import this repository, compared with the model in memory, and renamed
 into place only if both gave the same logits.
 
-The stock LLaVA class refuses it: transformers only warns about a foreign `model_type`, and would run the model dense, but it
-resolves the text model by *its* type, and that one, `sparse_llama`, it does not know.
+The stock class refuses it: transformers only warns about a foreign `model_type`, and would run the model dense, but it
+resolves the text model by *its* type, and that one, as `sparse_llama`, it does not know.
 """
 
 import contextlib
@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling.configuration_sparse_llava import SparseLlavaConfig
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from checkpoints.families import is_sparse
 
 # Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same weights, so
 # only the order of sums may differ; in half precision, that is one unit in the last place.
@@ -35,7 +34,7 @@ RELOAD = Path(__file__).with_name("reload.py")
 
 
 def export_checkpoint(
-    model: SparseLlavaForConditionalGeneration,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     output_dir: str | os.PathLike,
     *,
@@ -80,16 +79,16 @@ def check_output(output_dir: Path) -> None:
 
 def _is_sparse_checkpoint(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == SparseLlavaConfig.model_type
+    return config.is_file() and is_sparse(json.loads(config.read_text(encoding="utf-8")))
 
 
-def _write_model(model: SparseLlavaForConditionalGeneration, folder: Path) -> None:
+def _write_model(model: PreTrainedModel, folder: Path) -> None:
     """Config, safetensors and modelling files. Both auto classes load the class that generates: generic evaluators know
     only AutoModel, and no headless base would be of use to an engine that cannot run two streams."""
-    SparseLlavaConfig.register_for_auto_class()
-    SparseLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-    module = SparseLlavaForConditionalGeneration.__module__.rpartition(".")[2]
-    model.config.auto_map = {"AutoModel": f"{module}.{SparseLlavaForConditionalGeneration.__name__}"}
+    cls = type(model)
+    cls.config_class.register_for_auto_class()
+    cls.register_for_auto_class("AutoModelForImageTextToText")
+    model.config.auto_map = {"AutoModel": f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"}
     model.save_pretrained(folder)
 
 
@@ -126,7 +125,7 @@ def _to_disk(path: Path) -> None:
     os.close(descriptor)
 
 
-def _verify(model: SparseLlavaForConditionalGeneration, folder: Path, probe: dict[str, Tensor]) -> None:
+def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:
     """Loads `folder` in a fresh process and compares logits. Raises RuntimeError."""
     with torch.no_grad():
         here = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()

@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import load_dense
-from modeling.configuration_sparse_llava import SparseLlavaConfig
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from checkpoints.families import SPARSE, is_sparse, sparse_classes
 
 
 def load_checkpoint(
@@ -26,9 +25,10 @@ def load_checkpoint(
     Raises:
         ValueError: no such model, an unsupported one, or weights that are incomplete or not safetensors.
     """
-    if not _is_sparse(path):
+    stock_type = _stock_type_of_sparse(path)
+    if stock_type is None:
         return load_dense(path, dtype, trust_remote_code)
-    loader = AutoModelForImageTextToText if trust_remote_code else SparseLlavaForConditionalGeneration
+    loader = AutoModelForImageTextToText if trust_remote_code else sparse_classes()[stock_type]
     try:
         model, report = loader.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
@@ -43,10 +43,11 @@ def load_checkpoint(
     return model, processor
 
 
-def _is_sparse(path: str | os.PathLike) -> bool:
-    """Whether the config is a sparse model's; whatever else it is, or that there is none, the dense loader judges."""
+def _stock_type_of_sparse(path: str | os.PathLike) -> str | None:
+    """The stock model's type where the config is a sparse model's; whatever else it is, or that there is none, the dense
+    loader judges."""
     try:
         values, _ = PreTrainedConfig.get_config_dict(path)
     except OSError:
-        return False
-    return values.get("model_type") == SparseLlavaConfig.model_type
+        return None
+    return values["model_type"].removeprefix(SPARSE) if is_sparse(values) else None

@@ -8,6 +8,14 @@ from transformers import ProcessorMixin
 
 from data.conversations import IGNORE_INDEX
 
+TEXT_KEYS = ("input_ids", "attention_mask", "labels")
+"""Of a batch; what else it holds are pictures, as the image processor gives them."""
+
+
+def pictures_of(batch: dict) -> dict:
+    """A batch without its text."""
+    return {key: value for key, value in batch.items() if key not in TEXT_KEYS}
+
 
 class Collator:
     """Pads the token rows of samples from `encode` or `encode_prompt` and strings their pictures together.

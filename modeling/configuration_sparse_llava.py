@@ -1,19 +1,14 @@
 """Configuration of a sparse LLaVA: LLaVA's own, and the visual plan that its weights were made for."""
 
 from huggingface_hub.dataclasses import strict
-from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llava.configuration_llava import LlavaConfig
 
+from .configuration_sparse_text import sparse_text_config
+from .vision_flops import vit_macs
+from .visual_layout import Images
 
-@strict
-class SparseLlamaConfig(LlamaConfig):
-    """Llama's own, under another model type.
 
-    Given a foreign `model_type`, the stock LLaVA class only warns and would run a sparse checkpoint dense. But it resolves
-    its text model by type, and this one it does not know: so it refuses.
-    """
-
-    model_type = "sparse_llama"
+TEXT_TYPES = ("llama", "mistral", "qwen2")
 
 
 @strict
@@ -25,14 +20,13 @@ class SparseLlavaConfig(LlavaConfig):
     visual_plan: dict | None = None
 
     def __post_init__(self, **kwargs):
-        text = self.text_config
-        if text is not None and not isinstance(text, SparseLlamaConfig):
-            self.text_config = SparseLlamaConfig(**(text if isinstance(text, dict) else text.to_dict()))
+        if self.text_config is not None:
+            self.text_config = sparse_text_config(self.text_config, TEXT_TYPES, default="llama")
         super().__post_init__(**kwargs)  # takes a config object as it is
 
 
-def image_grid(config: LlavaConfig) -> tuple[int, int]:
-    """Rows and columns of visual tokens that one image becomes.
+def image_grids(config: LlavaConfig, height: int = 0, width: int = 0) -> tuple[tuple[int, int], ...]:
+    """Grids, in (rows, columns) of visual tokens, that a picture of height x width pixels becomes: one, whatever its size.
 
     Raises:
         ValueError: the class token is kept among the visual tokens: it has no place in the grid.
@@ -43,4 +37,33 @@ def image_grid(config: LlavaConfig) -> tuple[int, int]:
             "(the class token has no place in the image grid)"
         )
     side = config.vision_config.image_size // config.vision_config.patch_size
-    return side, side
+    return ((side, side),)
+
+
+def vision_macs(config: LlavaConfig, images: Images) -> int:
+    """Multiply-accumulates of tower, up to the layer that is read, and projector for these images.
+
+    Raises:
+        ValueError: a tower other than CLIP's (one class token) or SigLIP's (none).
+    """
+    tower = config.vision_config
+    class_tokens = {"clip_vision_model": 1, "siglip_vision_model": 0}
+    if tower.model_type not in class_tokens:
+        raise ValueError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(class_tokens)}")
+    read = config.vision_feature_layer
+    read = [read] if isinstance(read, int) else list(read)
+    # hidden_states holds the embedding first, then every block's output.
+    num_blocks = max(layer if layer >= 0 else tower.num_hidden_layers + 1 + layer for layer in read)
+    num_patches = (tower.image_size // tower.patch_size) ** 2
+    macs = vit_macs(
+        num_patches=num_patches,
+        class_tokens=class_tokens[tower.model_type],
+        patch_values=tower.num_channels * tower.patch_size**2,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_blocks=num_blocks,
+    )
+    width = config.text_config.hidden_size
+    # `image_grids` allows no strategy that drops another number of tokens than the one class token of CLIP's tower.
+    projected = num_patches + class_tokens[tower.model_type] - 1
+    return len(images) * (macs + projected * width * (tower.hidden_size * len(read) + width))

@@ -1,6 +1,6 @@
 """Attention of visual tokens to their neighbours in the picture, at a cost linear in their number.
 
-The image grid is cut into square tiles. The queries of a tile share one window of candidate keys, the
+Each image grid is cut into square tiles. The queries of a tile share one window of candidate keys, the
 tile grown by the radius on every side, so that attention is a batch of small dense products: gathered,
 masked, one softmax over the text before the image and the neighbours together. The idea of attending
 within a radius is YOPO's (arXiv 2410.06169, section 3.1), which masks a dense product instead.
@@ -43,9 +43,9 @@ def tile_side(radius: int) -> int:
 
 
 def tile_slots(grids: Sequence[tuple[int, int]], radius: int) -> tuple[int, int]:
-    """What tiled attention executes on images of these (rows, columns), empty slots included.
+    """What tiled attention executes on grids of these (rows, columns), empty slots included.
 
-    Returns (query slots, query-key pair slots), summed over the images. With tokens withdrawn this is an
+    Returns (query slots, query-key pair slots), summed over the grids. With tokens withdrawn this is an
     upper bound: tiles left without a token are not executed.
     """
     side = tile_side(radius)
@@ -63,18 +63,18 @@ def tiles_pay(num_tokens: int, pair_slots: int) -> bool:
 
 
 def neighbor_mask(
-    image: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
+    grid: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
 ) -> torch.Tensor:
-    """Mask of neighbour attention over all pairs, for images too small for tiles to pay.
+    """Mask of neighbour attention over all pairs, for grids too small for tiles to pay.
 
     Args:
-        image, row, column: [B, V] long, the image of each token (-1: padding) and its place in the grid.
+        grid, row, column: [B, V] long, the grid of each token (-1: padding) and its place there.
         radius: greatest Chebyshev distance seen. bidirectional: later tokens too.
 
     Returns:
         [B, V, V] bool (query, key); rows and columns of padding are False.
     """
-    same = (image[:, :, None] == image[:, None, :]) & (image >= 0)[:, :, None]
+    same = (grid[:, :, None] == grid[:, None, :]) & (grid >= 0)[:, :, None]
     near_rows = (row[:, :, None] - row[:, None, :]).abs() <= radius
     near_columns = (column[:, :, None] - column[:, None, :]).abs() <= radius
     allowed = same & near_rows & near_columns
@@ -82,42 +82,42 @@ def neighbor_mask(
 
 
 def neighbor_tiles(
-    image: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
+    grid: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
 ) -> NeighborTiles:
-    """Cut the image grids of a batch into tiles.
+    """Cut the grids of a batch into tiles.
 
     Args:
-        image: [B, V] long, number of the token's image, unique within its sample; -1 for padding.
-        row, column: [B, V] long, the token's place in its grid; ignored where padding. Grids may have
+        grid: [B, V] long, number of the token's grid, unique within its sample; -1 for padding.
+        row, column: [B, V] long, the token's place in it; ignored where padding. Grids may have
             holes and any size; tokens stand in sequence order.
         radius: greatest Chebyshev distance seen, 0 or more. bidirectional: later tokens too.
     """
-    assert radius >= 0 and image.shape == row.shape == column.shape
+    assert radius >= 0 and grid.shape == row.shape == column.shape
     side = tile_side(radius)
     window = side + 2 * radius
-    valid = image >= 0
+    valid = grid >= 0
 
-    # Every image's grid as a table of token indices, -1 where there is none, with a margin of r for the windows.
-    count, rows, columns = (int(place[valid].max()) + 1 if valid.any() else 1 for place in (image, row, column))
+    # Every grid as a table of token indices, -1 where there is none, with a margin of r for the windows.
+    count, rows, columns = (int(place[valid].max()) + 1 if valid.any() else 1 for place in (grid, row, column))
     height, width = -(-rows // side) * side, -(-columns // side) * side
     token_sample, token = valid.nonzero(as_tuple=True)
-    images, number = torch.unique(token_sample * count + image[valid], return_inverse=True)
-    table = image.new_full((len(images), height + 2 * radius, width + 2 * radius), -1)
+    grids, number = torch.unique(token_sample * count + grid[valid], return_inverse=True)
+    table = grid.new_full((len(grids), height + 2 * radius, width + 2 * radius), -1)
     table[number, row[valid] + radius, column[valid] + radius] = token
 
     inner = table[:, radius : radius + height, radius : radius + width]
-    queries = _tiles(inner, side, side)  # [images, tiles down, tiles across, Q]
+    queries = _tiles(inner, side, side)  # [grids, tiles down, tiles across, Q]
     occupied = (queries >= 0).any(-1)
     query_index = queries[occupied]  # [M, Q]
     key_index = _tiles(table, window, side)[occupied]  # [M, K]
-    sample = images[occupied.nonzero()[:, 0]] // count  # [M]
+    sample = grids[occupied.nonzero()[:, 0]] // count  # [M]
 
-    allowed = _within(radius, image.device) & (query_index >= 0)[:, :, None] & (key_index >= 0)[:, None, :]
+    allowed = _within(radius, grid.device) & (query_index >= 0)[:, :, None] & (key_index >= 0)[:, None, :]
     if not bidirectional:
         allowed &= key_index[:, None, :] <= query_index[:, :, None]
 
     query_valid = query_index >= 0
-    slot = torch.full_like(image, -1)
+    slot = torch.full_like(grid, -1)
     tile, place = query_valid.nonzero(as_tuple=True)
     slot[sample[tile], query_index[tile, place]] = tile * side**2 + place
     return NeighborTiles(sample, query_index.clamp(min=0), query_valid, key_index.clamp(min=0), allowed, slot)

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .sparse_layer import Streams, UnitRows
+from .sparse_layer import ReusingRMSNorm, Streams, UnitRows
 from .visual_cache import KeySlots, VisualCache
 from .visual_gates import LayerGates
-from .visual_layout import answer_starts, gather_rows, join_streams, split_streams
+from .visual_layout import Images, answer_starts, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LayerPlan, VisualPlan
 from .visual_units import Units
@@ -25,6 +26,19 @@ from .visual_units import Units
 
 class SparseDecoderMixin:
     """Forward of a decoder over two streams under a plan; mixed in before the transformers model class."""
+
+    def build(self, layer_class: type[nn.Module], rotary_emb: nn.Module) -> None:
+        """What the stock decoder's constructor builds, of sparse layers; under the dense plan."""
+        config = self.config
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = ReusingRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = rotary_emb
+        self.gradient_checkpointing = False
+        self.set_visual_plan(VisualPlan.dense(config.num_hidden_layers))
+        self.post_init()
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
         """Puts `plan` in force. Raises ValueError when it does not fit the model."""
@@ -60,7 +74,7 @@ class SparseDecoderMixin:
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         visual_mask: torch.Tensor | None = None,
-        image_grids: tuple[tuple[int, int], ...] = (),
+        images: Images = (),
         supervised: torch.Tensor | None = None,
         gates: list[LayerGates] | None = None,
         return_dict: bool | None = None,
@@ -71,7 +85,8 @@ class SparseDecoderMixin:
         Args:
             inputs_embeds: [B, S, D], picture features in place; or input_ids [B, S] of text alone.
             attention_mask: [B, cached + S], 0 marks padding on either side.
-            visual_mask: [B, S] bool, true at image tokens. image_grids: (rows, columns) of each image of the batch.
+            position_ids: as the stock decoder takes them.
+            visual_mask: [B, S] bool, true at image tokens. images: the grids of each image of the batch, in order.
             supervised: [B, S] bool, true at answer tokens, in training: tokens are ranked from the rows before answers.
             gates: each layer's, on a plan that serves every token, unit and neuron (`radius` may be set).
 
@@ -101,11 +116,9 @@ class SparseDecoderMixin:
         device = inputs_embeds.device
 
         text_tokens, visual_tokens = split_streams(
-            (batch, length), attention_mask, visual_mask, image_grids, past_length, device
+            (batch, length), attention_mask, visual_mask, images, past_length, device
         )
-        if position_ids is None:
-            position_ids = torch.arange(past_length, past_length + length, device=device).unsqueeze(0)
-        rope = tuple(part.expand(batch, -1, -1) for part in self.rotary_emb(inputs_embeds, position_ids))
+        rope = tuple(part.expand(batch, -1, -1) for part in self.rope(inputs_embeds, position_ids, past_length))
         slots = None if cache is None else cache.start(batch, device)
         empty = KeySlots.empty(batch, device)
         text_masks = TextMasks(text_tokens, empty if slots is None else slots.text)
@@ -165,6 +178,15 @@ class SparseDecoderMixin:
         return BaseModelOutputWithPast(
             last_hidden_state=last, past_key_values=cache, hidden_states=tuple(states) if output_hidden_states else None
         )
+
+    def rope(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine [B or 1, S, head_dim] for inputs_embeds [B, S, D]; without position_ids rows are counted."""
+        if position_ids is None:
+            length = inputs_embeds.shape[1]
+            position_ids = torch.arange(past_length, past_length + length, device=inputs_embeds.device).unsqueeze(0)
+        return self.rotary_emb(inputs_embeds, position_ids)
 
     def _check_gates(self, gates: list[LayerGates]) -> None:
         if len(gates) != len(self.layers):

@@ -7,6 +7,7 @@ Shapes: B batch, T text rows, V visual rows, U units (key/value heads), H head_d
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,15 @@ from .visual_plan import LiveLayer
 from .visual_units import Units
 
 
+Rows = int | slice | torch.Tensor | None
+"""Of a projection's outputs or inputs: the first n, a slice, or their indices; None: all."""
+
+
 class NarrowLinear(nn.Linear):
     """A linear map of which a part may be used: some outputs, or some inputs."""
 
     def forward(
-        self, x: torch.Tensor, rows: int | torch.Tensor | None = None, columns: int | torch.Tensor | None = None
+        self, x: torch.Tensor, rows: Rows = None, columns: Rows = None
     ) -> torch.Tensor:
         """x [..., in] -> [..., out].
 
@@ -70,16 +75,30 @@ class UnitRows:
         return self._scaled
 
 
-def _selection(chosen: int | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
-    return slice(chosen) if isinstance(chosen, int) else chosen.to(device)
+def _selection(chosen: int | slice | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
+    if isinstance(chosen, torch.Tensor):
+        return chosen.to(device)
+    return slice(chosen) if isinstance(chosen, int) else chosen
 
 
 def make_narrow(layer: nn.Module) -> None:
-    """Replaces the projections of a freshly built decoder layer by narrow ones of the same shapes."""
-    for parent, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")), (layer.mlp, ("gate_proj", "up_proj", "down_proj"))):
-        for name in names:
-            dense = getattr(parent, name)
-            setattr(parent, name, NarrowLinear(dense.in_features, dense.out_features, bias=dense.bias is not None))
+    """Replaces the projections of a freshly built decoder layer by narrow ones of the same shapes, and its first norm."""
+    for parent in (layer.self_attn, layer.mlp):
+        for name, dense in list(parent.named_children()):
+            if isinstance(dense, nn.Linear):
+                setattr(parent, name, NarrowLinear(dense.in_features, dense.out_features, bias=dense.bias is not None))
+    norm = layer.input_layernorm
+    layer.input_layernorm = ReusingRMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How a projection is made of units or neurons: what it is ordered by (a field of the plan), on which side, and the sizes
+    of the parts that each hold all of them in order."""
+
+    ordered_by: Literal["heads", "ffn"]
+    side: Literal["rows", "columns"]
+    parts: tuple[int, ...]
 
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cosine, sine: [B, rows, H]
@@ -138,16 +157,16 @@ class SparseDecoderLayerMixin:
         attention = self.self_attn
         cache = VisualCacheLayer(kept=False) if streams.cache is None else streams.cache.layers[attention.layer_idx]
         text_normed = self.input_layernorm(text)
-        queries = _rotated(self._heads(attention.q_proj(text_normed)), streams.text_rope)
-        keys = _rotated(self._heads(attention.k_proj(text_normed)), streams.text_rope)
-        values = self._heads(attention.v_proj(text_normed))
+        queries = _rotated(self._heads(self.queries(text_normed)), streams.text_rope)
+        keys = _rotated(self._heads(self.keys(text_normed)), streams.text_rope)
+        values = self._heads(self.values(text_normed))
 
         visual_normed, visual_keys = None, None
         if visual is not None and live.keys:
             visual_normed = self.input_layernorm(visual, streams.unit_rows(visual, self.input_layernorm.variance_epsilon))
             visual_keys = (
-                _rotated(self._heads(attention.k_proj(visual_normed, rows=units.key_rows)), streams.visual_rope),
-                self._heads(attention.v_proj(visual_normed, rows=units.key_rows)),
+                _rotated(self._heads(self.keys(visual_normed, units.key_rows)), streams.visual_rope),
+                self._heads(self.values(visual_normed, units.key_rows)),
             )
         cache.update(keys, values, units, visual_keys if live.read else None)
 
@@ -165,6 +184,38 @@ class SparseDecoderLayerMixin:
         if visual is not None and live.num_ffn > 0:
             visual = visual + self._narrow_mlp(self.post_attention_layernorm(visual), neurons, gates)
         return text, visual, scores
+
+    # A decoder whose projections are laid out otherwise overrides these five. `rows`: of which units or neurons; None: all.
+
+    def projections(self) -> dict[str, Projection]:
+        """By name within the layer."""
+        attention, mlp = self.self_attn, self.mlp
+        return {
+            "self_attn.q_proj": Projection("heads", "rows", (attention.q_proj.out_features,)),
+            "self_attn.k_proj": Projection("heads", "rows", (attention.k_proj.out_features,)),
+            "self_attn.v_proj": Projection("heads", "rows", (attention.v_proj.out_features,)),
+            "self_attn.o_proj": Projection("heads", "columns", (attention.o_proj.in_features,)),
+            "mlp.gate_proj": Projection("ffn", "rows", (mlp.gate_proj.out_features,)),
+            "mlp.up_proj": Projection("ffn", "rows", (mlp.up_proj.out_features,)),
+            "mlp.down_proj": Projection("ffn", "columns", (mlp.down_proj.in_features,)),
+        }
+
+    def queries(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        """[..., D] -> [..., heads * H]"""
+        return self.self_attn.q_proj(normed, rows=rows)
+
+    def keys(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        """[..., D] -> [..., units * H]"""
+        return self.self_attn.k_proj(normed, rows=rows)
+
+    def values(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        """[..., D] -> [..., units * H]"""
+        return self.self_attn.v_proj(normed, rows=rows)
+
+    def neurons(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        """act(gate) * up: [..., D] -> [..., neurons]"""
+        mlp = self.mlp
+        return mlp.act_fn(mlp.gate_proj(normed, rows=rows)) * mlp.up_proj(normed, rows=rows)
 
     def _heads(self, projected: torch.Tensor) -> torch.Tensor:
         """[B, rows, heads * H] -> [B, heads, rows, H]"""
@@ -217,8 +268,7 @@ class SparseDecoderLayerMixin:
         streams: Streams,
     ) -> torch.Tensor:
         """Visual rows, in the served units, over the text before them and over visual rows: near ones, or all."""
-        queries = self.self_attn.q_proj(normed, rows=units.query_rows)
-        queries = _rotated(self._heads(queries), streams.visual_rope)
+        queries = _rotated(self._heads(self.queries(normed, units.query_rows)), streams.visual_rope)
         stage = streams.stage
         tiles = stage.tiles(live.radius, live.bidirectional)
         if live.read:
@@ -233,10 +283,9 @@ class SparseDecoderLayerMixin:
         return self._attend(queries, keys, values, stage.visual_mask(live.read, live.radius, live.bidirectional))
 
     def _narrow_mlp(self, normed: torch.Tensor, neurons: int | torch.Tensor, gates: LayerGates | None) -> torch.Tensor:
-        mlp = self.mlp
-        hidden = mlp.act_fn(mlp.gate_proj(normed, rows=neurons)) * mlp.up_proj(normed, rows=neurons)
+        hidden = self.neurons(normed, neurons)
         hidden = hidden if gates is None else gates.of_neurons(hidden)
-        return mlp.down_proj(hidden, columns=neurons)
+        return self.mlp.down_proj(hidden, columns=neurons)
 
     @torch.no_grad()
     def _received_attention(

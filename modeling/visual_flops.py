@@ -11,16 +11,13 @@ what the last layer would add to visual tokens, so it is never computed.
 Legend: t text tokens, v visual tokens of a layer, d hidden_size, m intermediate_size, U units (key/value groups).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import LlamaConfig, LlavaConfig
+from transformers import PreTrainedConfig
 
 from .neighbor_attention import tile_slots, tiles_pay
+from .visual_layout import Images, num_tokens
 from .visual_plan import LiveLayer, Rank, VisualPlan, num_kept
-
-Grids = Sequence[tuple[int, int]]
-
 
 @dataclass(frozen=True)
 class Work:
@@ -44,7 +41,7 @@ class Work:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a Llama decoder: gated FFN of three matrices, attention heads in key/value groups."""
+    """Sizes of a decoder built like Llama's: gated FFN of three matrices, attention heads in key/value groups."""
 
     hidden_size: int
     intermediate_size: int
@@ -54,14 +51,14 @@ class DecoderShape:
     head_dim: int
 
     @classmethod
-    def from_config(cls, config: LlamaConfig) -> "DecoderShape":
+    def from_config(cls, config: PreTrainedConfig) -> "DecoderShape":
         return cls(
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_layers=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
+            head_dim=config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads,
         )
 
     @property
@@ -98,57 +95,8 @@ class DecoderShape:
 
 
 @dataclass(frozen=True)
-class VisionShape:
-    """Sizes of a vision tower up to the layer that LLaVA reads, and of its two-layer projector."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_blocks: int
-    num_patches: int
-    num_tokens: int
-    patch_values: int
-    projector_input: int
-    projector_output: int
-    projected_tokens: int
-
-    @classmethod
-    def from_config(cls, config: LlavaConfig) -> "VisionShape":
-        """Raises ValueError for a tower other than CLIP's (one class token) or SigLIP's (none)."""
-        tower = config.vision_config
-        class_tokens = {"clip_vision_model": 1, "siglip_vision_model": 0}
-        if tower.model_type not in class_tokens:
-            raise ValueError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(class_tokens)}")
-        read = config.vision_feature_layer
-        read = [read] if isinstance(read, int) else list(read)
-        # hidden_states holds the embedding first, then every block's output.
-        blocks = max(layer if layer >= 0 else tower.num_hidden_layers + 1 + layer for layer in read)
-        patches = (tower.image_size // tower.patch_size) ** 2
-        tokens = patches + class_tokens[tower.model_type]
-        return cls(
-            hidden_size=tower.hidden_size,
-            intermediate_size=tower.intermediate_size,
-            num_blocks=blocks,
-            num_patches=patches,
-            num_tokens=tokens,
-            patch_values=tower.num_channels * tower.patch_size**2,
-            projector_input=tower.hidden_size * len(read),
-            projector_output=config.text_config.hidden_size,
-            projected_tokens=tokens - 1 if config.vision_feature_select_strategy == "default" else tokens,
-        )
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates per image."""
-        block = self.num_tokens * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size)
-        block += 2 * self.num_tokens**2 * self.hidden_size
-        embedding = self.num_patches * self.patch_values * self.hidden_size
-        projector = self.projected_tokens * self.projector_output * (self.projector_input + self.projector_output)
-        return self.num_blocks * block + embedding + projector
-
-
-@dataclass(frozen=True)
 class PlanCost:
-    """One prefill of one sample. `flops_total` is None where no vision tower was given.
+    """One prefill of one sample. `flops_total` is None where the vision tower's cost was not given.
 
     Attributes: macs_visual (A), flops_visual (B), flops_prefill (C), flops_total (D).
     """
@@ -159,103 +107,104 @@ class PlanCost:
     flops_total: int | None
 
 
-def visual_tokens(layer: LiveLayer, grids: Grids) -> int:
+def visual_tokens(layer: LiveLayer, images: Images) -> int:
     """Visual tokens the layer carries: ceil(tokens * N) of each image."""
-    return sum(num_kept(layer.tokens, rows * columns) for rows, columns in grids)
+    return sum(num_kept(layer.tokens, num_tokens(image)) for image in images)
 
 
 def plan_cost(
     plan: VisualPlan,
     decoder: DecoderShape,
-    grids: Grids,
+    images: Images,
     text_tokens: int = 64,
     text_before: int | None = None,
-    vision: VisionShape | None = None,
+    vision_macs: int | None = None,
 ) -> PlanCost:
     """Cost of the plan as executed, dead work left out.
 
     Args:
-        grids: (rows, columns) of each image of the sample.
+        images: the grids of each image of the sample.
         text_before: how many of the text tokens precede the images: tiles of neighbour attention meet these alone.
             None: all of them, the published conventions' full count.
+        vision_macs: multiply-accumulates of vision tower and projector for these images.
 
     Raises:
         ValueError: the plan does not fit the decoder.
     """
-    return _cost(decoder.live_layers(plan), decoder, grids, text_tokens, text_before, vision)
+    return _cost(decoder.live_layers(plan), decoder, images, text_tokens, text_before, vision_macs)
 
 
 def dense_cost(
     decoder: DecoderShape,
-    grids: Grids,
+    images: Images,
     text_tokens: int = 64,
     text_before: int | None = None,
-    vision: VisionShape | None = None,
+    vision_macs: int | None = None,
 ) -> PlanCost:
     """Cost of the stock model, the reference of every fraction. Arguments as in `plan_cost`."""
-    return _cost(decoder.stock_layers(), decoder, grids, text_tokens, text_before, vision)
+    return _cost(decoder.stock_layers(), decoder, images, text_tokens, text_before, vision_macs)
 
 
-def visual_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids) -> float:
+def visual_fraction(plan: VisualPlan, decoder: DecoderShape, images: Images) -> float:
     """Share of the stock model's visual FLOPs left (convention B)."""
-    return plan_cost(plan, decoder, grids).flops_visual / dense_cost(decoder, grids).flops_visual
+    return plan_cost(plan, decoder, images).flops_visual / dense_cost(decoder, images).flops_visual
 
 
-def visual_fraction_by_layer(plan: VisualPlan, decoder: DecoderShape, grids: Grids) -> tuple[float, ...]:
+def visual_fraction_by_layer(plan: VisualPlan, decoder: DecoderShape, images: Images) -> tuple[float, ...]:
     """`visual_fraction` of each layer against the same layer of the stock model."""
     layers = zip(decoder.live_layers(plan), decoder.stock_layers(), strict=True)
     return tuple(
-        layer_visual_macs(Work.of(layer), layer, decoder, grids) / layer_visual_macs(Work.of(stock), stock, decoder, grids)
+        layer_visual_macs(Work.of(layer), layer, decoder, images) / layer_visual_macs(Work.of(stock), stock, decoder, images)
         for layer, stock in layers
     )
 
 
-def model_fraction(plan: VisualPlan, decoder: DecoderShape, grids: Grids, text_tokens: int = 64) -> float:
+def model_fraction(plan: VisualPlan, decoder: DecoderShape, images: Images, text_tokens: int = 64) -> float:
     """Share of the stock decoder's prefill FLOPs left (convention C)."""
-    sparse, dense = plan_cost(plan, decoder, grids, text_tokens), dense_cost(decoder, grids, text_tokens)
+    sparse, dense = plan_cost(plan, decoder, images, text_tokens), dense_cost(decoder, images, text_tokens)
     return sparse.flops_prefill / dense.flops_prefill
 
 
-def kv_bytes(plan: VisualPlan, decoder: DecoderShape, grids: Grids, text_tokens: int, bytes_per_value: int) -> int:
+def kv_bytes(plan: VisualPlan, decoder: DecoderShape, images: Images, text_tokens: int, bytes_per_value: int) -> int:
     """Bytes of keys and values held after prefill: text in every layer, visual tokens where text reads them."""
-    return _kv_bytes(decoder.live_layers(plan), decoder, grids, text_tokens, bytes_per_value)
+    return _kv_bytes(decoder.live_layers(plan), decoder, images, text_tokens, bytes_per_value)
 
 
-def dense_kv_bytes(decoder: DecoderShape, grids: Grids, text_tokens: int, bytes_per_value: int) -> int:
+def dense_kv_bytes(decoder: DecoderShape, images: Images, text_tokens: int, bytes_per_value: int) -> int:
     """The same for the stock model."""
-    return _kv_bytes(decoder.stock_layers(), decoder, grids, text_tokens, bytes_per_value)
+    return _kv_bytes(decoder.stock_layers(), decoder, images, text_tokens, bytes_per_value)
 
 
-def _kv_bytes(layers, decoder, grids, text_tokens, bytes_per_value) -> int:
-    values = sum(layer_kv_values(Work.of(layer), layer, decoder, grids, text_tokens) for layer in layers)
+def _kv_bytes(layers, decoder, images, text_tokens, bytes_per_value) -> int:
+    values = sum(layer_kv_values(Work.of(layer), layer, decoder, images, text_tokens) for layer in layers)
     return values * bytes_per_value
 
 
-def _cost(layers, decoder, grids, text_tokens, text_before, vision) -> PlanCost:
+def _cost(layers, decoder, images, text_tokens, text_before, vision_macs) -> PlanCost:
     before = text_tokens if text_before is None else text_before
-    visual = sum(layer_visual_macs(Work.of(layer), layer, decoder, grids) for layer in layers)
-    shared = sum(layer_shared_macs(Work.of(layer), layer, decoder, grids, text_tokens, before) for layer in layers)
+    visual = sum(layer_visual_macs(Work.of(layer), layer, decoder, images) for layer in layers)
+    shared = sum(layer_shared_macs(Work.of(layer), layer, decoder, images, text_tokens, before) for layer in layers)
     ranking = sum(
-        _ranking_macs(layer, above, decoder, grids, text_tokens, text_before)
+        _ranking_macs(layer, above, decoder, images, text_tokens, text_before)
         for layer, above in zip(layers[1:], layers[:-1], strict=True)
     )
     prefill = 2 * (visual + shared + ranking)
-    total = None if vision is None else prefill + 2 * len(grids) * vision.macs
+    total = None if vision_macs is None else prefill + 2 * vision_macs
     return PlanCost(macs_visual=visual, flops_visual=2 * visual, flops_prefill=prefill, flops_total=total)
 
 
-def _tile_slots(layer: LiveLayer, grids: Grids) -> tuple[int, int] | None:
+def _tile_slots(layer: LiveLayer, images: Images) -> tuple[int, int] | None:
     """Query slots and pair slots where the layer's visual attention runs in tiles; None where it is one product."""
     if layer.radius is None:
         return None
-    query_slots, pair_slots = tile_slots(grids, layer.radius)
-    return (query_slots, pair_slots) if tiles_pay(visual_tokens(layer, grids), pair_slots) else None
+    query_slots, pair_slots = tile_slots([grid for image in images for grid in image], layer.radius)
+    return (query_slots, pair_slots) if tiles_pay(visual_tokens(layer, images), pair_slots) else None
 
 
-def layer_visual_macs(work: Work, layer: LiveLayer, decoder: DecoderShape, grids: Grids) -> float:
+def layer_visual_macs(work: Work, layer: LiveLayer, decoder: DecoderShape, images: Images) -> float:
     """Multiply-accumulates of visual rows doing `work`: projections, FFN, attention among themselves. Of `layer`, only which
     tokens it carries and how far they see counts."""
-    tokens, tiled = visual_tokens(layer, grids), _tile_slots(layer, grids)
+    tokens, tiled = visual_tokens(layer, images), _tile_slots(layer, images)
     pairs = tokens**2 if tiled is None else tiled[1]
     kv, query = work.key_units * decoder.head_dim, work.query_units * _unit_width(decoder)
     ffn = tokens * 3 * decoder.hidden_size * work.neurons
@@ -263,10 +212,10 @@ def layer_visual_macs(work: Work, layer: LiveLayer, decoder: DecoderShape, grids
 
 
 def layer_shared_macs(
-    work: Work, layer: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int, before: int
+    work: Work, layer: LiveLayer, decoder: DecoderShape, images: Images, text_tokens: int, before: int
 ) -> float:
     """Multiply-accumulates of text rows, and of pairs of text with visual tokens either way."""
-    tokens, tiled = visual_tokens(layer, grids), _tile_slots(layer, grids)
+    tokens, tiled = visual_tokens(layer, images), _tile_slots(layer, images)
     projections = 2 * decoder.query_size + 2 * decoder.kv_size
     text = text_tokens * decoder.hidden_size * (projections + 3 * decoder.intermediate_size)
     text += 2 * text_tokens**2 * decoder.query_size
@@ -274,21 +223,21 @@ def layer_shared_macs(
     return text + 2 * (text_tokens * tokens * work.read_units + pairs * work.query_units) * _unit_width(decoder)
 
 
-def layer_kv_values(work: Work, layer: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int) -> float:
+def layer_kv_values(work: Work, layer: LiveLayer, decoder: DecoderShape, images: Images, text_tokens: int) -> float:
     """Keys and values held after prefill, in numbers."""
-    tokens_times_units = text_tokens * decoder.num_kv_heads + visual_tokens(layer, grids) * work.read_units
+    tokens_times_units = text_tokens * decoder.num_kv_heads + visual_tokens(layer, images) * work.read_units
     return 2 * tokens_times_units * decoder.head_dim
 
 
 def _ranking_macs(
-    layer: LiveLayer, above: LiveLayer, decoder: DecoderShape, grids: Grids, text_tokens: int, before: int | None
+    layer: LiveLayer, above: LiveLayer, decoder: DecoderShape, images: Images, text_tokens: int, before: int | None
 ) -> int:
     """The extra query-key product over the layer above that ranks its tokens, where some are let go."""
     if not layer.keep:
         return 0
     instruction = text_tokens if before is None else text_tokens - before
     rows = 1 if layer.rank.rows == "last" else instruction
-    return rows * (visual_tokens(above, grids) + text_tokens) * above.num_heads * _unit_width(decoder)
+    return rows * (visual_tokens(above, images) + text_tokens) * above.num_heads * _unit_width(decoder)
 
 
 def _unit_width(decoder: DecoderShape) -> int:

@@ -6,13 +6,22 @@ Rows of a stream are packed to the left of each sample; padding and ragged count
 Shapes: B batch, S sequence rows of this forward, T text rows, V visual rows, D hidden size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from .visual_plan import num_kept
 
+Images = Sequence[Sequence[tuple[int, int]]]
+"""Per image its grids, in (rows, columns) of visual tokens: one, or one per tile or frame."""
+
 NO_SLOT = torch.iinfo(torch.long).max  # the slot of an invalid row as a key: after every query
+
+
+def num_tokens(image: Sequence[tuple[int, int]]) -> int:
+    """Visual tokens of an image with these grids."""
+    return sum(rows * columns for rows, columns in image)
 
 
 def _pack(mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,15 +55,16 @@ class TextTokens:
 class VisualTokens:
     """Carried visual rows, and where in which image each lies.
 
-    `index`, `valid`, `slots` as for text; `image` [B, V] counts the images of the sample (-1 for invalid rows),
-    `row` and `column` [B, V] are places in the image's grid, `image_tokens` [B, V] the image's original number of
-    tokens. `grids` are the (rows, columns) of each image of the batch, `full`: no row is invalid.
+    `index`, `valid`, `slots` as for text; `image` and `grid` [B, V] count the images and the grids (tiles, frames) of the
+    sample (-1 for invalid rows), `row` and `column` [B, V] are places in the grid, `image_tokens` [B, V] the image's original
+    number of tokens. `grids` are the (rows, columns) of each grid of the batch, `full`: no row is invalid.
     """
 
     index: torch.Tensor
     valid: torch.Tensor
     slots: torch.Tensor
     image: torch.Tensor
+    grid: torch.Tensor
     row: torch.Tensor
     column: torch.Tensor
     image_tokens: torch.Tensor
@@ -86,9 +96,9 @@ class VisualTokens:
         keep = torch.zeros_like(self.valid).scatter(1, order, rank < limit) & self.valid
         chosen, valid = _pack(keep, int(keep.sum(1).max()))
         take = {name: getattr(self, name).gather(1, chosen) for name in ("index", "slots", "row", "column", "image_tokens")}
-        image = torch.where(valid, self.image.gather(1, chosen), -1)
+        numbers = {name: torch.where(valid, getattr(self, name).gather(1, chosen), -1) for name in ("image", "grid")}
         slots = torch.where(valid, take.pop("slots"), NO_SLOT)
-        kept_tokens = VisualTokens(valid=valid, image=image, slots=slots, grids=self.grids, full=bool(valid.all()), **take)
+        kept_tokens = VisualTokens(valid=valid, slots=slots, grids=self.grids, full=bool(valid.all()), **numbers, **take)
         return kept_tokens, chosen
 
 
@@ -96,7 +106,7 @@ def split_streams(
     sequence: torch.Size,
     attention_mask: torch.Tensor | None,
     visual_mask: torch.Tensor | None,
-    grids: tuple[tuple[int, int], ...],
+    images: Images,
     past_length: int,
     device: torch.device,
 ) -> tuple[TextTokens, VisualTokens | None]:
@@ -106,11 +116,11 @@ def split_streams(
         sequence: (B, S) of this forward.
         attention_mask: [B, past_length + S], 0 marks padding; None: no padding.
         visual_mask: [B, S] bool, true at image tokens; None: there are none.
-        grids: (rows, columns) of each image, in the order of the batch.
+        images: the grids of each image, in the order of the batch.
         past_length: number of cached slots.
 
     Raises:
-        ValueError: a mask that is not two-dimensional or has another length, or image tokens and grids that disagree.
+        ValueError: a mask that is not two-dimensional or has another length, or image tokens and images that disagree.
     """
     batch, length = sequence
     if attention_mask is None:
@@ -131,7 +141,7 @@ def split_streams(
         is_text = present
     else:
         visual_mask = visual_mask & present
-        visual = _visual_tokens(visual_mask, slots, grids)
+        visual = _visual_tokens(visual_mask, slots, images)
         is_text = present & ~visual_mask
     counts = is_text.sum(1)
     index, valid = _pack(is_text, int(counts.max()))
@@ -139,11 +149,12 @@ def split_streams(
     return TextTokens(index=index, valid=valid, slots=text_slots, full=bool(valid.all())), visual
 
 
-def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, grids: tuple[tuple[int, int], ...]) -> VisualTokens:
+def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, images: Images) -> VisualTokens:
     counts = mask.sum(1)
-    total = sum(rows * columns for rows, columns in grids)
-    if int(counts.sum()) != total:
-        raise ValueError(f"image tokens: got {int(counts.sum())} in the input, the images have {total}")
+    grids = tuple(grid for image in images for grid in image)
+    sizes = [rows * columns for rows, columns in grids]
+    if int(counts.sum()) != sum(sizes):
+        raise ValueError(f"image tokens: got {int(counts.sum())} in the input, the images have {sum(sizes)}")
     index, valid = _pack(mask, int(counts.max()))
     device = mask.device
 
@@ -152,18 +163,23 @@ def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, grids: tuple[tuple[i
         empty = torch.full(valid.shape, padding, dtype=torch.long, device=device)
         return empty.masked_scatter(valid, torch.cat(values).to(device))
 
-    sizes = [rows * columns for rows, columns in grids]
+    def numbers(of_tokens: list[int]) -> torch.Tensor:
+        """How many tokens each image or grid has -> each token's number, counted from its sample's first: [B, V]."""
+        number = place([torch.arange(len(of_tokens)).repeat_interleave(torch.tensor(of_tokens))], padding=-1)
+        return torch.where(valid, number - number[:, :1], -1)
+
     cells = [torch.arange(size) for size in sizes]
-    image = place([torch.full((size,), number) for number, size in enumerate(sizes)], padding=-1)
+    image_sizes = [num_tokens(image) for image in images]
     return VisualTokens(
         index=index,
         valid=valid,
         slots=torch.where(valid, slots.gather(1, index), NO_SLOT),
-        image=torch.where(valid, image - image[:, :1], -1),
+        image=numbers(image_sizes),
+        grid=numbers(sizes),
         row=place([cell // columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
         column=place([cell % columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
-        image_tokens=place([torch.full((size,), size) for size in sizes], padding=0),
-        grids=tuple(grids),
+        image_tokens=place([torch.full((size,), size) for size in image_sizes], padding=0),
+        grids=grids,
         full=bool(valid.all()),
     )
 

@@ -65,7 +65,7 @@ class StageMasks:
             mask = causal_mask(self.visual.slots, keys)
             if radius is not None:
                 near = torch.zeros_like(mask)
-                place = (self.visual.image, self.visual.row, self.visual.column)
+                place = (self.visual.grid, self.visual.row, self.visual.column)
                 near[:, 0, :, own : own + self.visual.slots.shape[1]] = neighbor_mask(*place, radius, bidirectional)
                 mask = (mask & keys.is_text) | near | ~self.visual.valid[:, None, :, None]
             self._visual_masks[setting] = mask
@@ -81,6 +81,6 @@ class StageMasks:
             return None
         setting = (radius, bidirectional)
         if setting not in self._tiles:
-            place = (self.visual.image, self.visual.row, self.visual.column)
+            place = (self.visual.grid, self.visual.row, self.visual.column)
             self._tiles[setting] = neighbor_tiles(*place, radius, bidirectional)
         return self._tiles[setting]

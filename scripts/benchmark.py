@@ -14,8 +14,9 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from checkpoints.families import SPARSE, is_sparse, sparse_classes
 from modeling.visual_plan import VisualPlan
 from training.benchmark import benchmark, neighbours
 from training.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
@@ -33,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", type=Path, help="folder of a sparse checkpoint")
-    what.add_argument("--config", type=Path, help="random weights in the shape of this LLaVA config JSON")
+    what.add_argument("--config", type=Path, help="random weights in the shape of this config JSON")
     what.add_argument("--hidden-size", type=int, help="random weights in a shape of this width; see --layers")
     parser.add_argument("--layers", type=int, default=16, help="decoder layers, with --hidden-size (default 16)")
     parser.add_argument("--visual-tokens", type=int, default=576, help="a square number, with --hidden-size (default 576)")
@@ -95,7 +96,7 @@ def main() -> None:
             partial.replace(arguments.json.with_suffix(".png"))
 
 
-def read_model(arguments: argparse.Namespace) -> SparseLlavaForConditionalGeneration:
+def read_model(arguments: argparse.Namespace) -> PreTrainedModel:
     """The sparse model that the command line describes."""
     dtype = DTYPES[arguments.dtype]
     if arguments.model is not None:
@@ -118,13 +119,15 @@ def read_model(arguments: argparse.Namespace) -> SparseLlavaForConditionalGenera
     return random_model(shape, plan, dtype, arguments.device)
 
 
-def read_checkpoint(folder: Path, dtype: torch.dtype) -> SparseLlavaForConditionalGeneration:
+def read_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{folder}: no config.json there, so no checkpoint")
-    if json.loads(config.read_text(encoding="utf-8")).get("model_type") != "sparse_llava":
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if not is_sparse(values):
         raise ValueError(f"{folder}: not a sparse checkpoint; scripts/sparsify.py makes one from a dense model and a plan")
-    return SparseLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    cls = sparse_classes()[values["model_type"].removeprefix(SPARSE)]
+    return cls.from_pretrained(folder, dtype=dtype, use_safetensors=True)
 
 
 def numbers(option: str, given: str) -> list[int]:

@@ -72,7 +72,7 @@ def main() -> None:
     speedup = statistics.median(seconds["dense"]) / statistics.median(seconds["sparse"])
     decoder = DecoderShape.from_config(shape.text_config)
     report = {
-        "visual_flops": visual_fraction(plan, decoder, [prompt.grid]),
+        "visual_flops": visual_fraction(plan, decoder, prompt.images[:1]),
         "batch_size": arguments.batch_size,
         "step_seconds": {name: spread(values) for name, values in seconds.items()},
         "speedup": speedup,
@@ -91,7 +91,7 @@ def make_steps(sparse: nn.Module, prompt: Prompt, rank: int) -> dict[str, Callab
     supervised = torch.zeros_like(prompt.visual_mask)
     supervised[:, -ANSWER_TOKENS - 1 : -1] = True
     targets = prompt.input_ids[:, -ANSWER_TOKENS:].flatten()
-    inputs = {"input_ids": prompt.input_ids, "pixel_values": prompt.pixel_values, "use_cache": False}
+    inputs = {"input_ids": prompt.input_ids, **prompt.pictures, "use_cache": False}
     vocab_size = sparse.config.text_config.vocab_size
     teacher_logits = torch.randn(len(targets), vocab_size, dtype=sparse.dtype, device=sparse.device)
 

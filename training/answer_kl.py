@@ -6,22 +6,22 @@ stored, and plans that execute the same work (`VisualPlan.live`) are one evaluat
 Shape legend: B batch, T tokens, A supervised answer tokens of a batch, V vocab.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import PreTrainedModel
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from data.collator import TEXT_KEYS, pictures_of
 from modeling.visual_gates import LayerGates
 from modeling.visual_plan import VisualPlan
 from training.distillation import predicts_answer
 
 
-def rows_with_images(batch: dict, image_token_id: int) -> dict:
+def rows_with_images(batch: dict, visual_token_ids: Iterable[int]) -> dict:
     """The batch without its text-only samples, which no plan touches; the images stay as they are."""
-    keep = (batch["input_ids"] == image_token_id).any(dim=1)
-    return {key: value if key == "pixel_values" else value[keep] for key, value in batch.items()}
+    keep = torch.isin(batch["input_ids"], torch.tensor(list(visual_token_ids))).any(dim=1)
+    return {key: value[keep] if key in TEXT_KEYS else value for key, value in batch.items()}
 
 
 class AnswerKL:
@@ -35,7 +35,7 @@ class AnswerKL:
         ValueError: no answer in `batches` belongs to a sample with an image.
     """
 
-    def __init__(self, model: SparseLlavaForConditionalGeneration, batches: Sequence[dict]):
+    def __init__(self, model: PreTrainedModel, batches: Sequence[dict]):
         self.model = model.eval()
         config = model.config.text_config
         self._sizes = {"num_units": config.num_key_value_heads, "intermediate_size": config.intermediate_size}
@@ -60,13 +60,12 @@ class AnswerKL:
     @torch.no_grad()
     def _prepare(self, batch: dict) -> dict:
         """The forward's inputs, with the pictures already through the vision tower and the projector."""
-        rows = {key: value.to(self.model.device) for key, value in rows_with_images(batch, self.model.config.image_token_id).items()}
+        rows = {key: value.to(self.model.device) for key, value in rows_with_images(batch, self.model.visual_token_ids.values()).items()}
         supervised = predicts_answer(rows["labels"])  # [B, T]
         # Labels tell which rows rank visual tokens, as in training; with `logits_mask` no loss is computed.
         inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {"logits_mask": supervised}
         if supervised.any():
-            features = self.model.get_image_features(rows["pixel_values"].to(self.model.dtype)).pooler_output
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+            inputs |= self.model.encode_pictures(pictures_of(rows))
         return inputs
 
     @torch.no_grad()

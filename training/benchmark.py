@@ -12,71 +12,68 @@ from dataclasses import asdict, dataclass
 
 import torch
 import transformers
-from transformers import Cache, LlavaForConditionalGeneration
+from transformers import Cache, PreTrainedModel
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from checkpoints.families import reference_images, sparse_class, vision_macs
 from modeling.neighbor_attention import neighbor_attention, neighbor_tiles
+from modeling.sparse_multimodal import SparseMultimodalMixin
 from modeling.visual_cache import VisualCache
 from modeling.visual_flops import (
     DecoderShape,
-    VisionShape,
     dense_cost,
     dense_kv_bytes,
     kv_bytes,
     plan_cost,
 )
+from modeling.visual_layout import Images, num_tokens
 from training.benchmark_shapes import stock_config
-
-Model = LlavaForConditionalGeneration | SparseLlavaForConditionalGeneration
-
 
 @dataclass(frozen=True)
 class Prompt:
     """One prompt, the same in every sample of the batch: text, a picture, text.
 
-    Attributes: input_ids [B, S]; pixel_values [B, 3, H, W]; inputs_embeds [B, S, D], what the decoder alone is given;
-        visual_mask [B, S]; grid, (rows, columns) of the picture.
+    Attributes: input_ids [B, S]; pictures, what the model takes beside them; inputs_embeds [B, S, D], what the decoder alone
+        is given; visual_mask [B, S]; images, the grids of each picture.
     """
 
     input_ids: torch.Tensor
-    pixel_values: torch.Tensor
+    pictures: dict[str, torch.Tensor]
     inputs_embeds: torch.Tensor
     visual_mask: torch.Tensor
-    grid: tuple[int, int]
+    images: Images
 
     @classmethod
-    def random(cls, model: Model, batch_size: int, text_tokens: int) -> "Prompt":
+    def random(cls, model: PreTrainedModel, batch_size: int, text_tokens: int) -> "Prompt":
         """Half of the text stands before the picture."""
         config, weight = model.config, model.get_input_embeddings().weight
         generator = torch.Generator().manual_seed(0)
-        side = config.vision_config.image_size // config.vision_config.patch_size
+        images = tuple(reference_images(config)) * batch_size
         text = torch.randint(0, config.text_config.vocab_size - 1, (batch_size, text_tokens), generator=generator)
         text += text >= config.image_token_id  # any token but the picture's
-        picture = torch.full((batch_size, side**2), config.image_token_id)
+        picture = torch.full((batch_size, num_tokens(images[0])), config.image_token_id)
         half = text_tokens // 2
         input_ids = torch.cat([text[:, :half], picture, text[:, half:]], dim=1).to(weight.device)
-        size = config.vision_config.image_size
-        pixel_values = torch.randn(batch_size, 3, size, size, generator=generator)
+        pictures = sparse_class(config).random_pictures(config, images, generator)
         embeds = torch.randn(*input_ids.shape, config.text_config.hidden_size, generator=generator)
         return cls(
             input_ids=input_ids,
-            pixel_values=pixel_values.to(weight),
+            pictures={name: value.to(weight) if value.is_floating_point() else value for name, value in pictures.items()},
             inputs_embeds=embeds.to(weight),
             visual_mask=input_ids == config.image_token_id,
-            grid=(side, side),
+            images=images,
         )
 
 
-def stock_twin(sparse: SparseLlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+def stock_twin(sparse: PreTrainedModel) -> PreTrainedModel:
     """The stock model over the very tensors of a sparse one."""
     with torch.device(sparse.device):
-        dense = LlavaForConditionalGeneration._from_config(stock_config(sparse.config.to_dict()), dtype=sparse.dtype)
+        dense = sparse.stock_class._from_config(stock_config(sparse.config.to_dict()), dtype=sparse.dtype)
     dense.load_state_dict(sparse.state_dict(), assign=True)
     return dense.eval()
 
 
 def benchmark(
-    sparse: SparseLlavaForConditionalGeneration,
+    sparse: PreTrainedModel,
     *,
     text_tokens: int,
     batch_sizes: Sequence[int],
@@ -115,18 +112,18 @@ def benchmark(
     return report
 
 
-def promised(sparse: SparseLlavaForConditionalGeneration, text_tokens: int) -> dict:
+def promised(sparse: PreTrainedModel, text_tokens: int) -> dict:
     """The analytic part: shape, plan, FLOPs in the four conventions, key/value bytes; one picture, one sample."""
     config, plan = sparse.config, sparse.visual_plan
-    decoder, vision = DecoderShape.from_config(config.text_config), VisionShape.from_config(config)
-    grids = [Prompt.random(sparse, 1, text_tokens).grid]
-    dense = dense_cost(decoder, grids, text_tokens, vision=vision)
-    left = plan_cost(plan, decoder, grids, text_tokens, vision=vision)
+    decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
+    vision = vision_macs(config, images)
+    dense = dense_cost(decoder, images, text_tokens, vision_macs=vision)
+    left = plan_cost(plan, decoder, images, text_tokens, vision_macs=vision)
     names = {"A": "macs_visual", "B": "flops_visual", "C": "flops_prefill", "D": "flops_total"}
     dense, left = asdict(dense), asdict(left)
     width = sparse.dtype.itemsize
     return {
-        "shape": {**asdict(decoder), "visual_tokens": grids[0][0] * grids[0][1], "text_tokens": text_tokens},
+        "shape": {**asdict(decoder), "visual_tokens": sum(map(num_tokens, images)), "text_tokens": text_tokens},
         "plan": plan.to_dict(),
         "flops": {
             letter: {"dense": dense[name], "sparse": left[name], "left": left[name] / dense[name]}
@@ -134,14 +131,14 @@ def promised(sparse: SparseLlavaForConditionalGeneration, text_tokens: int) -> d
         },
         "kv_bytes": {
             "predicted": {
-                "dense": dense_kv_bytes(decoder, grids, text_tokens, width),
-                "sparse": kv_bytes(plan, decoder, grids, text_tokens, width),
+                "dense": dense_kv_bytes(decoder, images, text_tokens, width),
+                "sparse": kv_bytes(plan, decoder, images, text_tokens, width),
             }
         },
     }
 
 
-def measured_kv_bytes(models: dict[str, Model], text_tokens: int) -> dict[str, int]:
+def measured_kv_bytes(models: dict[str, PreTrainedModel], text_tokens: int) -> dict[str, int]:
     """Bytes of memory that each model's cache keeps alive after the prefill of one sample."""
     found = {}
     for name, model in models.items():
@@ -191,7 +188,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "least": min(seconds), "greatest": max(seconds)}
 
 
-def _measure_batch(models: dict[str, Model], prompt: Prompt, decode_tokens: int, repeats: int) -> dict:
+def _measure_batch(models: dict[str, PreTrainedModel], prompt: Prompt, decode_tokens: int, repeats: int) -> dict:
     device = prompt.input_ids.device
     prefill = take_turns({n: lambda m=m: prefill_decoder(m, prompt) for n, m in models.items()}, repeats, device)
     whole = take_turns({n: lambda m=m: _prefill(m, prompt) for n, m in models.items()}, repeats, device)
@@ -240,22 +237,22 @@ def _wait(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def prefill_decoder(model: Model, prompt: Prompt) -> Cache:
+def prefill_decoder(model: PreTrainedModel, prompt: Prompt) -> Cache:
     """The decoder alone over embeddings, and the head on the last row."""
     streams = {}
-    if isinstance(model, SparseLlavaForConditionalGeneration):
-        streams = {"visual_mask": prompt.visual_mask, "image_grids": (prompt.grid,) * len(prompt.visual_mask)}
+    if isinstance(model, SparseMultimodalMixin):
+        streams = {"visual_mask": prompt.visual_mask, "images": prompt.images}
     outputs = model.model.language_model(inputs_embeds=prompt.inputs_embeds, use_cache=True, **streams)
     model.lm_head(outputs.last_hidden_state[:, -1:])
     return outputs.past_key_values
 
 
-def _prefill(model: Model, prompt: Prompt) -> None:
+def _prefill(model: PreTrainedModel, prompt: Prompt) -> None:
     """All that stands before the first answer token: vision tower, projector, decoder, head."""
-    model(input_ids=prompt.input_ids, pixel_values=prompt.pixel_values, use_cache=True, logits_to_keep=1)
+    model(input_ids=prompt.input_ids, **prompt.pictures, use_cache=True, logits_to_keep=1)
 
 
-def _decode(model: Model, cache: Cache, prompt: Prompt, num_tokens: int) -> None:
+def _decode(model: PreTrainedModel, cache: Cache, prompt: Prompt, num_tokens: int) -> None:
     """Greedy steps on a filled cache."""
     token = prompt.input_ids[:, -1:]
     for _ in range(num_tokens):
@@ -263,7 +260,7 @@ def _decode(model: Model, cache: Cache, prompt: Prompt, num_tokens: int) -> None
         token = logits[:, -1:].argmax(-1)
 
 
-def _peak_memory(model: Model, prompt: Prompt) -> int:
+def _peak_memory(model: PreTrainedModel, prompt: Prompt) -> int:
     """Bytes allocated at the prefill's highest point, above what stood before it (weights, prompt)."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -280,7 +277,7 @@ def _heads(length: int, num_heads: int, head_dim: int, dtype: torch.dtype, devic
     return torch.randn(1, length, num_heads, head_dim, dtype=dtype, device=device).transpose(1, 2)
 
 
-def _environment(model: Model) -> dict:
+def _environment(model: PreTrainedModel) -> dict:
     device = model.device
     return {
         "torch": torch.__version__,

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, PreTrainedModel
 
-from modeling.configuration_sparse_llava import SparseLlavaConfig
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from checkpoints.families import SPARSE, sparse_class, sparse_classes, supported
 from modeling.visual_plan import VisualPlan, num_served
 
 HEAD_DIM = 64
@@ -55,22 +54,28 @@ def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> Lla
     )
 
 
-def shape_of_file(path: str | os.PathLike) -> LlavaConfig:
-    """The shape in a LLaVA's config JSON (a checkpoint's config.json, or one of recipes/shapes). Raises ValueError."""
+def shape_of_file(path: str | os.PathLike) -> PreTrainedConfig:
+    """The shape in a model's config JSON (a checkpoint's config.json, or one of recipes/shapes). Raises ValueError."""
     values = _read(Path(path))
-    if values.get("model_type") not in ("llava", SparseLlavaConfig.model_type):
-        raise ValueError(f"{path}: got model_type {values.get('model_type')!r}, allowed: llava, sparse_llava")
+    if str(values.get("model_type")).removeprefix(SPARSE) not in sparse_classes():
+        raise ValueError(f"{path}: got model_type {values.get('model_type')!r}, supported, dense or sparse: {supported()}")
     return stock_config(values)
 
 
-def stock_config(values: dict) -> LlavaConfig:
+def stock_config(values: dict) -> PreTrainedConfig:
     """The stock model's config out of a dense or a sparse one's values."""
+    stock = sparse_classes()[values["model_type"].removeprefix(SPARSE)].stock_class.config_class
     values = {name: value for name, value in values.items() if name not in OF_A_CHECKPOINT}
     text = {name: value for name, value in values["text_config"].items() if name not in OF_A_CHECKPOINT}
-    return LlavaConfig.from_dict({**values, "text_config": {**text, "model_type": "llama"}})
+    text_type = values["text_config"].get("model_type")
+    if text_type is not None:
+        text["model_type"] = text_type.removeprefix(SPARSE)
+    if text.get("layer_types"):
+        text["layer_types"] = [kind.removeprefix(SPARSE) for kind in text["layer_types"]]
+    return stock.from_dict({**values, "text_config": text})
 
 
-def carried_plan(checkpoint: str | os.PathLike, shape: LlavaConfig) -> VisualPlan:
+def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> VisualPlan:
     """A sparse checkpoint's plan for another shape: by relative depth, with the same shares of units and neurons.
 
     Raises:
@@ -96,15 +101,16 @@ def carried_plan(checkpoint: str | os.PathLike, shape: LlavaConfig) -> VisualPla
 
 
 def random_model(
-    shape: LlavaConfig, plan: VisualPlan, dtype: torch.dtype, device: str
-) -> SparseLlavaForConditionalGeneration:
+    shape: PreTrainedConfig, plan: VisualPlan, dtype: torch.dtype, device: str
+) -> PreTrainedModel:
     """A sparse model of this shape with random weights, under the plan. Raises ValueError when the plan does not fit."""
     text = shape.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
     values = {name: value for name, value in shape.to_dict().items() if name not in OF_A_CHECKPOINT}
-    config = SparseLlavaConfig.from_dict({**values, "visual_plan": plan.to_dict()})
+    cls = sparse_class(shape)
+    config = cls.config_class.from_dict({**values, "visual_plan": plan.to_dict()})
     with torch.device(device):
-        return SparseLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+        return cls._from_config(config, dtype=dtype).eval()
 
 
 def _share(units: int | tuple[int, ...] | None, source: int, target: int) -> int | None:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
-from modeling.configuration_sparse_llava import image_grid
+from checkpoints.families import reference_images
 from modeling.visual_flops import (
     DecoderShape,
     Work,
@@ -66,8 +66,8 @@ class GatedCost:
         latency: for a budget of latency, the table that predicts it; the dense plan is then 1.
     """
 
-    def __init__(self, config: LlavaConfig, base: VisualPlan, budget: GateBudget, latency: LatencyTable | None = None):
-        self._decoder, self._grids = DecoderShape.from_config(config.text_config), [image_grid(config)]
+    def __init__(self, config: PreTrainedConfig, base: VisualPlan, budget: GateBudget, latency: LatencyTable | None = None):
+        self._decoder, self._images = DecoderShape.from_config(config.text_config), reference_images(config)
         self._base = self._decoder.live_layers(base)
         self._measure = budget.measure
         self._latency = latency
@@ -96,12 +96,12 @@ class GatedCost:
     def _layer(self, work: Work, layer: LiveLayer):
         match self._measure:
             case "visual_flops":
-                return layer_visual_macs(work, layer, self._decoder, self._grids)
+                return layer_visual_macs(work, layer, self._decoder, self._images)
             case "model_flops":
-                shared = layer_shared_macs(work, layer, self._decoder, self._grids, TEXT_TOKENS, TEXT_TOKENS)
-                return layer_visual_macs(work, layer, self._decoder, self._grids) + shared
+                shared = layer_shared_macs(work, layer, self._decoder, self._images, TEXT_TOKENS, TEXT_TOKENS)
+                return layer_visual_macs(work, layer, self._decoder, self._images) + shared
             case "kv_bytes":
-                return layer_kv_values(work, layer, self._decoder, self._grids, TEXT_TOKENS)
+                return layer_kv_values(work, layer, self._decoder, self._images, TEXT_TOKENS)
         raise AssertionError(self._measure)
 
 

@@ -21,12 +21,12 @@ import torch
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.models.llama.modeling_llama import LlamaModel, apply_rotary_pos_emb, repeat_kv
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
-from modeling.configuration_sparse_llava import image_grid
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from data.collator import pictures_of
 from modeling.visual_layout import VisualTokens, split_streams
 from modeling.visual_plan import VisualPlan
 from training.answer_kl import AnswerKL, rows_with_images
@@ -80,7 +80,7 @@ class Calibration:
             return cls(**{name: file.get_tensor(name) for name in file.keys()})
 
 
-def calibrate(model: SparseLlavaForConditionalGeneration, batches: Sequence[dict], cache: Path) -> Calibration:
+def calibrate(model: PreTrainedModel, batches: Sequence[dict], cache: Path) -> Calibration:
     """Gathers the statistics, or reads them from `cache` where the same weights met the same data before.
 
     Args:
@@ -98,7 +98,7 @@ def calibrate(model: SparseLlavaForConditionalGeneration, batches: Sequence[dict
     return Calibration.load(path)
 
 
-def _fingerprint(model: SparseLlavaForConditionalGeneration, batches: Sequence[dict]) -> str:
+def _fingerprint(model: PreTrainedModel, batches: Sequence[dict]) -> str:
     """A hash of every weight, of the configuration that gives them meaning, and of every tensor of the data."""
     digest = hashlib.blake2b(digest_size=16)
     config = {name: value for name, value in model.config.to_dict().items() if name not in ("visual_plan", "transformers_version")}
@@ -110,7 +110,7 @@ def _fingerprint(model: SparseLlavaForConditionalGeneration, batches: Sequence[d
     return digest.hexdigest()
 
 
-def _unit_kl(model: SparseLlavaForConditionalGeneration, answer_kl: AnswerKL) -> Tensor:
+def _unit_kl(model: PreTrainedModel, answer_kl: AnswerKL) -> Tensor:
     """[L, U]: what each unit's absence costs, one plan per unit."""
     config = model.config.text_config
     dense = VisualPlan.dense(config.num_hidden_layers)
@@ -123,79 +123,98 @@ def _unit_kl(model: SparseLlavaForConditionalGeneration, answer_kl: AnswerKL) ->
     return torch.tensor(costs).view(len(dense), -1)
 
 
-def dense_layers(language_model: LlamaModel, hidden_states: Tensor, attention_mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The dense decoder in plain arithmetic, layer by layer.
+@dataclass(frozen=True)
+class DecoderInputs:
+    """What a model gives its decoder for one batch: hidden_states [B, T, D], images in place; attention_mask [B, T], 1 for
+    tokens, 0 for padding on either side; cosine and sine [B or 1, T, head_dim]; visual rows and where they lie."""
 
-    Args:
-        hidden_states [B, T, D]: the input embeddings, images in place.
-        attention_mask [B, T]: 1 for tokens, 0 for padding on either side.
+    hidden_states: Tensor
+    attention_mask: Tensor
+    rope: tuple[Tensor, Tensor]
+    visual: VisualTokens
+
+
+def decoder_inputs(model: PreTrainedModel, inputs: dict) -> DecoderInputs:
+    """Runs the model, for whatever its family does before the decoder."""
+    caught = {}
+    decoder = model.model.language_model
+    hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: caught.update(kwargs), with_kwargs=True)
+    model(**inputs, use_cache=False)
+    hook.remove()
+    states, mask = caught["inputs_embeds"], inputs["attention_mask"]
+    _, visual = split_streams(states.shape[:2], mask, caught["visual_mask"], caught["images"], past_length=0, device=states.device)
+    return DecoderInputs(states, mask, decoder.rope(states, caught.get("position_ids"), 0), visual)
+
+
+def dense_layers(decoder: nn.Module, inputs: DecoderInputs) -> Iterator[tuple[Tensor, Tensor]]:
+    """The dense decoder in plain arithmetic, layer by layer.
 
     Yields, per layer: attention probabilities [B, H, T, T] (fp32) and neuron values act(gate) * up [B, T, M].
     """
+    hidden_states = inputs.hidden_states
     B, T, _ = hidden_states.shape
     positions = torch.arange(T, device=hidden_states.device)
-    visible = (positions[:, None] >= positions) & attention_mask.bool()[:, None, None, :]  # [B, 1, T, T]
+    visible = (positions[:, None] >= positions) & inputs.attention_mask.bool()[:, None, None, :]  # [B, 1, T, T]
     # A padding row sees itself alone, so that its softmax is defined.
     visible = visible | torch.eye(T, dtype=torch.bool, device=positions.device)
-    cos, sin = language_model.rotary_emb(hidden_states, positions[None])
-    for layer in language_model.layers:
+    for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
         normed = layer.input_layernorm(hidden_states)
         query, key, value = (
-            projection(normed).view(B, T, -1, attention.head_dim).transpose(1, 2)  # [B, heads, T, head_dim]
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+            projected.view(B, T, -1, attention.head_dim).transpose(1, 2)  # [B, heads, T, head_dim]
+            for projected in (layer.queries(normed), layer.keys(normed), layer.values(normed))
         )
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        query, key = apply_rotary_pos_emb(query, key, *inputs.rope)
         groups = query.shape[1] // key.shape[1]
         logits = query @ repeat_kv(key, groups).transpose(2, 3) * attention.scaling
         probabilities = logits.float().masked_fill(~visible, float("-inf")).softmax(-1)  # [B, H, T, T]
         output = probabilities.to(value.dtype) @ repeat_kv(value, groups)
         hidden_states = hidden_states + attention.o_proj(output.transpose(1, 2).reshape(B, T, -1))
-        normed = layer.post_attention_layernorm(hidden_states)
-        neurons = mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)  # [B, T, M]
+        neurons = layer.neurons(layer.post_attention_layernorm(hidden_states))  # [B, T, M]
         hidden_states = hidden_states + mlp.down_proj(neurons)
         yield probabilities, neurons
 
 
 @torch.no_grad()
-def _gather(model: SparseLlavaForConditionalGeneration, batches: Sequence[dict]) -> dict[str, Tensor]:
+def _gather(model: PreTrainedModel, batches: Sequence[dict]) -> dict[str, Tensor]:
     """The statistics of one dense pass over the batches."""
-    activity, neurons, neighborhood, num_samples = [], 0, 0, 0
+    activity, neurons, neighborhood, num_samples = [], 0, [], 0
     for batch in tqdm(batches, desc="calibrating", unit="batch"):
-        rows = rows_with_images(batch, model.config.image_token_id)
+        rows = rows_with_images(batch, model.visual_token_ids.values())
         if len(rows["input_ids"]) > 0:
             of_batch = _batch_statistics(model, {key: value.to(model.device) for key, value in rows.items()})
             activity.append(of_batch[0])
             neurons = neurons + of_batch[1]
-            neighborhood = neighborhood + of_batch[2]
+            neighborhood.append(of_batch[2])
             num_samples += len(rows["input_ids"])
     columns = torch.stack([layer.mlp.down_proj.weight.float().norm(dim=0) for layer in model.model.language_model.layers])
+    farthest = max(shares.shape[1] for shares in neighborhood)
+    # Beyond the farthest distance in a batch's own grids nothing is left to add.
+    padded = [torch.cat([shares, shares[:, -1:].expand(-1, farthest - shares.shape[1])], dim=1) for shares in neighborhood]
     return {
         "activity": torch.cat(activity).cpu(),
         "neuron_importance": (neurons / num_samples * columns).cpu(),
-        "neighborhood": (neighborhood / num_samples).cpu(),
+        "neighborhood": (sum(padded) / num_samples).cpu(),
     }
 
 
-def _batch_statistics(model: SparseLlavaForConditionalGeneration, rows: dict) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_statistics(model: PreTrainedModel, rows: dict) -> tuple[Tensor, Tensor, Tensor]:
     """Activity [B, L, U] of each sample; sums over samples of the neurons' mean size [L, M] and of the neighbourhood [L, R + 1].
 
     V counts the visual rows of a sample, packed; the batch's samples may have different numbers of images.
     """
-    ids, mask = rows["input_ids"], rows["attention_mask"]
-    features = model.get_image_features(rows["pixel_values"].to(model.dtype)).pooler_output
-    grid = image_grid(model.config)
-    is_visual = ids == model.config.image_token_id  # [B, T]
-    _, visual = split_streams(ids.shape, mask, is_visual, (grid,) * len(features), past_length=0, device=ids.device)
-    embeddings = model.get_input_embeddings()(ids)
-    embeddings = embeddings.masked_scatter(is_visual[..., None], torch.cat(tuple(features)).to(embeddings.dtype))
+    text = {name: rows[name] for name in ("input_ids", "attention_mask")}
+    inputs = decoder_inputs(model, text | model.encode_pictures(pictures_of(rows)))
+    visual, mask = inputs.visual, inputs.attention_mask
+    is_visual = torch.zeros_like(mask, dtype=torch.bool)
+    is_visual[visual.valid.nonzero()[:, 0], visual.index[visual.valid]] = True  # [B, T]
     # Visual rows come first in `slots`, packed: the first is where the sample's first image begins.
-    readers = mask.bool() & ~is_visual & (torch.arange(ids.shape[1], device=ids.device) > visual.slots[:, :1])
-    beyond = max(grid)  # farther than any two rows of one image
+    readers = mask.bool() & ~is_visual & (torch.arange(mask.shape[1], device=mask.device) > visual.slots[:, :1])
+    beyond = max(side for grid in visual.grids for side in grid)  # farther than any two rows of one grid
     distance = _distances(visual, beyond)  # [B, V, V]
 
     activity, neurons, neighborhood = [], [], []
-    for probabilities, neuron_values in dense_layers(model.model.language_model, embeddings, mask):
+    for probabilities, neuron_values in dense_layers(model.model.language_model, inputs):
         to_vision = torch.einsum("bhqk,bk->bhq", probabilities, is_visual.to(probabilities.dtype))
         of_head = (to_vision * readers[:, None]).sum(-1) / readers.sum(-1, keepdim=True).clamp(min=1)  # [B, H]
         activity.append(of_head.unflatten(1, (model.config.text_config.num_key_value_heads, -1)).mean(-1))
@@ -204,18 +223,18 @@ def _batch_statistics(model: SparseLlavaForConditionalGeneration, rows: dict) ->
         neighborhood.append(
             sum(
                 _neighborhood(probabilities[sample], visual.index[sample], visual.valid[sample], distance[sample], beyond)
-                for sample in range(len(ids))
+                for sample in range(len(mask))
             )
         )
     return torch.stack(activity, dim=1), torch.stack(neurons), torch.stack(neighborhood)
 
 
 def _distances(visual: VisualTokens, beyond: int) -> Tensor:
-    """[B, V, V]: Chebyshev distance of two visual rows in their image's grid; `beyond` for rows of different images."""
+    """[B, V, V]: Chebyshev distance of two visual rows in their grid; `beyond` for rows of different grids."""
     apart = torch.maximum(
         (visual.row[:, :, None] - visual.row[:, None]).abs(), (visual.column[:, :, None] - visual.column[:, None]).abs()
     )
-    return apart.masked_fill(visual.image[:, :, None] != visual.image[:, None], beyond)
+    return apart.masked_fill(visual.grid[:, :, None] != visual.grid[:, None], beyond)
 
 
 def _neighborhood(probabilities: Tensor, index: Tensor, valid: Tensor, distance: Tensor, beyond: int) -> Tensor:

@@ -1,12 +1,11 @@
 """What a plan costs a given model, for one image and a prompt of the published length: the figures of a report."""
 
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
-from modeling.configuration_sparse_llava import image_grid
+from checkpoints.families import reference_images, vision_macs
 from modeling.visual_flops import (
     DecoderShape,
     PlanCost,
-    VisionShape,
     dense_cost,
     dense_kv_bytes,
     kv_bytes,
@@ -21,30 +20,31 @@ TEXT_TOKENS = 64
 """Text tokens of the published conventions (modeling/visual_flops.py)."""
 
 
-def fractions(plan: VisualPlan, config: LlavaConfig) -> dict[str, float]:
+def fractions(plan: VisualPlan, config: PreTrainedConfig) -> dict[str, float]:
     """Fractions of the dense model left under `plan`: visual FLOPs (B), decoder prefill FLOPs (C), key/value bytes."""
-    decoder, grids = DecoderShape.from_config(config.text_config), [image_grid(config)]
+    decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
     return {
-        "visual_flops": visual_fraction(plan, decoder, grids),
-        "model_flops": model_fraction(plan, decoder, grids, TEXT_TOKENS),
-        "kv_bytes": kv_bytes(plan, decoder, grids, TEXT_TOKENS, 1) / dense_kv_bytes(decoder, grids, TEXT_TOKENS, 1),
+        "visual_flops": visual_fraction(plan, decoder, images),
+        "model_flops": model_fraction(plan, decoder, images, TEXT_TOKENS),
+        "kv_bytes": kv_bytes(plan, decoder, images, TEXT_TOKENS, 1) / dense_kv_bytes(decoder, images, TEXT_TOKENS, 1),
     }
 
 
-def cost_sheet(plan: VisualPlan, config: LlavaConfig, bytes_per_value: int) -> dict:
+def cost_sheet(plan: VisualPlan, config: PreTrainedConfig, bytes_per_value: int) -> dict:
     """The contents of cost.json: the dense model's and the plan's cost in every convention, and by layer."""
-    decoder, vision, grids = DecoderShape.from_config(config.text_config), VisionShape.from_config(config), [image_grid(config)]
+    decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
+    vision = vision_macs(config, images)
     return {
         "num_units": decoder.num_kv_heads,
         "intermediate_size": decoder.intermediate_size,
-        "layers": list(visual_fraction_by_layer(plan, decoder, grids)),
+        "layers": list(visual_fraction_by_layer(plan, decoder, images)),
         "dense": {
-            **_conventions(dense_cost(decoder, grids, TEXT_TOKENS, vision=vision)),
-            "kv_bytes": dense_kv_bytes(decoder, grids, TEXT_TOKENS, bytes_per_value),
+            **_conventions(dense_cost(decoder, images, TEXT_TOKENS, vision_macs=vision)),
+            "kv_bytes": dense_kv_bytes(decoder, images, TEXT_TOKENS, bytes_per_value),
         },
         "plan": {
-            **_conventions(plan_cost(plan, decoder, grids, TEXT_TOKENS, vision=vision)),
-            "kv_bytes": kv_bytes(plan, decoder, grids, TEXT_TOKENS, bytes_per_value),
+            **_conventions(plan_cost(plan, decoder, images, TEXT_TOKENS, vision_macs=vision)),
+            "kv_bytes": kv_bytes(plan, decoder, images, TEXT_TOKENS, bytes_per_value),
         },
     }
 

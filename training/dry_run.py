@@ -4,11 +4,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
 from checkpoints.build import dense_config
-from modeling.configuration_sparse_llava import SparseLlavaConfig
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from checkpoints.families import sparse_class
 from modeling.visual_plan import VisualPlan
 from training.budget import GateBudget
 from training.calibration import Calibration
@@ -47,14 +46,15 @@ def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe) -> None:
         console.print(memory_table(recipe, config, student))
 
 
-def build_on_meta(recipe: StudentRecipe, config: LlavaConfig) -> nn.Module:
+def build_on_meta(recipe: StudentRecipe, config: PreTrainedConfig) -> nn.Module:
     """The student that would be trained, every tensor without memory."""
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
     with torch.device("meta"):
-        student = SparseLlavaForConditionalGeneration(SparseLlavaConfig.from_dict(values))
+        cls = sparse_class(config)
+        student = cls(cls.config_class.from_dict(values))
     if recipe.lora is not None:
         return add_lora(student, recipe.lora)
-    student.model.vision_tower.requires_grad_(False)
+    student.vision_tower.requires_grad_(False)
     return student
 
 
@@ -74,7 +74,7 @@ def points_table(recipe: FrontierRecipe) -> Table:
     return table
 
 
-def cost_table(recipe: SparsifyRecipe, config: LlavaConfig) -> Table:
+def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     """Dense against plan; where the plan is still to be found, what its budget allows at most."""
     plan = known_plan(recipe, config)
     sheet = cost_sheet(plan or VisualPlan.dense(config.text_config.num_hidden_layers), config, bytes_per_value(recipe))
@@ -90,7 +90,7 @@ def cost_table(recipe: SparsifyRecipe, config: LlavaConfig) -> Table:
     return table
 
 
-def known_plan(recipe: SparsifyRecipe, config: LlavaConfig) -> VisualPlan | None:
+def known_plan(recipe: SparsifyRecipe, config: PreTrainedConfig) -> VisualPlan | None:
     """The plan as far as its cost goes, where no calibration data decides it."""
     settings, text = recipe.plan, config.text_config
     if isinstance(settings, FileSettings):
@@ -127,7 +127,7 @@ def budget_costs(dense: dict, budget: Budget | GateBudget) -> dict:
     return at_most
 
 
-def memory_table(recipe: StudentRecipe, config: LlavaConfig, student: nn.Module) -> Table:
+def memory_table(recipe: StudentRecipe, config: PreTrainedConfig, student: nn.Module) -> Table:
     """Estimated memory per process in training: weights, gradients and optimizer as ZeRO cuts them, and activations."""
     settings = recipe.training
     total, trained = num_parameters(student)
@@ -146,7 +146,7 @@ def memory_table(recipe: StudentRecipe, config: LlavaConfig, student: nn.Module)
     return table
 
 
-def activation_bytes(settings: TrainingSettings, config: LlavaConfig, max_length: int, width: int) -> float:
+def activation_bytes(settings: TrainingSettings, config: PreTrainedConfig, max_length: int, width: int) -> float:
     """Of a batch of the longest samples in the dense decoder; a sparse student keeps less."""
     text = config.text_config
     values = settings.micro_batch_size * max_length * text.hidden_size

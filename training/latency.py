@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_flops import Work
 from modeling.visual_plan import LayerPlan, VisualPlan
 from training.benchmark import Prompt, prefill_decoder, take_turns
@@ -51,7 +51,7 @@ class LatencyTable:
         return cls(**{**values, **pairs})
 
 
-def measure_latency(model: SparseLlavaForConditionalGeneration) -> LatencyTable:
+def measure_latency(model: PreTrainedModel) -> LatencyTable:
     """Times the decoder's prefill of one picture and 64 text tokens; the plan in force is restored."""
     text = model.config.text_config
     num_layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size

@@ -17,7 +17,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from pydantic import Field
 from torch import nn
 
-from checkpoints.build import served_first
+from checkpoints.build import permuted, served_first
 from modeling.sparse_layer import NarrowLinear
 from modeling.visual_plan import VisualPlan
 from training.schema import Strict
@@ -94,22 +94,22 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.off = False
 
 
-def permuted_adapters(adapters: Mapping[str, torch.Tensor], plan: VisualPlan, num_units: int, num_neurons: int) -> dict[str, torch.Tensor]:
+def permuted_adapters(adapters: Mapping[str, torch.Tensor], decoder: nn.Module, plan: VisualPlan) -> dict[str, torch.Tensor]:
     """Adapters of the dense model as those of the student under `plan`, whose served units and neurons come first
-    (`checkpoints.build.permute_for_plan`): rows of B of q, k, v, gate and up, columns of A of o and down.
+    (`checkpoints.build.permute_for_plan`): rows of B where outputs were reordered, columns of A where inputs were.
 
     Args:
         adapters: as `peft.get_peft_model_state_dict` gives them, of a model whose decoder layers are `...layers.INDEX...`.
+        decoder: the student's, for the sizes and projections of its layers.
     """
+    totals = {"heads": decoder.config.num_key_value_heads, "ffn": decoder.config.intermediate_size}
     moved = {}
     for name, value in adapters.items():
-        index, projection = re.search(r"\.layers\.(\d+)\..*?(\w+)_proj\.", name).groups()
-        layer = plan.layers[int(index)]
-        served, total = (layer.ffn, num_neurons) if projection in ("gate", "up", "down") else (layer.heads, num_units)
-        side = "lora_A" if projection in ("o", "down") else "lora_B"
-        if isinstance(served, tuple) and side in name:
-            dim = 1 if side == "lora_A" else 0
-            order = served_first(served, total)
-            value = value.unflatten(dim, (total, -1)).index_select(dim, torch.tensor(order)).flatten(dim, dim + 1)
+        index, projection_name, matrix = re.search(r"\.layers\.(\d+)\.(.*?)\.lora_([AB])\.", name).groups()
+        projection = decoder.layers[int(index)].projections()[projection_name]
+        served = getattr(plan.layers[int(index)], projection.ordered_by)
+        if isinstance(served, tuple) and (matrix == "B") == (projection.side == "rows"):
+            order = served_first(served, totals[projection.ordered_by])
+            value = permuted(value, projection.parts, order, dim=0 if matrix == "B" else 1)
         moved[name] = value.contiguous()
     return moved

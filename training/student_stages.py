@@ -20,7 +20,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from checkpoints.build import dense_config
 from data.collator import Collator
 from data.conversations import Sample
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration, calibrate
 from training.costs import fractions
@@ -180,7 +179,7 @@ def training_data(run: Run, processor: ProcessorMixin) -> Dataset:
     return AnsweredDataset(dataset, run.directory / ANSWERS) if run.recipe.distillation.keep_answers else dataset
 
 
-def run_student(run: Run, student: CompareSettings) -> SparseLlavaForConditionalGeneration:
+def run_student(run: Run, student: CompareSettings) -> PreTrainedModel:
     """The student as it came out of the run, on the CPU."""
     plan = load_plan(run, student.name)
     if not student.distil:
@@ -207,7 +206,7 @@ def evaluation_of(
     return Evaluation.load(path)
 
 
-def dense_student(recipe: StudentRecipe) -> tuple[SparseLlavaForConditionalGeneration, ProcessorMixin]:
+def dense_student(recipe: StudentRecipe) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The dense model in the class that can run any plan, and its processor."""
     config = dense_config(recipe.model.path)
     model = untrained_student(recipe.model, VisualPlan.dense(config.text_config.num_hidden_layers))

@@ -13,11 +13,11 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import AutoProcessor, LlavaForConditionalGeneration, ProcessorMixin, set_seed
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, set_seed
 
 from checkpoints.build import build_student, dense_config, load_dense
+from checkpoints.families import sparse_class
 from data.collator import Collator
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.lora import add_lora, permuted_adapters
 from training.recipe import ModelSettings, StudentRecipe
@@ -25,7 +25,7 @@ from training.run import is_main_process
 from training.trainer import DistillationTrainer
 
 
-def load_model(settings: ModelSettings) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
+def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The dense model and its processor, in the recipe's dtype, on the CPU. Raises ValueError, as `load_dense`."""
     return load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
 
@@ -39,7 +39,7 @@ def load_processor(settings: ModelSettings) -> ProcessorMixin:
         raise ValueError(f"{settings.path}: no readable processor and tokenizer ({error})") from None
 
 
-def untrained_student(settings: ModelSettings, plan: VisualPlan) -> SparseLlavaForConditionalGeneration:
+def untrained_student(settings: ModelSettings, plan: VisualPlan) -> PreTrainedModel:
     """The dense model under `plan`."""
     dense, _ = load_model(settings)
     student = build_student(dense, plan)
@@ -47,11 +47,12 @@ def untrained_student(settings: ModelSettings, plan: VisualPlan) -> SparseLlavaF
     return student
 
 
-def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> SparseLlavaForConditionalGeneration:
+def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> PreTrainedModel:
     """The student that `train_student` left in `folder`, adapters merged."""
     weights = folder / "weights"
     if recipe.lora is None:
-        return SparseLlavaForConditionalGeneration.from_pretrained(weights, dtype=getattr(torch, recipe.model.dtype))
+        cls = sparse_class(dense_config(recipe.model.path))
+        return cls.from_pretrained(weights, dtype=getattr(torch, recipe.model.dtype))
     model = add_lora(untrained_student(recipe.model, plan), recipe.lora)
     outcome = set_peft_model_state_dict(model, load_file(weights / "adapter_model.safetensors"))
     assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
@@ -79,14 +80,13 @@ def train_student(
     # Loaded before the training arguments exist: under ZeRO-3 these make from_pretrained split what it loads.
     student, teacher = untrained_student(recipe.model, plan), None
     if recipe.lora is not None:
-        text = student.config.text_config
         student = add_lora(student, recipe.lora)
         if adapters is not None:
-            own = permuted_adapters(adapters, plan, text.num_key_value_heads, text.intermediate_size)
+            own = permuted_adapters(adapters, student.get_base_model().model.language_model, plan)
             outcome = set_peft_model_state_dict(student, own)
             assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     else:
-        student.model.vision_tower.requires_grad_(False)
+        student.vision_tower.requires_grad_(False)
         if recipe.distillation.needs_teacher:
             teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
     trainer = DistillationTrainer(

@@ -3,9 +3,10 @@
 Half of a student's training time goes into its teacher; students that are compared meet the same samples. What is kept is
 what the losses read, logits where an answer token is next, and the image features, which LoRA leaves as they are.
 
-T supervised tokens and I images of the data, V vocab, N tokens per image, D hidden size.
+V vocab, N visual tokens of a sample, D hidden size.
 """
 
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -13,59 +14,65 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from data.collator import Collator
+from data.collator import Collator, pictures_of
 from data.dataset import ConversationDataset
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from training.distillation import predicts_answer
+
+FEATURES = "features_"
+"""Before the kind of visual input, as in `mm_encoder_outputs`: its features among a sample's tensors."""
+OFFSETS = "/offsets"
+"""After a tensor's name: where each sample's rows of it begin."""
 
 
 @torch.no_grad()
 def keep_answers(
-    model: SparseLlavaForConditionalGeneration,
-    dataset: Dataset,
+    model: PreTrainedModel,
+    dataset: ConversationDataset,
     collator: Collator,
     path: Path,
     *,
     batch_size: int,
     autocast: torch.dtype | None,
 ) -> None:
-    """Writes to `path` what `model`, under the dense plan, makes of each sample; whole or not at all.
+    """Writes to `path` what `model`, a sparse class under the dense plan, makes of each sample; whole or not at all.
 
     Args:
         autocast: the dtype that students are trained in, where it is not the weights' own.
     """
-    logits, features, num_tokens, num_images = [], [], [0], [0]
-    image_tokens = model.config.image_seq_length
+    kept: dict[str, list[torch.Tensor]] = defaultdict(list)
+    lengths: list[dict[str, int]] = []  # of each sample
     model.eval()
     for start in tqdm(range(0, len(dataset), batch_size), desc="teacher", unit="batch"):
         samples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         batch = {name: value.to(model.device) for name, value in collator(samples).items()}
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         supervised = predicts_answer(batch["labels"])
         with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-            if "pixel_values" in batch:
-                seen = model.get_image_features(batch["pixel_values"]).pooler_output
-                inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=seen)}
-                features += [image.cpu() for image in seen]
-            logits.append(model(**inputs, logits_mask=supervised, use_cache=False).logits.cpu())
-        num_tokens += supervised.sum(1).tolist()
-        num_images += [int((row == model.config.image_token_id).sum()) // image_tokens for row in batch["input_ids"]]
+            encoded = model.encode_pictures(pictures_of(batch))
+            text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            kept["teacher_logits"].append(model(**text, **encoded, logits_mask=supervised, use_cache=False).logits.cpu())
+        for kind, output in encoded.pop("mm_encoder_outputs", {}).items():
+            kept[FEATURES + kind] += [features.cpu() for features in output.pooler_output]
+        for name, value in encoded.items():
+            kept[name].append(value.cpu())
+        for sample, row, answers in zip(samples, batch["input_ids"], supervised, strict=True):
+            tokens = {FEATURES + kind: int((row == token).sum()) for kind, token in model.visual_token_ids.items()}
+            pictures = {name: len(value) for name, value in pictures_of(sample).items()}
+            lengths.append({"teacher_logits": int(answers.sum()), **tokens, **pictures})
+    rows = {name: torch.cat(values) for name, values in kept.items()}
+    offsets = {name + OFFSETS: torch.tensor([0, *(sample.get(name, 0) for sample in lengths)]).cumsum(0) for name in rows}
     partial = path.with_name(f".{path.name}.partial")
-    kept = {"logits": torch.cat(logits), "token_offsets": torch.tensor(num_tokens).cumsum(0)}
-    kept["image_offsets"] = torch.tensor(num_images).cumsum(0)
-    if features:
-        kept["features"] = torch.stack(features)
-    save_file(kept, partial)
+    save_file(rows | offsets, partial)
     partial.replace(path)
 
 
 class AnsweredDataset(Dataset):
     """The samples of a dataset with what `keep_answers` kept of them.
 
-    Item: the dataset's own without its pictures (they are not decoded), `teacher_logits` [supervised tokens, V] and, where it has images,
-    `image_features` [images, N, D].
+    Item: the dataset's own without its pictures (they are not decoded), `teacher_logits` [supervised tokens, V] and, where it
+    has pictures, their features [N, D] and what the model is told of them besides their pixels.
 
     Raises:
         ValueError: `path` holds the answers to another number of samples.
@@ -74,16 +81,26 @@ class AnsweredDataset(Dataset):
     def __init__(self, dataset: ConversationDataset, path: Path):
         self._dataset = dataset
         self._file = safe_open(path, framework="pt")
-        self._tokens, self._images = (self._file.get_tensor(f"{name}_offsets").tolist() for name in ("token", "image"))
-        if len(dataset) != len(self._tokens) - 1:
-            raise ValueError(f"{path}: answers to {len(self._tokens) - 1} samples, the data has {len(dataset)}")
+        names = (name for name in self._file.keys() if name.endswith(OFFSETS))
+        self._offsets = {name.removesuffix(OFFSETS): self._file.get_tensor(name).tolist() for name in names}
+        num_samples = len(self._offsets["teacher_logits"]) - 1
+        if len(dataset) != num_samples:
+            raise ValueError(f"{path}: answers to {num_samples} samples, the data has {len(dataset)}")
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         item = self._dataset.tokens(index)
-        item["teacher_logits"] = self._file.get_slice("logits")[self._tokens[index] : self._tokens[index + 1]]
-        if self._images[index] < self._images[index + 1]:
-            item["image_features"] = self._file.get_slice("features")[self._images[index] : self._images[index + 1]]
+        for name, offsets in self._offsets.items():
+            if offsets[index] < offsets[index + 1]:
+                item[name] = self._file.get_slice(name)[offsets[index] : offsets[index + 1]]
         return item
+
+
+def with_features(pictures: dict[str, torch.Tensor]) -> dict:
+    """Of a batch of `AnsweredDataset`: what forward takes of its pictures; as it is where no features were kept."""
+    features = {name: value for name, value in pictures.items() if name.startswith(FEATURES)}
+    rest = {name: value for name, value in pictures.items() if name not in features}
+    outputs = {name.removeprefix(FEATURES): BaseModelOutputWithPooling(pooler_output=[value]) for name, value in features.items()}
+    return {"mm_encoder_outputs": outputs, **rest} if outputs else rest

@@ -21,15 +21,15 @@ from peft import PeftModel
 from pydantic import Field, model_validator
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
+from data.collator import TEXT_KEYS
 from modeling.visual_plan import VisualPlan
 from training.distillation import DistillationSettings, Rows, predicts_answer
 from training.lora import adapters_off
 from training.schema import Strict
+from training.teacher_answers import with_features
 
 
 class TrainingSettings(Strict):
@@ -118,10 +118,10 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: PeftModel | SparseLlavaForConditionalGeneration,
+        model: PeftModel | PreTrainedModel,
         *,
         distillation: DistillationSettings,
-        teacher: SparseLlavaForConditionalGeneration | None = None,
+        teacher: PreTrainedModel | None = None,
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
@@ -140,7 +140,7 @@ class DistillationTrainer(Trainer):
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
 
     @property
-    def student(self) -> PeftModel | SparseLlavaForConditionalGeneration:
+    def student(self) -> PeftModel | PreTrainedModel:
         """The student inside what is trained."""
         return self.model
 
@@ -156,7 +156,7 @@ class DistillationTrainer(Trainer):
         inputs = {**inputs, "logits_mask": supervised}
         kept_logits = inputs.pop("teacher_logits", None)
         if isinstance(self.student, PeftModel):
-            inputs = self._with_image_features(inputs)
+            inputs = self._with_encoded_pictures(inputs)
         teacher_rows = None
         if kept_logits is not None:
             teacher_rows = Rows(kept_logits, None)
@@ -206,17 +206,14 @@ class DistillationTrainer(Trainer):
             unset_hf_deepspeed_config()
 
     @torch.no_grad()
-    def _with_image_features(self, inputs: dict) -> dict:
+    def _with_encoded_pictures(self, inputs: dict) -> dict:
         """The pictures as what projector and vision tower, frozen under LoRA, make of them: once for both models."""
-        inputs = dict(inputs)
-        if "image_features" in inputs:  # kept by training/teacher_answers.py
-            features = inputs.pop("image_features")
-        elif "pixel_values" in inputs:
-            with self.accelerator.autocast():
-                features = self.student.get_base_model().get_image_features(inputs.pop("pixel_values")).pooler_output
-        else:
-            return inputs
-        return {**inputs, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+        text = {name: inputs[name] for name in (*TEXT_KEYS, "logits_mask")}
+        pictures = {name: value for name, value in inputs.items() if name not in text}
+        if self.distillation.keep_answers:
+            return text | with_features(pictures)
+        with self.accelerator.autocast():
+            return text | self.student.get_base_model().encode_pictures(pictures)
 
     @contextmanager
     def _teacher(self) -> Iterator[nn.Module]:

@@ -4,6 +4,9 @@ Nothing of the runtime is used but the weights: no streams, no slices, no cache,
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,8 +14,19 @@ from torch import nn
 from modeling.visual_plan import LayerPlan, VisualPlan
 
 
-def reference_logits(model: nn.Module, plan: VisualPlan, sample: dict, supervised: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits [S, vocab] of one unpadded sample (batch of one) under `plan`; rows of image tokens mean nothing."""
+@dataclass
+class Layout:
+    """One sample as its decoder meets it: states [S, D], cosine and sine [S, H], and of each row the number of its image and of
+    its grid (-1: text) and its place (row, column) in that grid."""
+
+    states: torch.Tensor
+    rope: tuple[torch.Tensor, torch.Tensor]
+    image: torch.Tensor
+    grid: torch.Tensor
+    places: torch.Tensor
+
+
+def llava_layout(model: nn.Module, sample: dict) -> Layout:
     ids = sample["input_ids"][0]
     decoder, config = model.model.language_model, model.config
     states = decoder.embed_tokens(ids)
@@ -26,6 +40,19 @@ def reference_logits(model: nn.Module, plan: VisualPlan, sample: dict, supervise
             image[row] = number // side**2
             places[row] = torch.tensor(divmod(number % side**2, side))
     cos, sin = decoder.rotary_emb(states[None], torch.arange(len(ids))[None])
+    return Layout(states, (cos[0], sin[0]), image, image, places)
+
+
+def reference_logits(
+    model: nn.Module,
+    plan: VisualPlan,
+    sample: dict,
+    supervised: torch.Tensor | None = None,
+    layout: Callable[[nn.Module, dict], Layout] = llava_layout,
+) -> torch.Tensor:
+    """Logits [S, vocab] of one unpadded sample (batch of one) under `plan`; rows of image tokens mean nothing."""
+    ids, laid_out = sample["input_ids"][0], layout(model, sample)
+    decoder, states, image = model.model.language_model, laid_out.states, laid_out.image
     alive = image >= 0
     counts = {number: int((image == number).sum()) for number in image.unique().tolist() if number >= 0}
     probabilities = None
@@ -33,7 +60,7 @@ def reference_logits(model: nn.Module, plan: VisualPlan, sample: dict, supervise
         before = plan.layers[index - 1].tokens if index else 1.0
         if entry.tokens < before and counts:
             alive = _survivors(alive, image, counts, entry, ids, probabilities, plan.layers[index - 1] if index else None, supervised)
-        states, probabilities = _layer(layer, entry, states, cos[0], sin[0], image, places, alive)
+        states, probabilities = _layer(layer, entry, states, *laid_out.rope, laid_out.grid, laid_out.places, alive)
     return model.lm_head(decoder.norm(states))
 
 
@@ -72,14 +99,25 @@ class _Probabilities(torch.Tensor):
     num_units: int
 
 
-def _layer(layer, entry: LayerPlan, states, cos, sin, image, places, alive):
+def _projected(layer):
+    """Queries, keys and values; gate and up; the activation: as functions of normed states, from fused projections or not."""
+    attention, mlp = layer.self_attn, layer.mlp
+    linear = nn.functional.linear
+    if "qkv_proj" in dict(attention.named_children()):  # Phi-3
+        units = attention.num_key_value_heads * attention.head_dim
+        sizes = (units * attention.num_key_value_groups, units, units)
+        of_attention = [partial(linear, weight=part) for part in attention.qkv_proj.weight.split(sizes)]
+        return of_attention, [partial(linear, weight=part) for part in mlp.gate_up_proj.weight.chunk(2)], mlp.activation_fn
+    of_attention = [partial(linear, weight=one.weight, bias=one.bias) for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    return of_attention, [partial(linear, weight=one.weight) for one in (mlp.gate_proj, mlp.up_proj)], mlp.act_fn
+
+
+def _layer(layer, entry: LayerPlan, states, cos, sin, grid, places, alive):
     attention, mlp = layer.self_attn, layer.mlp
     length, head_dim = len(states), attention.head_dim
     normed = layer.input_layernorm(states)
-    queries, keys, values = (
-        nn.functional.linear(normed, projection.weight, projection.bias).view(length, -1, head_dim)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    (queries, keys, values), (gate, up), activation = _projected(layer)
+    queries, keys, values = (project(normed).view(length, -1, head_dim) for project in (queries, keys, values))
     num_heads, num_units = queries.shape[1], keys.shape[1]
     units = _units(entry.heads, num_units)
 
@@ -89,7 +127,7 @@ def _layer(layer, entry: LayerPlan, states, cos, sin, image, places, alive):
         return vectors * cos[:, None] + turned * sin[:, None]
 
     queries, keys = rotate(queries), rotate(keys)
-    is_text = image < 0
+    is_text = grid < 0
 
     def visible(query: int, key: int, served: bool) -> bool:
         if is_text[key]:
@@ -101,7 +139,7 @@ def _layer(layer, entry: LayerPlan, states, cos, sin, image, places, alive):
         if entry.radius is None:
             return key <= query
         near = int((places[query] - places[key]).abs().max()) <= entry.radius
-        return bool(image[query] == image[key]) and near and (entry.bidirectional or key <= query)
+        return bool(grid[query] == grid[key]) and near and (entry.bidirectional or key <= query)
 
     rows = range(length)
     masks = {served: torch.tensor([[visible(q, k, served) for k in rows] for q in rows]) for served in (True, False)}
@@ -120,7 +158,7 @@ def _layer(layer, entry: LayerPlan, states, cos, sin, image, places, alive):
     states = torch.where(touched[:, None], states + update, states)
 
     normed = layer.post_attention_layernorm(states)
-    hidden = mlp.act_fn(normed @ mlp.gate_proj.weight.T) * (normed @ mlp.up_proj.weight.T)
+    hidden = activation(gate(normed)) * up(normed)
     neurons = torch.zeros(hidden.shape[1], dtype=torch.bool)
     neurons[_units(entry.ffn, hidden.shape[1])] = True
     hidden = torch.where(is_text[:, None] | neurons, hidden, 0.0)

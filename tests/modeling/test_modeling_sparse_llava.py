@@ -141,7 +141,7 @@ def test_cache_takes_the_bytes_the_plan_predicts(model, plan):
         cache = model(**batch, use_cache=True).past_key_values
     num_text = int((batch["input_ids"] != IMAGE_TOKEN).sum())
     shape = DecoderShape.from_config(model.config.text_config)
-    assert cache.num_bytes() == kv_bytes(plan, shape, [(3, 3), (3, 3)], num_text, bytes_per_value=4)
+    assert cache.num_bytes() == kv_bytes(plan, shape, [((3, 3),), ((3, 3),)], num_text, bytes_per_value=4)
     assert cache.get_seq_length() == batch["input_ids"].shape[1]
 
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_done_is_refused(model):
     batch = forward_inputs(tiny_batch((1,)))
     with pytest.raises(ValueError, match="output_attentions"):
         model(**batch, output_attentions=True)
-    with pytest.raises(ValueError, match="no pixel_values were given"):
+    with pytest.raises(ValueError, match="no pictures were given"):
         model(input_ids=batch["input_ids"])
     with pytest.raises(ValueError, match="attention_mask: got shape"):
         model(**{**batch, "attention_mask": batch["attention_mask"][:, 1:]})

@@ -9,12 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.configuration_sparse_llava import SparseLlavaConfig, image_grids, vision_macs
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.neighbor_attention import tile_slots, tiles_pay
 from modeling.visual_flops import (
     DecoderShape,
-    VisionShape,
     dense_cost,
     dense_kv_bytes,
     kv_bytes,
@@ -28,7 +27,7 @@ from tests.modeling.random_plans import random_plan
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"
 SMALL = DecoderShape(hidden_size=32, intermediate_size=80, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=6)
-GRIDS = [(4, 4), (2, 3)]
+GRIDS = [((4, 4),), ((2, 3),)]
 
 
 def shape_config(name):
@@ -45,7 +44,9 @@ def shape_config(name):
 def test_published_anchors(name, macs_visual, flops_visual, flops_prefill, flops_total):
     """The four conventions as printed by FastV, YOPO, ShortV and DiffPrune, in units of 1e12."""
     config = shape_config(name)
-    cost = dense_cost(DecoderShape.from_config(config.text_config), [(24, 24)], 64, vision=VisionShape.from_config(config))
+    images = (image_grids(config),)
+    assert images == (((24, 24),),)
+    cost = dense_cost(DecoderShape.from_config(config.text_config), images, 64, vision_macs=vision_macs(config, images))
     found = (cost.macs_visual, cost.flops_visual, cost.flops_prefill, cost.flops_total)
     for value, printed in zip(found, (macs_visual, flops_visual, flops_prefill, flops_total), strict=True):
         assert printed is None or round(value / 1e12, 2) == printed
@@ -60,19 +61,24 @@ def test_shapes_are_the_true_models():
 
 def test_vision_tower_runs_to_the_layer_that_is_read():
     config = shape_config("llava-1.5-7b.json")
-    assert VisionShape.from_config(config).num_blocks == 23
-    config.vision_feature_layer = 5
-    assert VisionShape.from_config(config).num_blocks == 5
+    macs = {}
+    for layer in (-2, 5, 23, 4):
+        config.vision_feature_layer = layer
+        macs[layer] = vision_macs(config, (image_grids(config),))
+    assert macs[-2] == macs[23]
+    assert macs[23] - macs[5] == 18 * (macs[5] - macs[4])
     config.vision_feature_layer = [3, -1]
-    shape = VisionShape.from_config(config)
-    assert (shape.num_blocks, shape.projector_input) == (24, 2 * 1024)
+    both = vision_macs(config, (image_grids(config),))
+    config.vision_feature_layer = -1
+    assert both - vision_macs(config, (image_grids(config),)) == 24 * 24 * 1024 * 4096, "the projector takes both layers"
+    assert vision_macs(config, (image_grids(config),) * 3) == 3 * vision_macs(config, (image_grids(config),))
 
 
 def test_other_vision_towers_are_refused():
     config = shape_config("llava-1.5-7b.json")
     config.vision_config.model_type = "pixtral"
     with pytest.raises(ValueError, match="vision tower: got 'pixtral', allowed: clip_vision_model"):
-        VisionShape.from_config(config)
+        vision_macs(config, (image_grids(config),))
 
 
 def test_plan_that_does_not_fit_is_refused():
@@ -92,7 +98,7 @@ def test_dense_plan_leaves_out_dead_work_only():
 
 def test_one_layer_by_hand():
     """Half the tokens, one unit of four, 20 neurons, tiles: every term of a middle layer."""
-    grids, t, before = [(24, 20)], 10, 3
+    grids, t, before = [((24, 20),)], 10, 3
     layers = (
         LayerPlan(),
         LayerPlan(tokens=0.9, rank=Rank(rows="instruction"), heads=1, ffn=20, radius=1),
@@ -100,7 +106,7 @@ def test_one_layer_by_hand():
         LayerPlan(tokens=0.0),
     )
     d, hd, n, v = 32, 6, 480, 432
-    query_slots, pair_slots = tile_slots(grids, 1)
+    query_slots, pair_slots = tile_slots(grids[0], 1)
     stock = n * (2 * d * 24 + 2 * d * 48 + 3 * d * 80) + 2 * n**2 * 48
     middle = v * (2 * d * hd + 2 * d * 2 * hd + 3 * d * 20) + 2 * pair_slots * 2 * hd
     blind_end = v * 2 * d * 2 * hd
@@ -115,7 +121,7 @@ def test_one_layer_by_hand():
 
 def test_fractions_and_bytes():
     plan = VisualPlan((LayerPlan(attend=False, ffn=0, heads=2), *[LayerPlan(tokens=0.0)] * 3))
-    grids, v = [(4, 5)], 20
+    grids, v = [((4, 5),)], 20
     stock = dense_cost(SMALL, grids)
     assert visual_fraction(plan, SMALL, grids) == v * 2 * 32 * 12 * 2 / stock.flops_visual
     by_layer = visual_fraction_by_layer(plan, SMALL, grids)
@@ -128,7 +134,7 @@ def test_fractions_and_bytes():
 def test_every_saving_is_priced():
     """Each single change to a middle layer lowers the cost; what changes nothing executed does not."""
     dense = VisualPlan.dense(4)
-    grids = [(24, 20)]
+    grids = [((24, 20),)]
     full = plan_cost(dense, SMALL, grids).flops_prefill
     for change in ({"attend": False}, {"read": False}, {"heads": 2}, {"ffn": 40}, {"radius": 1}, {"tokens": 0.5}):
         assert plan_cost(dense.replace(1, **change), SMALL, grids).flops_prefill < full, change
@@ -176,9 +182,9 @@ PLANS = {"dense": VisualPlan.dense(6), **{f"random {seed}": random_plan(seed, 6,
 
 @pytest.mark.parametrize("number, plan", list(enumerate(PLANS.values())), ids=PLANS.keys())
 def test_claimed_is_executed(model, number, plan):
-    grids = [(SIDE, SIDE)] * (1 + number % 2)
+    grids = (image_grids(model.config),) * (1 + number % 2)
     flops, cache = execute(model, plan, len(grids))
-    decoder, vision = DecoderShape.from_config(model.config.text_config), VisionShape.from_config(model.config)
+    decoder, vision = DecoderShape.from_config(model.config.text_config), vision_macs(model.config, grids)
     claimed = plan_cost(plan, decoder, grids, TEXT_TOKENS, TEXT_BEFORE, vision)
     name = type(model).__name__
     executed = flops[f"{name}.model.language_model"]

@@ -186,6 +186,6 @@ def test_checkpointed_layers_give_the_gates_the_same_gradient():
 def test_the_plan_of_shut_gates_costs_nothing():
     shape = DecoderShape.from_config(tiny_student().config.text_config)
     all_gates = gates()
-    assert visual_fraction(all_gates.plan(all_open(0.0), DENSE), shape, [(3, 3)]) == 0
+    assert visual_fraction(all_gates.plan(all_open(0.0), DENSE), shape, [((3, 3),)]) == 0
     opened = {name: torch.ones(shape_, dtype=torch.bool) for name, shape_ in SHAPES.items()}
     assert all_gates.plan(opened, DENSE) == DENSE

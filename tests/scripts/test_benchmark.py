@@ -152,9 +152,11 @@ def test_needs_torch_and_transformers_alone():
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
-                own = ROOT / f"{name.replace('.', '/')}.py"
-                if own.exists():
-                    todo.append(own)
+                own = ROOT / name.replace(".", "/")
+                if own.is_dir():  # the families are found in it by name
+                    todo += own.glob("*.py")
+                elif own.with_suffix(".py").exists():
+                    todo.append(own.with_suffix(".py"))
                 else:
                     found.add(name.split(".")[0])
     outside = found - set(sys.stdlib_module_names)

@@ -66,7 +66,7 @@ def test_other_bad_input_is_one_line_and_exit_code_2(dense_folder, tmp_path, mon
     for model, plan_path, output_dir, complaint in (
         (dense_folder, tmp_path / "no_plan.json", output, "no such plan file"),
         (tmp_path / "no_model", plan, output, "no such model in the folder"),
-        (tmp_path / "text_only", plan, output, "supported: 'llava' with a 'llama' text model"),
+        (tmp_path / "text_only", plan, output, "'llava' with a 'llama'"),
         (dense_folder, plan, full, "not empty and not a sparse checkpoint"),
         (dense_folder, plan, plan, "is a file"),
     ):

@@ -84,7 +84,7 @@ def test_adapters_follow_their_units_and_neurons(num_kv_heads):
     base = tiny_student(num_kv_heads=num_kv_heads)
     base.set_visual_plan(permute_for_plan(base, plan))
     student = add_lora(base, SETTINGS)
-    for own, is_right in ((permuted_adapters(adapters, plan, num_kv_heads, 24), True), (adapters, False)):
+    for own, is_right in ((permuted_adapters(adapters, base.model.language_model, plan), True), (adapters, False)):
         assert not set_peft_model_state_dict(student, own).unexpected_keys
         with torch.no_grad():
             logits = student(**batch).logits

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
+from transformers import PreTrainedModel
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
 from training.planners.file import FileSettings, plan_from_file
@@ -21,7 +21,7 @@ PlannerSettings = Annotated[GateSettings | SearchSettings, Field(discriminator="
 
 
 def find_plan(
-    model: SparseLlavaForConditionalGeneration,
+    model: PreTrainedModel,
     batches: Sequence[dict],
     calibration: Calibration,
     settings: SearchSettings,

@@ -1,9 +1,9 @@
 """What a planned model may cost, and how a plan's cost is counted while it is searched for."""
 
 from pydantic import Field
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
-from modeling.configuration_sparse_llava import image_grid
+from checkpoints.families import reference_images
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_plan import VisualPlan
 from training.schema import Strict
@@ -20,9 +20,9 @@ class Budget(Strict):
 class PlanPrice:
     """The visual FLOPs of plans for one model, as a share of the dense model's; dead work costs nothing."""
 
-    def __init__(self, config: LlavaConfig):
+    def __init__(self, config: PreTrainedConfig):
         self._shape = DecoderShape.from_config(config.text_config)
-        self._grids = [image_grid(config)]
+        self._images = reference_images(config)
 
     def __call__(self, plan: VisualPlan) -> float:
-        return visual_fraction(plan, self._shape, self._grids)
+        return visual_fraction(plan, self._shape, self._images)

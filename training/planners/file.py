@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from transformers import LlamaConfig
+from transformers import PreTrainedConfig
 
 from modeling.visual_plan import VisualPlan
 from training.schema import Strict
@@ -16,7 +16,7 @@ class FileSettings(Strict):
     path: Path
 
 
-def plan_from_file(text_config: LlamaConfig, settings: FileSettings) -> VisualPlan:
+def plan_from_file(text_config: PreTrainedConfig, settings: FileSettings) -> VisualPlan:
     """Raises ValueError when the file is missing, is not a plan, or does not fit the model."""
     plan = VisualPlan.load(settings.path)
     try:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
 from modeling.visual_gates import FAMILIES, VisualGates
 from modeling.visual_plan import LayerPlan, VisualPlan, num_served
@@ -66,7 +66,7 @@ class GateSettings(Strict):
         return tuple(name for name in FAMILIES if name in allowed and name not in self.off)
 
 
-def gates_at_start(config: LlavaConfig, calibration: Calibration, start: VisualPlan, settings: GateSettings) -> VisualGates:
+def gates_at_start(config: PreTrainedConfig, calibration: Calibration, start: VisualPlan, settings: GateSettings) -> VisualGates:
     """Gates that are open where `start` serves vision.
 
     Blocks hold the FFN neurons in the order of their calibrated importance. A gate that `start` shuts is learned too.

@@ -16,8 +16,8 @@ from itertools import count
 from typing import Literal
 
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.answer_kl import AnswerKL
 from training.calibration import Calibration
@@ -38,7 +38,7 @@ class GreedySettings(Strict):
 
 
 def plan_greedy(
-    model: SparseLlavaForConditionalGeneration, batches: Sequence[dict], calibration: Calibration, settings: GreedySettings
+    model: PreTrainedModel, batches: Sequence[dict], calibration: Calibration, settings: GreedySettings
 ) -> VisualPlan:
     """The plan of least answer KL that the search finds within the budget.
 

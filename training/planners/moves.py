@@ -7,9 +7,8 @@ A search walks over plans that *count* units and neurons (`heads: 3`, the three 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
-from modeling.configuration_sparse_llava import image_grid
 from modeling.visual_plan import LayerPlan, VisualPlan
 from training.calibration import Calibration
 
@@ -36,16 +35,18 @@ class Moves:
     """Every move of one model, and the names of the units and neurons that counts stand for.
 
     Args:
-        config: sizes of the decoder and of the image grid.
-        calibration: orders units by `unit_kl` and neurons by `neuron_importance`, the most important first.
+        config: sizes of the decoder.
+        calibration: orders units by `unit_kl` and neurons by `neuron_importance`, the most important first, and says how far
+            apart tokens of a picture are.
     """
 
-    def __init__(self, config: LlavaConfig, calibration: Calibration):
+    def __init__(self, config: PreTrainedConfig, calibration: Calibration):
         text = config.text_config
         steps = min(NUM_HEAD_STEPS, text.num_key_value_heads)
         self._head_rungs = [round(text.num_key_value_heads * step / steps) for step in range(steps, 0, -1)]
         self._ffn_rungs = [round(text.intermediate_size * share) for share in FFN_SHARES]
-        self._radius_rungs = [None, *(radius for radius in RADII if radius < max(image_grid(config)) - 1)]
+        farthest = calibration.neighborhood.shape[1] - 1
+        self._radius_rungs = [None, *(radius for radius in RADII if radius < farthest)]
         self._unit_order = calibration.unit_kl.argsort(dim=1, descending=True, stable=True).tolist()
         self._neuron_order = calibration.neuron_importance.argsort(dim=1, descending=True, stable=True).tolist()
         full = LayerPlan(heads=self._head_rungs[0], ffn=self._ffn_rungs[0])

@@ -4,7 +4,7 @@ import random
 from typing import Literal
 
 from pydantic import Field
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
 from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
@@ -21,7 +21,7 @@ class RandomSettings(Strict):
     seed: int = Field(ge=0)
 
 
-def plan_random(config: LlavaConfig, calibration: Calibration, settings: RandomSettings) -> VisualPlan:
+def plan_random(config: PreTrainedConfig, calibration: Calibration, settings: RandomSettings) -> VisualPlan:
     """Moves in random order, none past the budget while another stays above it; then the one that ends nearest below."""
     generator = random.Random(settings.seed)
     moves, price = Moves(config, calibration), PlanPrice(config)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from training.answer_kl import AnswerKL
 from training.planners.budget import Budget, PlanPrice
@@ -22,7 +22,7 @@ class ShortvSettings(Strict):
 
 
 def plan_shortv(
-    model: SparseLlavaForConditionalGeneration, batches: Sequence[dict], settings: ShortvSettings
+    model: PreTrainedModel, batches: Sequence[dict], settings: ShortvSettings
 ) -> VisualPlan:
     """The plan with the fewest layers frozen that meets the budget.
 

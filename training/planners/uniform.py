@@ -3,7 +3,7 @@ nothing of layers can do."""
 
 from typing import Literal
 
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
 from modeling.visual_plan import LayerPlan, VisualPlan
 from training.calibration import Calibration
@@ -21,7 +21,7 @@ class UniformSettings(Strict):
     budget: Budget
 
 
-def plan_uniform(config: LlavaConfig, calibration: Calibration, settings: UniformSettings) -> VisualPlan:
+def plan_uniform(config: PreTrainedConfig, calibration: Calibration, settings: UniformSettings) -> VisualPlan:
     """The units of largest KL and the neurons of largest importance stay in each layer.
 
     Raises:

@@ -5,7 +5,7 @@ Which layers: as many as the budget allows, those whose units cost the most answ
 
 from typing import Literal
 
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
 from modeling.visual_plan import LayerPlan, VisualPlan
 from training.calibration import Calibration
@@ -20,7 +20,7 @@ class VicaSettings(Strict):
     budget: Budget
 
 
-def plan_vica(config: LlavaConfig, calibration: Calibration, settings: VicaSettings) -> VisualPlan:
+def plan_vica(config: PreTrainedConfig, calibration: Calibration, settings: VicaSettings) -> VisualPlan:
     """Raises ValueError where the budget does not reach for one layer."""
     price, order = PlanPrice(config), calibration.unit_kl.sum(dim=1).argsort(descending=True, stable=True).tolist()
     plans = [_plan(len(order), frozenset(order[:count])) for count in range(len(order), 0, -1)]

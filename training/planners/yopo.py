@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
-from transformers import LlavaConfig
+from transformers import PreTrainedConfig
 
 from modeling.visual_plan import LayerPlan, VisualPlan
 from training.calibration import Calibration
@@ -57,7 +57,7 @@ class YopoSettings(Strict):
         return self
 
 
-def plan_yopo(config: LlavaConfig, calibration: Calibration, settings: YopoSettings) -> VisualPlan:
+def plan_yopo(config: PreTrainedConfig, calibration: Calibration, settings: YopoSettings) -> VisualPlan:
     """The plan by given shares or thresholds, or the one that just meets the budget.
 
     Raises:
@@ -75,7 +75,7 @@ def plan_yopo(config: LlavaConfig, calibration: Calibration, settings: YopoSetti
     return _plan(calibration, settings, kept, settings.ffn_kept, settings.whole_layers, settings.withdraw_from)
 
 
-def _within_budget(config: LlavaConfig, calibration: Calibration, settings: YopoSettings) -> VisualPlan:
+def _within_budget(config: PreTrainedConfig, calibration: Calibration, settings: YopoSettings) -> VisualPlan:
     price = PlanPrice(config)
 
     def plan(share: float, whole_layers: int, withdraw_from: int) -> VisualPlan:

@@ -1,0 +1,70 @@
+"""Configuration of a sparse InternVL: InternVL's own, and the visual plan that its weights were made for."""
+
+from itertools import product
+
+from huggingface_hub.dataclasses import strict
+from transformers.models.internvl.configuration_internvl import InternVLConfig
+
+from .configuration_sparse_text import sparse_text_config
+from .vision_flops import vit_macs
+from .visual_layout import Images
+
+TEXT_TYPES = ("llama", "phi3", "qwen2")
+MAX_TILES = 12
+"""A picture is cut into at most this many tiles, as published (arXiv 2404.16821, section 3.3)."""
+
+
+@strict
+class SparseInternVLConfig(InternVLConfig):
+    """`visual_plan` is the plan's JSON form; None is the dense plan."""
+
+    model_type = "sparse_internvl"
+
+    visual_plan: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.text_config is not None:
+            self.text_config = sparse_text_config(self.text_config, TEXT_TYPES, default="qwen2")
+        super().__post_init__(**kwargs)
+
+
+def tile_grid(config: InternVLConfig) -> tuple[int, int]:
+    """Rows and columns of visual tokens that one tile becomes, after pixel shuffle."""
+    tower = config.vision_config
+    return tuple(
+        round(size // patch * config.downsample_ratio) for size, patch in zip(tower.image_size, tower.patch_size, strict=True)
+    )
+
+
+def image_grids(config: InternVLConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Grids, in (rows, columns) of visual tokens, of a picture of height x width pixels: its tiles and, where these are
+    several, the thumbnail. Tiles are as many as come nearest to the picture's proportions; of equally near ones, the larger
+    number where the picture fills more than half of it."""
+    tile_height, tile_width = config.vision_config.image_size
+    layouts = sorted((pair for pair in product(range(1, MAX_TILES + 1), repeat=2) if pair[0] * pair[1] <= MAX_TILES), key=lambda pair: pair[0] * pair[1])
+    best, nearest = (1, 1), float("inf")
+    for rows, columns in layouts:
+        distance = abs(width / height - columns / rows)
+        larger = height * width > 0.5 * rows * columns * tile_height * tile_width
+        if distance < nearest or (distance == nearest and larger):
+            best, nearest = (rows, columns), distance
+    num_tiles = best[0] * best[1]
+    return (tile_grid(config),) * (num_tiles + 1 if num_tiles > 1 else 1)
+
+
+def vision_macs(config: InternVLConfig, images: Images) -> int:
+    """Multiply-accumulates of tower and projector for the tiles of these images."""
+    tower = config.vision_config
+    num_patches = (tower.image_size[0] // tower.patch_size[0]) * (tower.image_size[1] // tower.patch_size[1])
+    macs = vit_macs(
+        num_patches=num_patches,
+        class_tokens=1,
+        patch_values=tower.num_channels * tower.patch_size[0] * tower.patch_size[1],
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_blocks=tower.num_hidden_layers,  # all of them run, whichever is read
+    )
+    rows, columns = tile_grid(config)
+    width = config.text_config.hidden_size
+    shuffled = round(tower.hidden_size / config.downsample_ratio**2)
+    return sum(map(len, images)) * (macs + rows * columns * width * (shuffled + width))

@@ -1,0 +1,59 @@
+"""Configuration of a sparse Qwen2-VL: Qwen2-VL's own, and the visual plan that its weights were made for."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLTextConfig
+
+from .visual_layout import Images
+
+
+@strict
+class SparseQwen2VLTextConfig(Qwen2VLTextConfig):
+    """The text model's own, under another model type.
+
+    The stock class takes a text model of any type for its own and would run a sparse checkpoint dense. But it knows no such
+    layer types as this config is written with: so it refuses.
+    """
+
+    model_type = "sparse_qwen2_vl_text"
+
+    def __post_init__(self, **kwargs):
+        if self.layer_types is not None:
+            self.layer_types = [kind.removeprefix("sparse_") for kind in self.layer_types]
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        return {**values, "layer_types": [f"sparse_{kind}" for kind in self.layer_types]}
+
+
+@strict
+class SparseQwen2VLConfig(Qwen2VLConfig):
+    """`visual_plan` is the plan's JSON form; None is the dense plan."""
+
+    model_type = "sparse_qwen2_vl"
+
+    visual_plan: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        text = self.text_config
+        if text is not None and not isinstance(text, SparseQwen2VLTextConfig):
+            values = text if isinstance(text, dict) else text.to_dict()
+            self.text_config = SparseQwen2VLTextConfig(**{**values, "model_type": SparseQwen2VLTextConfig.model_type})
+        super().__post_init__(**kwargs)
+
+
+def image_grids(config: Qwen2VLConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """The grid, in (rows, columns) of visual tokens, of a picture of height x width pixels at its own resolution."""
+    side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
+    return ((max(round(height / side), 1), max(round(width / side), 1)),)
+
+
+def vision_macs(config: Qwen2VLConfig, images: Images) -> int:
+    """Multiply-accumulates of the vision tower, whose patches see those of their own frame, and of its merger."""
+    tower = config.vision_config
+    merged, width = tower.spatial_merge_size**2, tower.embed_dim
+    patch_values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+    per_patch = patch_values * width + tower.depth * (4 + 2 * tower.mlp_ratio) * width**2
+    per_token = merged * per_patch + (merged * width) ** 2 + merged * width * tower.hidden_size
+    tokens = [rows * columns for image in images for rows, columns in image]
+    return sum(size * per_token + tower.depth * 2 * (size * merged) ** 2 * width for size in tokens)

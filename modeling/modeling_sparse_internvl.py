@@ -1,0 +1,138 @@
+"""InternVL with a sparse text decoder: the same weights under the same names, executed under a visual plan.
+
+A picture is a run of image tokens: its tiles one after another, each a grid of its own, the thumbnail last.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.internvl.configuration_internvl import InternVLConfig
+from transformers.models.internvl.modeling_internvl import (
+    InternVLForConditionalGeneration,
+    InternVLModel,
+    InternVLMultiModalProjector,
+    InternVLPreTrainedModel,
+)
+
+from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, image_grids, tile_grid, vision_macs
+from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures, visual_runs
+from .sparse_text import LAYERS, sparse_decoder
+from .visual_layout import Images
+from .visual_plan import VisualPlan
+
+
+class SparseInternVLPreTrainedModel(InternVLPreTrainedModel):
+    config: SparseInternVLConfig
+    config_class = SparseInternVLConfig
+    _no_split_modules = LAYERS
+    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+    _can_compile_fullgraph = False
+
+
+class SparseInternVLModel(SparseInternVLPreTrainedModel, InternVLModel):
+    def __init__(self, config: SparseInternVLConfig):
+        InternVLPreTrainedModel.__init__(self, config)  # not InternVLModel's: its dense decoder would be built for nothing
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = InternVLMultiModalProjector(config)
+        self.language_model = sparse_decoder(config.text_config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ):
+        """InternVL's forward, telling the decoder where image tokens are and which tiles each picture has."""
+        visual = (self.config.image_token_id,)
+        embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        features = dict(mm_encoder_outputs or {})
+        if pixel_values is not None:
+            features["image"] = self.get_image_features(pixel_values)
+        if not features:
+            refuse_missing_pictures(input_ids, visual)
+            return super().forward(inputs_embeds=embeddings, **kwargs)
+        is_visual = placeholders(visual, input_ids, inputs_embeds, self.get_input_embeddings())
+        kwargs["visual_mask"] = is_visual
+        kwargs["images"] = self._images(is_visual)
+        # Put in place here: InternVL's own forward takes encoded images only in newer transformers.
+        rows = torch.cat([tile.flatten(0, -2) for tile in features["image"].pooler_output]).to(embeddings)
+        mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=rows[None])
+        return super().forward(inputs_embeds=embeddings.masked_scatter(mask, rows), **kwargs)
+
+    def _images(self, is_visual: torch.Tensor) -> Images:
+        grid, images = tile_grid(self.config), []
+        for _, begin, end in visual_runs(is_visual):
+            tiles, rest = divmod(end - begin, grid[0] * grid[1])
+            if rest:
+                raise ValueError(f"image tokens: got {end - begin} in a row, allowed: multiples of {grid[0] * grid[1]}, one tile's")
+            images.append((grid,) * tiles)
+        return tuple(images)
+
+
+class SparseInternVLForConditionalGeneration(
+    SparseMultimodalMixin, SparseInternVLPreTrainedModel, InternVLForConditionalGeneration
+):
+    stock_class = InternVLForConditionalGeneration
+    text_types = TEXT_TYPES
+    image_grids = staticmethod(image_grids)
+    vision_macs = staticmethod(vision_macs)
+
+    def __init__(self, config: SparseInternVLConfig):
+        InternVLPreTrainedModel.__init__(self, config)
+        self.model = SparseInternVLModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if config.visual_plan is not None:
+            self.model.language_model.set_visual_plan(VisualPlan.from_dict(config.visual_plan))
+        self.post_init()
+
+    @staticmethod
+    def random_pictures(config: InternVLConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """What the model takes of pictures that become these images; for benchmarks."""
+        size = (config.vision_config.num_channels, *config.vision_config.image_size)
+        return {"pixel_values": torch.randn(sum(map(len, images)), *size, generator=generator)}
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        logits_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """InternVL's forward.
+
+        Args:
+            labels: [B, S], -100 where unsupervised; they also tell which rows rank visual tokens in training.
+            logits_mask: [B, S] bool; logits are then [rows, vocab], of the true rows alone, in row-major order.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            **kwargs,
+        }
+        if mm_encoder_outputs:
+            inputs["mm_encoder_outputs"] = mm_encoder_outputs
+        if labels is not None:
+            inputs["supervised"] = labels != -100
+        if logits_mask is None:
+            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
+        return self.forward_answers(logits_mask, **inputs)
+
+
+__all__ = ["SparseInternVLForConditionalGeneration", "SparseInternVLModel", "SparseInternVLPreTrainedModel"]

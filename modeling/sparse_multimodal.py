@@ -1,0 +1,85 @@
+"""What every family's sparse model has on top of its stock class: a plan in force, and logits of chosen rows alone.
+
+Mixed in before the stock `...ForConditionalGeneration` class, whose `model.language_model` is a decoder of sparse_decoder.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .visual_plan import VisualPlan
+
+
+class SparseMultimodalMixin:
+    """A multimodal model whose visual tokens are served as its plan says.
+
+    Logits at image tokens are those of a zero state: nothing reads them, so their last states are never computed.
+    """
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """What makes features of pictures, before the projector."""
+        return self.model.vision_tower
+
+    @property
+    def visual_plan(self) -> VisualPlan:
+        """The plan in force."""
+        return self.model.language_model.visual_plan
+
+    def set_visual_plan(self, plan: VisualPlan) -> None:
+        """Puts `plan` in force and writes it to the config. Raises ValueError when it does not fit the model."""
+        self.model.language_model.set_visual_plan(plan)
+        self.config.visual_plan = plan.to_dict()
+
+    @contextmanager
+    def use_plan(self, plan: VisualPlan) -> Iterator[None]:
+        """`plan` in force inside the block; the config keeps the model's own."""
+        with self.model.language_model.use_plan(plan):
+            yield
+
+    @property
+    def visual_token_ids(self) -> dict[str, int]:
+        """Per kind of visual input, as in `mm_encoder_outputs`, the token that its features replace."""
+        return {"image": self.config.image_token_id}
+
+    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict:
+        """What forward takes in place of what the image processor gives: features, once through tower and projector."""
+        return {"mm_encoder_outputs": {"image": self.get_image_features(**pictures)}} if pictures else {}
+
+    def forward_answers(self, logits_mask: torch.Tensor, **inputs) -> CausalLMOutputWithPast:
+        """The model's forward with logits [rows, vocab] of the rows where logits_mask [B, S] is true, in row-major order."""
+        outputs = self.model(**inputs)
+        return CausalLMOutputWithPast(
+            logits=self.lm_head(outputs.last_hidden_state[logits_mask]),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+def placeholders(
+    token_ids: Sequence[int], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, embedding: nn.Embedding
+) -> torch.Tensor:
+    """[B, S] bool: rows of these tokens, which visual features replace; without ids, rows that equal their embeddings."""
+    if input_ids is not None:
+        return torch.isin(input_ids, input_ids.new_tensor(token_ids))
+    embedded = embedding(torch.tensor(token_ids, device=inputs_embeds.device))
+    return (inputs_embeds.unsqueeze(2) == embedded).all(-1).any(-1)
+
+
+def visual_runs(kinds: torch.Tensor) -> Iterator[tuple[int, int, int]]:
+    """Of kinds [B, S], 0 at text: (sample, begin, end) of each run of equal visual tokens, one picture each, in their order."""
+    for sample, of_sample in enumerate(kinds.int().tolist()):
+        for kind, run in groupby(range(len(of_sample)), key=of_sample.__getitem__):
+            if kind:
+                rows = list(run)
+                yield sample, rows[0], rows[-1] + 1
+
+
+def refuse_missing_pictures(input_ids: torch.Tensor | None, token_ids: Sequence[int]) -> None:
+    """Raises ValueError where a prompt of several rows holds image tokens but came without pictures."""
+    if input_ids is not None and input_ids.shape[1] > 1 and bool(torch.isin(input_ids, input_ids.new_tensor(token_ids)).any()):
+        raise ValueError("input_ids hold image tokens, but no pictures were given")

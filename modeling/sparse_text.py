@@ -1,0 +1,148 @@
+"""Text decoders of transformers as sparse ones: the same weights under the same names."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRotaryEmbedding,
+)
+from transformers.models.mistral.modeling_mistral import (
+    MistralDecoderLayer,
+    MistralModel,
+    MistralPreTrainedModel,
+    MistralRotaryEmbedding,
+)
+from transformers.models.phi3.modeling_phi3 import (
+    Phi3DecoderLayer,
+    Phi3Model,
+    Phi3PreTrainedModel,
+    Phi3RotaryEmbedding,
+)
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2DecoderLayer,
+    Qwen2Model,
+    Qwen2PreTrainedModel,
+    Qwen2RotaryEmbedding,
+)
+
+from .sparse_decoder import SparseDecoderMixin
+from .sparse_layer import NarrowLinear, Projection, Rows, SparseDecoderLayerMixin, make_narrow
+
+
+class SparseLlamaDecoderLayer(SparseDecoderLayerMixin, LlamaDecoderLayer):
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        make_narrow(self)
+
+
+class SparseLlamaModel(SparseDecoderMixin, LlamaModel):
+    def __init__(self, config):
+        LlamaPreTrainedModel.__init__(self, config)  # not LlamaModel's: its layers would be built for nothing
+        self.build(SparseLlamaDecoderLayer, LlamaRotaryEmbedding(config=config))
+
+
+class SparseMistralDecoderLayer(SparseDecoderLayerMixin, MistralDecoderLayer):
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        make_narrow(self)
+
+
+class SparseMistralModel(SparseDecoderMixin, MistralModel):
+    def __init__(self, config):
+        refuse_window(config.sliding_window, config)
+        MistralPreTrainedModel.__init__(self, config)
+        self.build(SparseMistralDecoderLayer, MistralRotaryEmbedding(config=config))
+
+
+class SparseQwen2DecoderLayer(SparseDecoderLayerMixin, Qwen2DecoderLayer):
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        make_narrow(self)
+
+
+class SparseQwen2Model(SparseDecoderMixin, Qwen2Model):
+    def __init__(self, config):
+        refuse_window(config.sliding_window if "sliding_attention" in config.layer_types else None, config)
+        Qwen2PreTrainedModel.__init__(self, config)
+        self.build(SparseQwen2DecoderLayer, Qwen2RotaryEmbedding(config=config))
+
+
+class SparsePhi3DecoderLayer(SparseDecoderLayerMixin, Phi3DecoderLayer):
+    """Queries, keys and values are rows of one projection, gate and up of another."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        make_narrow(self)
+        self._query_size = config.num_attention_heads * self.self_attn.head_dim
+        self._kv_size = config.num_key_value_heads * self.self_attn.head_dim
+        self._neurons = config.intermediate_size
+
+    def queries(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        return _part(self.self_attn.qkv_proj, normed, 0, self._query_size, rows)
+
+    def keys(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        return _part(self.self_attn.qkv_proj, normed, self._query_size, self._kv_size, rows)
+
+    def values(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        return _part(self.self_attn.qkv_proj, normed, self._query_size + self._kv_size, self._kv_size, rows)
+
+    def neurons(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
+        gate, up = (_part(self.mlp.gate_up_proj, normed, begin, self._neurons, rows) for begin in (0, self._neurons))
+        return self.mlp.activation_fn(gate) * up
+
+    def projections(self) -> dict[str, Projection]:
+        qkv = (self._query_size, self._kv_size, self._kv_size)
+        return {
+            "self_attn.qkv_proj": Projection("heads", "rows", qkv),
+            "self_attn.o_proj": Projection("heads", "columns", (self._query_size,)),
+            "mlp.gate_up_proj": Projection("ffn", "rows", (self._neurons, self._neurons)),
+            "mlp.down_proj": Projection("ffn", "columns", (self._neurons,)),
+        }
+
+
+class SparsePhi3Model(SparseDecoderMixin, Phi3Model):
+    def __init__(self, config):
+        refuse_window(config.sliding_window, config)
+        for name, allowed in (("resid_pdrop", 0.0), ("partial_rotary_factor", 1.0)):
+            value = {**config.to_dict(), **config.rope_parameters}.get(name, allowed)
+            if value != allowed:
+                raise ValueError(f"text_config.{name}: got {value}, allowed: {allowed}")
+        Phi3PreTrainedModel.__init__(self, config)
+        self.build(SparsePhi3DecoderLayer, Phi3RotaryEmbedding(config=config))
+
+
+OF_TYPE = {
+    "sparse_llama": SparseLlamaModel,
+    "sparse_mistral": SparseMistralModel,
+    "sparse_phi3": SparsePhi3Model,
+    "sparse_qwen2": SparseQwen2Model,
+}
+LAYERS = [
+    layer.__name__
+    for layer in (SparseLlamaDecoderLayer, SparseMistralDecoderLayer, SparsePhi3DecoderLayer, SparseQwen2DecoderLayer)
+]
+"""Names of the layer classes, which no device map may split."""
+
+
+def sparse_decoder(config: PreTrainedConfig) -> nn.Module:
+    """The decoder for a config of configuration_sparse_text.py."""
+    return OF_TYPE[config.model_type](config)
+
+
+def refuse_window(window: int | None, config: PreTrainedConfig) -> None:
+    """Raises ValueError for a window that would hide a part of the prompt."""
+    if window is not None and window < config.max_position_embeddings:
+        raise ValueError(
+            f"text_config.sliding_window: got {window}, allowed: null or at least max_position_embeddings "
+            f"({config.max_position_embeddings}); every text row sees the whole prompt"
+        )
+
+
+def _part(projection: NarrowLinear, x: torch.Tensor, begin: int, size: int, rows: Rows) -> torch.Tensor:
+    """The outputs begin .. begin + size alone, or `rows` of these."""
+    if isinstance(rows, torch.Tensor):
+        return projection(x, rows=rows + begin)
+    return projection(x, rows=slice(begin, begin + (size if rows is None else rows)))

@@ -1,0 +1,69 @@
+"""A family's tiny model, samples for it, and what its decoder meets, said plainly: what the tests of all families need."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from checkpoints.build import build_student
+from checkpoints.families import sparse_class
+from data.collator import Collator
+from modeling.visual_plan import VisualPlan
+from tests.modeling.masked_reference import Layout
+
+PAD = 0
+COLLATORS = {
+    side: Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=PAD)), side) for side in ("left", "right")
+}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """Attributes:
+    config: its initializer_range is that of the decoder, large enough that answers depend on pictures.
+    samples: a seed -> samples of different lengths, numbers and sizes of pictures, as data/dataset.py gives them.
+    layout: model and sample -> what its decoder meets.
+    stock_inputs: a batch -> what the stock class must be told besides.
+    """
+
+    name: str
+    config: Callable[[], PreTrainedConfig]
+    samples: Callable[[int], list[dict]]
+    layout: Callable[[nn.Module, dict], Layout]
+    stock_inputs: Callable[[dict], dict]
+
+    def dense(self, seed: int = 0) -> PreTrainedModel:
+        """The stock model, random weights, fp32, eval mode."""
+        torch.manual_seed(seed)
+        config = self.config()
+        return sparse_class(config).stock_class(config).eval()
+
+    def sparse(self, plan: VisualPlan | None = None, seed: int = 0) -> PreTrainedModel:
+        """The same weights in the sparse class."""
+        dense = self.dense(seed)
+        return build_student(dense, plan or VisualPlan.dense(dense.config.text_config.num_hidden_layers))
+
+
+def batch_of(samples: list[dict], padding_side: str = "right") -> dict:
+    """Inputs of a forward, without labels."""
+    batch = COLLATORS[padding_side](samples)
+    del batch["labels"]
+    return batch
+
+
+def as_batch(sample: dict) -> dict:
+    """One sample as a batch of one, unpadded."""
+    return batch_of([sample])
+
+
+def text_rows(model: PreTrainedModel, batch: dict) -> torch.Tensor:
+    """[B, S] bool: rows that are neither padding nor visual."""
+    visual = torch.tensor(list(model.visual_token_ids.values()))
+    return batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], visual)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())

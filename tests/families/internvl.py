@@ -1,0 +1,102 @@
+"""Tiny InternVLs, one per text model of the released sizes: pictures of one tile, and of two and a thumbnail."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import InternVLConfig
+
+from tests.families.family import TinyFamily
+from tests.modeling.masked_reference import Layout
+
+IMAGE, START, END = 3, 4, 5
+VOCAB_SIZE, TILE, SIDE = 60, 16, 2  # 16 pixels, 4 patches, 2 tokens a side
+TEXTS = {
+    "llama": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+    "phi3": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.5, 2.0, 2.5, 3.0],
+            "original_max_position_embeddings": 128,
+        },
+        "max_position_embeddings": 256,
+    },
+    "qwen2": {},
+}
+
+
+def config(text_type: str) -> InternVLConfig:
+    return InternVLConfig(
+        text_config={
+            "model_type": text_type,
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.3,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+            "max_position_embeddings": 64,
+            **TEXTS[text_type],
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [TILE, TILE],
+            "patch_size": [4, 4],
+        },
+        image_token_id=IMAGE,
+        image_seq_length=SIDE**2,
+        tie_word_embeddings=False,
+    )
+
+
+def samples(seed: int) -> list[dict]:
+    """No picture; one of a single tile; one of three tiles and one of a single tile."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for tiles in ([], [1], [3, 1]):
+        ids = _text(2, generator)
+        for count in tiles:
+            ids += [START] + [IMAGE] * (SIDE**2 * count) + [END] + _text(1 + len(made), generator)
+        ids += _text(3, generator)
+        sample = {"input_ids": torch.tensor(ids)}
+        if tiles:
+            sample["pixel_values"] = torch.randn(sum(tiles), 3, TILE, TILE, generator=generator)
+        sample["labels"] = torch.where(torch.arange(len(ids)) < len(ids) - 2, -100, sample["input_ids"])
+        made.append(sample)
+    return made
+
+
+def _text(length: int, generator: torch.Generator) -> list[int]:
+    return torch.randint(END + 1, VOCAB_SIZE, (length,), generator=generator).tolist()
+
+
+def layout(model: nn.Module, sample: dict) -> Layout:
+    ids = sample["input_ids"][0]
+    decoder = model.model.language_model
+    states = decoder.embed_tokens(ids)
+    image, grid = torch.full_like(ids, -1), torch.full_like(ids, -1)
+    places = torch.zeros(len(ids), 2, dtype=torch.long)
+    if "pixel_values" in sample:
+        features = model.model.get_image_features(sample["pixel_values"]).pooler_output.flatten(0, 1)
+        states = states.masked_scatter((ids == IMAGE)[:, None], features)
+    num_images, place = -1, 0
+    for row, token in enumerate(ids.tolist()):
+        num_images += token == START
+        if token == IMAGE:
+            image[row], grid[row] = num_images, place // SIDE**2
+            places[row] = torch.tensor(divmod(place % SIDE**2, SIDE))
+            place += 1
+    cos, sin = decoder.rotary_emb(states[None], torch.arange(len(ids))[None])
+    return Layout(states, (cos[0], sin[0]), image, grid, places)
+
+
+INTERNVL = [TinyFamily(f"internvl_{text}", partial(config, text), samples, layout, dict) for text in TEXTS]

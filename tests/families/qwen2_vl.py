@@ -1,0 +1,114 @@
+"""A tiny Qwen2-VL: grouped queries, biases, three-dimensional positions, pictures of several sizes, a video."""
+
+import torch
+from torch import nn
+from transformers import Qwen2VLConfig
+
+from tests.families.family import TinyFamily
+from tests.modeling.masked_reference import Layout
+
+IMAGE, VIDEO, START, END = 3, 4, 5, 6
+VOCAB_SIZE, PATCH, MERGE, TIME = 60, 4, 2, 2
+
+
+def config() -> Qwen2VLConfig:
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            "initializer_range": 0.3,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 16,
+            "hidden_size": 32,
+            "mlp_ratio": 2,
+            "num_heads": 2,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": TIME,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+
+
+def samples(seed: int) -> list[dict]:
+    """No picture; a picture and a video of two frames; two pictures of different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for visual in ([], [("image", 1, 3, 2), ("video", 2, 2, 2)], [("image", 1, 2, 3), ("image", 1, 1, 4)]):
+        sample, ids = {}, _text(2, generator)
+        for kind, time, rows, columns in visual:
+            size = torch.tensor([[time, rows * MERGE, columns * MERGE]])
+            pixels = torch.randn(int(size.prod()), 3 * TIME * PATCH**2, generator=generator)
+            names = ("pixel_values", "image_grid_thw") if kind == "image" else ("pixel_values_videos", "video_grid_thw")
+            for name, value in zip(names, (pixels, size), strict=True):
+                sample[name] = torch.cat([sample[name], value]) if name in sample else value
+            ids += [START] + [IMAGE if kind == "image" else VIDEO] * (time * rows * columns) + [END]
+            ids += _text(1 + len(made), generator)
+        ids += _text(3, generator)
+        sample["input_ids"] = torch.tensor(ids)
+        sample["labels"] = torch.where(torch.arange(len(ids)) < len(ids) - 2, -100, sample["input_ids"])
+        made.append(sample)
+    return made
+
+
+def _text(length: int, generator: torch.Generator) -> list[int]:
+    return torch.randint(END + 1, VOCAB_SIZE, (length,), generator=generator).tolist()
+
+
+def layout(model: nn.Module, sample: dict) -> Layout:
+    """Positions as the Qwen2-VL paper (arXiv 2409.12191, section 2.1) has them: text counts on from the largest before it."""
+    ids = sample["input_ids"][0]
+    states = model.model.language_model.embed_tokens(ids)
+    sizes = {}
+    for token, pixels, size, encode in (
+        (IMAGE, "pixel_values", "image_grid_thw", model.model.get_image_features),
+        (VIDEO, "pixel_values_videos", "video_grid_thw", model.model.get_video_features),
+    ):
+        sizes[token] = sample.get(size, torch.zeros(0, 3, dtype=torch.long)).tolist()
+        if pixels in sample:
+            features = torch.cat(list(encode(sample[pixels], sample[size]).pooler_output))
+            states = states.masked_scatter((ids == token)[:, None], features)
+    image, grid = torch.full_like(ids, -1), torch.full_like(ids, -1)
+    places, positions = torch.zeros(len(ids), 2, dtype=torch.long), torch.zeros(3, len(ids), dtype=torch.long)
+    row, position, num_images, num_grids = 0, 0, 0, 0
+    while row < len(ids):
+        token = int(ids[row])
+        if token not in (IMAGE, VIDEO):
+            positions[:, row] = position
+            row, position = row + 1, position + 1
+            continue
+        frames, height, width = sizes[token].pop(0)
+        for frame in range(frames):
+            for down in range(height // MERGE):
+                for across in range(width // MERGE):
+                    image[row], grid[row] = num_images, num_grids
+                    places[row] = torch.tensor([down, across])
+                    positions[:, row] = position + torch.tensor([frame, down, across])
+                    row += 1
+            num_grids += 1
+        num_images += 1
+        position += max(height, width) // MERGE  # of time nothing is counted, as in the released code
+    cos, sin = model.model.language_model.rotary_emb(states[None], positions[:, None])
+    return Layout(states, (cos[0], sin[0]), image, grid, places)
+
+
+def stock_inputs(batch: dict) -> dict:
+    ids = batch["input_ids"]
+    return {**batch, "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+
+
+QWEN2_VL = TinyFamily("qwen2_vl", config, samples, layout, stock_inputs)

@@ -1,0 +1,221 @@
+"""What every family must do: be its stock model under the dense plan, be the slow reference under any plan, and cost what is
+claimed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from checkpoints.export import export_checkpoint
+from checkpoints.families import vision_macs
+from data.collator import TEXT_KEYS, pictures_of
+from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
+from modeling.visual_plan import VisualPlan
+from tests.families.family import COLLATORS, TinyFamily, as_batch, batch_of, relative_error, text_rows
+from tests.families.internvl import INTERNVL
+from tests.families.llava import LLAVA
+from tests.families.qwen2_vl import QWEN2_VL
+from tests.modeling.masked_reference import reference_logits
+from tests.modeling.random_plans import random_plan
+from tests.tiny_processor import tiny_processor
+from training.budget import GatedCost
+from training.calibration import calibrate
+from training.costs import fractions
+from training.distillation import DistillationSettings, predicts_answer
+from training.gate_trainer import GateTrainer
+from training.gated_student import GatedStudent
+from training.lora import LoraSettings, add_lora
+from training.planners import find_plan
+from training.planners.gates import GateSettings, gates_at_start
+from training.planners.greedy import GreedySettings
+from training.teacher_answers import AnsweredDataset, keep_answers, with_features
+from training.trainer import DistillationTrainer, TrainingSettings
+
+FAMILIES = [*LLAVA, QWEN2_VL, *INTERNVL]
+LAYERS, UNITS, NEURONS = 3, 2, 24
+PLANS = [random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(8)]
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+@families
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_dense_plan_is_the_stock_model(family: TinyFamily, padding_side):
+    dense, sparse = family.dense(), family.sparse()
+    batch = COLLATORS[padding_side](family.samples(0))
+    rows = text_rows(sparse, batch)
+    outputs = [dense(**family.stock_inputs(batch)), sparse(**batch)]
+    assert relative_error(outputs[1].logits[rows], outputs[0].logits[rows]) < 1e-5
+    for output in outputs:
+        output.loss.backward()
+    mine = dict(sparse.named_parameters())
+    gradients = {name: value.grad for name, value in dense.named_parameters() if value.grad is not None}
+    assert any("visual" in name or "vision" in name for name in gradients), "gradients reach the tower"
+    whole = [torch.cat([of[name].flatten() for name in gradients]) for of in ({n: p.grad for n, p in mine.items()}, gradients)]
+    assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 1e-5
+
+
+@families
+def test_dense_plan_generates_as_the_stock_model(family: TinyFamily):
+    batch = batch_of(family.samples(1), "left")
+    for settings in ({}, {"num_beams": 2}):
+        answers = [
+            model.generate(**inputs, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None, **settings)
+            for model, inputs in ((family.dense(), family.stock_inputs(batch)), (family.sparse(), batch))
+        ]
+        assert torch.equal(*answers)
+
+
+@families
+@pytest.mark.parametrize("plan", PLANS)
+def test_any_plan_is_the_slow_reference(family: TinyFamily, plan):
+    model, samples = family.sparse(), family.samples(2)
+    model.set_visual_plan(plan)
+    with torch.no_grad():
+        expected = [reference_logits(model, plan, as_batch(sample), layout=family.layout) for sample in samples]
+        expected = torch.cat([logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)])
+        for side in ("left", "right"):
+            batch = batch_of(samples, side)
+            assert relative_error(model(**batch).logits[text_rows(model, batch)], expected) < 1e-5
+
+
+@families
+def test_the_comparison_with_the_reference_can_fail(family: TinyFamily):
+    """Told of another plan, of one tile or frame for another, or of other places, the reference says something else."""
+    model, sample = family.sparse(), family.samples(2)[-1]
+    plan = VisualPlan.dense(LAYERS).replace(0, radius=0)
+    model.set_visual_plan(plan)
+
+    def moved(model, sample):
+        laid_out = family.layout(model, sample)
+        return replace(laid_out, places=torch.zeros_like(laid_out.places))
+
+    with torch.no_grad():
+        rows = text_rows(model, as_batch(sample))
+        found = model(**as_batch(sample)).logits[rows]
+        wrong = [
+            reference_logits(model, plan.replace(0, heads=1), as_batch(sample), layout=family.layout),
+            reference_logits(model, plan, as_batch(sample), layout=moved),
+        ]
+        for logits in wrong:
+            assert relative_error(logits[rows[0]], found) > 1e-3
+
+
+@families
+@pytest.mark.parametrize("plan", [VisualPlan.dense(LAYERS), *PLANS[:3]])
+def test_claimed_is_executed(family: TinyFamily, plan):
+    model, sample = family.sparse(), family.samples(3)[-1]
+    model.set_visual_plan(plan)
+    batch = as_batch(sample)
+    caught = {}
+    model.model.language_model.register_forward_pre_hook(lambda _, args, kwargs: caught.update(kwargs), with_kwargs=True)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        cache = model(**batch, use_cache=True).past_key_values
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    images, is_visual = caught["images"], caught["visual_mask"][0]
+    text_tokens, text_before = int((~is_visual).sum()), int(is_visual.long().argmax())
+    decoder, macs = DecoderShape.from_config(model.config.text_config), vision_macs(model.config, images)
+    claimed = plan_cost(plan, decoder, images, text_tokens, text_before, vision_macs=macs)
+    root = type(model).__name__
+    assert claimed.flops_total - claimed.flops_prefill == pytest.approx(
+        flops[f"{root}.model"] - flops[f"{root}.model.language_model"], rel=0.02
+    )
+    if not any(layer.radius is not None for layer in plan.live(UNITS, NEURONS)):
+        # Between pictures of a prompt stands text that tiles do not see; with them the count is an upper bound.
+        assert claimed.flops_prefill == pytest.approx(flops[f"{root}.model.language_model"], rel=0.02)
+    assert kv_bytes(plan, decoder, images, text_tokens, 4) == cache.num_bytes()
+
+
+@families
+def test_an_exported_model_answers_alike_in_a_fresh_process(family: TinyFamily, tmp_path):
+    """Lists of units and neurons, permuted; `export_checkpoint` compares logits and raises where they differ."""
+    plan = VisualPlan.dense(LAYERS).replace(0, heads=(1,), ffn=(3, 20, 7), radius=1).replace(2, tokens=0.0)
+    model, batch = family.sparse(plan), as_batch(family.samples(4)[-1])
+    assert model.visual_plan.is_integer
+    listed = family.sparse()
+    with torch.no_grad(), listed.use_plan(plan):
+        rows = text_rows(model, batch)
+        assert relative_error(model(**batch).logits[rows], listed(**batch).logits[rows]) < 1e-5
+    export_checkpoint(model, tiny_processor(), tmp_path / "checkpoint", card="# tiny\n", probe=batch)
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert config["model_type"] == f"sparse_{model.stock_class.config_class.model_type}"
+    with pytest.raises((ValueError, StrictDataclassError), match="sparse_"):  # the stock class refuses it rather than run it dense
+        model.stock_class.from_pretrained(tmp_path / "checkpoint")
+
+
+@families
+def test_the_teachers_answers_are_kept(family: TinyFamily, tmp_path):
+    """Kept features and sizes of pictures give the logits that pictures give, and the losses the same gradients."""
+    dataset = Answerable(family.samples(5))
+    keep_answers(family.sparse(), dataset, COLLATORS["right"], tmp_path / "answers", batch_size=2, autocast=None)
+    kept = AnsweredDataset(dataset, tmp_path / "answers")
+    model = family.sparse(VisualPlan.dense(LAYERS).replace(1, ffn=4))
+    asked = COLLATORS["right"](list(dataset))
+    answered = COLLATORS["right"]([kept[index] for index in range(len(dataset))])
+    assert not any(name.startswith("pixel_values") for name in answered)
+    supervised = predicts_answer(asked["labels"])
+    with torch.no_grad():
+        expected = family.sparse()(**{**asked, "labels": None}, logits_mask=supervised).logits
+        torch.testing.assert_close(answered.pop("teacher_logits"), expected, rtol=1e-5, atol=1e-5)
+        text = {name: answered[name] for name in ("input_ids", "attention_mask")}
+        of_kept = model(**text, **with_features(pictures_of(answered)), logits_mask=supervised).logits
+        torch.testing.assert_close(of_kept, model(**{**asked, "labels": None}, logits_mask=supervised).logits, rtol=1e-5, atol=1e-5)
+
+
+@families
+def test_statistics_and_plans_are_found(family: TinyFamily, tmp_path):
+    """Calibration and the greedy search run on the family's own batches; calibrated attention is the stock model's."""
+    model, samples = family.sparse(), family.samples(6)
+    batches = [COLLATORS["right"](samples)]
+    statistics = calibrate(model, batches, tmp_path)
+    dense, sample = family.dense(), as_batch(samples[-1])
+    dense.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = dense(**family.stock_inputs(sample), output_attentions=True).attentions
+    is_visual = ~text_rows(model, sample)[0]
+    readers = ~is_visual & (torch.arange(len(is_visual)) > is_visual.long().argmax())
+    for layer, of_heads in enumerate(maps):  # [1, heads, T, T]
+        share = of_heads[0][:, readers][:, :, is_visual].sum(-1).mean(1).view(UNITS, -1).mean(1)
+        torch.testing.assert_close(statistics.activity[-1, layer], share, rtol=1e-4, atol=1e-5)
+    plan = find_plan(model, batches, statistics, GreedySettings(planner="greedy", budget={"visual_flops": 0.3}))
+    assert 0 < fractions(plan, model.config)["visual_flops"] <= 0.3
+
+
+@families
+def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
+    """Two steps each: gates beside LoRA, then LoRA of the student under the hard plan; something is learned in either."""
+    model, samples = family.sparse(), Answerable(family.samples(7))
+    statistics = calibrate(model, [COLLATORS["right"](list(samples))], tmp_path / "calibration")
+    settings = GateSettings(planner="gates", budget={"visual_flops": 0.5}, steps=2, ffn_blocks=4)
+    losses = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0)
+    training = TrainingSettings(
+        max_steps=2, micro_batch_size=3, learning_rate=1e-2, warmup_ratio=0.0, precision="float32", deepspeed=None, report_to=()
+    )
+    dense = VisualPlan.dense(LAYERS)
+    gates, cost = gates_at_start(model.config, statistics, dense, settings), GatedCost(model.config, dense, settings.budget)
+    gated = GatedStudent(add_lora(model, LoraSettings(rank=2, alpha=4)), gates, cost)
+    narrow = add_lora(family.sparse(dense.replace(0, heads=(1,), ffn=5)), LoraSettings(rank=2, alpha=4))
+    for trainer_class, student, own in ((GateTrainer, gated, {"settings": settings}), (DistillationTrainer, narrow, {})):
+        before = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
+        trainer_class(
+            model=student,
+            args=training.arguments(tmp_path / trainer_class.__name__, seed=0, name="student"),
+            train_dataset=samples,
+            data_collator=COLLATORS["right"],
+            distillation=losses,
+            **own,
+        ).train()
+        changed = [name for name, value in student.named_parameters() if name in before and not torch.equal(value, before[name])]
+        assert any("lora_B" in name for name in changed)
+        assert trainer_class is DistillationTrainer or any("log_alpha" in name for name in changed)
+
+
+class Answerable(list):
+    """Samples that can be had without their pictures."""
+
+    def tokens(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self[index].items() if name in TEXT_KEYS}
