@@ -29,7 +29,12 @@ def sparse_classes() -> dict[str, type[PreTrainedModel]]:
 
 def sparse_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The sparse class for a stock or a sparse config."""
-    return sparse_classes()[config.model_type.removeprefix(SPARSE)]
+    return class_of_type(config.model_type)
+
+
+def class_of_type(model_type: str) -> type[PreTrainedModel]:
+    """The sparse class for a stock or a sparse model type."""
+    return sparse_classes()[model_type.removeprefix(SPARSE)]
 
 
 def is_sparse(values: dict) -> bool:

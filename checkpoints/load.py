@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import load_dense
-from checkpoints.families import SPARSE, is_sparse, sparse_classes
+from checkpoints.families import class_of_type, is_sparse
 
 
 def load_checkpoint(
@@ -25,10 +25,10 @@ def load_checkpoint(
     Raises:
         ValueError: no such model, an unsupported one, or weights that are incomplete or not safetensors.
     """
-    stock_type = _stock_type_of_sparse(path)
-    if stock_type is None:
+    sparse = _sparse_class(path)
+    if sparse is None:
         return load_dense(path, dtype, trust_remote_code)
-    loader = AutoModelForImageTextToText if trust_remote_code else sparse_classes()[stock_type]
+    loader = AutoModelForImageTextToText if trust_remote_code else sparse
     try:
         model, report = loader.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
@@ -43,11 +43,10 @@ def load_checkpoint(
     return model, processor
 
 
-def _stock_type_of_sparse(path: str | os.PathLike) -> str | None:
-    """The stock model's type where the config is a sparse model's; whatever else it is, or that there is none, the dense
-    loader judges."""
+def _sparse_class(path: str | os.PathLike) -> type[PreTrainedModel] | None:
+    """Where the config is a sparse model's; whatever else it is, or that there is none, the dense loader judges."""
     try:
         values, _ = PreTrainedConfig.get_config_dict(path)
     except OSError:
         return None
-    return values["model_type"].removeprefix(SPARSE) if is_sparse(values) else None
+    return class_of_type(values["model_type"]) if is_sparse(values) else None

@@ -4,7 +4,6 @@ A picture is a run of image tokens: its tiles one after another, each a grid of 
 """
 
 import torch
-from torch import nn
 from transformers import AutoModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.internvl.configuration_internvl import InternVLConfig
@@ -19,7 +18,6 @@ from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, ima
 from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures, visual_runs
 from .sparse_text import LAYERS, sparse_decoder
 from .visual_layout import Images
-from .visual_plan import VisualPlan
 
 
 class SparseInternVLPreTrainedModel(InternVLPreTrainedModel):
@@ -85,11 +83,7 @@ class SparseInternVLForConditionalGeneration(
 
     def __init__(self, config: SparseInternVLConfig):
         InternVLPreTrainedModel.__init__(self, config)
-        self.model = SparseInternVLModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        if config.visual_plan is not None:
-            self.model.language_model.set_visual_plan(VisualPlan.from_dict(config.visual_plan))
-        self.post_init()
+        self.build(SparseInternVLModel(config))
 
     @staticmethod
     def random_pictures(config: InternVLConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -111,28 +105,21 @@ class SparseInternVLForConditionalGeneration(
         mm_encoder_outputs: dict | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """InternVL's forward.
-
-        Args:
-            labels: [B, S], -100 where unsupervised; they also tell which rows rank visual tokens in training.
-            logits_mask: [B, S] bool; logits are then [rows, vocab], of the true rows alone, in row-major order.
-        """
-        inputs = {
-            "input_ids": input_ids,
-            "pixel_values": pixel_values,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
+        """InternVL's forward; `labels` and `logits_mask` as in `SparseMultimodalMixin.serve`."""
+        return self.serve(
+            super().forward,
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            logits_mask=logits_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
-        }
-        if mm_encoder_outputs:
-            inputs["mm_encoder_outputs"] = mm_encoder_outputs
-        if labels is not None:
-            inputs["supervised"] = labels != -100
-        if logits_mask is None:
-            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
-        return self.forward_answers(logits_mask, **inputs)
+        )
 
 
 __all__ = ["SparseInternVLForConditionalGeneration", "SparseInternVLModel", "SparseInternVLPreTrainedModel"]

@@ -1,7 +1,6 @@
 """LLaVA with a sparse text decoder: the same weights under the same names, executed under a visual plan."""
 
 import torch
-from torch import nn
 from transformers import AutoModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llava.configuration_llava import LlavaConfig
@@ -18,7 +17,6 @@ from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_gri
 from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures
 from .sparse_text import LAYERS, sparse_decoder
 from .visual_layout import Images, num_tokens
-from .visual_plan import VisualPlan
 
 
 class SparseLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -82,11 +80,7 @@ class SparseLlavaForConditionalGeneration(SparseMultimodalMixin, SparseLlavaPreT
 
     def __init__(self, config: SparseLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)
-        self.model = SparseLlavaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        if config.visual_plan is not None:
-            self.model.language_model.set_visual_plan(VisualPlan.from_dict(config.visual_plan))
-        self.post_init()
+        self.build(SparseLlavaModel(config))
 
     def forward(
         self,
@@ -102,28 +96,21 @@ class SparseLlavaForConditionalGeneration(SparseMultimodalMixin, SparseLlavaPreT
         mm_encoder_outputs: dict | None = None,
         **kwargs,
     ) -> LlavaCausalLMOutputWithPast | CausalLMOutputWithPast:
-        """LLaVA's forward.
-
-        Args:
-            labels: [B, S], -100 where unsupervised; they also tell which rows rank visual tokens in training.
-            logits_mask: [B, S] bool; logits are then [rows, vocab], of the true rows alone, in row-major order.
-        """
-        inputs = {
-            "input_ids": input_ids,
-            "pixel_values": pixel_values,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
+        """LLaVA's forward; `labels` and `logits_mask` as in `SparseMultimodalMixin.serve`."""
+        return self.serve(
+            super().forward,
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            logits_mask=logits_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
-        }
-        if mm_encoder_outputs is not None:
-            inputs["mm_encoder_outputs"] = mm_encoder_outputs
-        if labels is not None:
-            inputs["supervised"] = labels != -100
-        if logits_mask is None:
-            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
-        return self.forward_answers(logits_mask, **inputs)
+        )
 
 
 __all__ = ["SparseLlavaForConditionalGeneration", "SparseLlavaModel", "SparseLlavaPreTrainedModel"]

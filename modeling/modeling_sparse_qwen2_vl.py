@@ -25,16 +25,13 @@ from .configuration_sparse_qwen2_vl import (
     vision_macs,
 )
 from .sparse_decoder import SparseDecoderMixin
-from .sparse_layer import SparseDecoderLayerMixin, make_narrow
+from .sparse_layer import SparseDecoderLayerMixin
 from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures, visual_runs
 from .visual_layout import Images
-from .visual_plan import VisualPlan
 
 
 class SparseQwen2VLDecoderLayer(SparseDecoderLayerMixin, Qwen2VLDecoderLayer):
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        make_narrow(self)
+    pass
 
 
 class SparseQwen2VLPreTrainedModel(Qwen2VLPreTrainedModel):
@@ -76,6 +73,17 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         self.rope_deltas = None
         self.post_init()
 
+    @property
+    def visual_tokens(self) -> tuple[int, int]:
+        """Those of images and of videos."""
+        return self.config.image_token_id, self.config.video_token_id
+
+    def kinds(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, S] int: 0 at text, 1 at image and 2 at video tokens; the stock class's `mm_token_type_ids`."""
+        embedding = self.get_input_embeddings()
+        of_token = [placeholders((token,), input_ids, inputs_embeds, embedding).int() for token in self.visual_tokens]
+        return of_token[0] + 2 * of_token[1]
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -92,7 +100,6 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         **kwargs,
     ):
         """Qwen2-VL's forward, telling the decoder where visual tokens are and which grids each picture or video has."""
-        visual = (self.config.image_token_id, self.config.video_token_id)
         embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         features = {} if mm_encoder_outputs is None else dict(mm_encoder_outputs)
         if pixel_values is not None:
@@ -101,12 +108,9 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
             features["video"] = self.get_video_features(pixel_values_videos, video_grid_thw)
         kinds = None
         if features:
-            is_visual, is_video = (
-                placeholders(tokens, input_ids, inputs_embeds, self.get_input_embeddings()) for tokens in (visual, visual[1:])
-            )
-            kinds = is_visual.int() + is_video.int()
+            kinds = self.kinds(input_ids, inputs_embeds)
         else:
-            refuse_missing_pictures(input_ids, visual)
+            refuse_missing_pictures(input_ids, self.visual_tokens)
         if position_ids is None:
             position_ids = self.compute_3d_position_ids(
                 input_ids=input_ids,
@@ -118,7 +122,7 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
                 mm_token_type_ids=kinds if mm_token_type_ids is None else mm_token_type_ids,
             )
         if kinds is not None:
-            kwargs["visual_mask"] = is_visual
+            kwargs["visual_mask"] = kinds > 0
             kwargs["images"] = _images(kinds, position_ids)
         # Put in place here: Qwen2-VL's own forward takes encoded images only in newer transformers.
         filled = embeddings
@@ -162,11 +166,7 @@ class SparseQwen2VLForConditionalGeneration(
 
     def __init__(self, config: SparseQwen2VLConfig):
         Qwen2VLPreTrainedModel.__init__(self, config)
-        self.model = SparseQwen2VLModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        if config.visual_plan is not None:
-            self.model.language_model.set_visual_plan(VisualPlan.from_dict(config.visual_plan))
-        self.post_init()
+        self.build(SparseQwen2VLModel(config))
 
     @staticmethod
     def random_pictures(config: Qwen2VLConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -213,38 +213,30 @@ class SparseQwen2VLForConditionalGeneration(
         mm_encoder_outputs: dict | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Qwen2-VL's forward.
-
-        Args:
-            labels: [B, S], -100 where unsupervised; they also tell which rows rank visual tokens in training.
-            logits_mask: [B, S] bool; logits are then [rows, vocab], of the true rows alone, in row-major order.
-        """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "pixel_values": pixel_values,
-            "pixel_values_videos": pixel_values_videos,
-            "image_grid_thw": image_grid_thw,
-            "video_grid_thw": video_grid_thw,
-            "mm_token_type_ids": mm_token_type_ids,
+        """Qwen2-VL's forward; `labels` and `logits_mask` as in `SparseMultimodalMixin.serve`."""
+        return self.serve(
+            super().forward,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            logits_mask=logits_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
-        }
-        if mm_encoder_outputs is not None:
-            inputs["mm_encoder_outputs"] = mm_encoder_outputs
-        if labels is not None:
-            inputs["supervised"] = labels != -100
-        if logits_mask is None:
-            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
-        return self.forward_answers(logits_mask, **inputs)
+        )
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         """Without `mm_token_type_ids` the stock class counts visual tokens as text, and says nothing."""
         if model_kwargs.get("mm_token_type_ids") is None and inputs_tensor.dim() == 2:
-            kinds = [(inputs_tensor == token).int() for token in self.visual_token_ids.values()]
-            model_kwargs = {**model_kwargs, "mm_token_type_ids": kinds[0] + 2 * kinds[1]}
+            model_kwargs = {**model_kwargs, "mm_token_type_ids": self.model.kinds(inputs_tensor)}
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
 

@@ -132,6 +132,10 @@ class Streams:
 class SparseDecoderLayerMixin:
     """Forward of one decoder layer over both streams; mixed in before the transformers layer class."""
 
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        make_narrow(self)
+
     def forward(
         self,
         text: torch.Tensor,

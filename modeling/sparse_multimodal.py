@@ -3,7 +3,7 @@
 Mixed in before the stock `...ForConditionalGeneration` class, whose `model.language_model` is a decoder of sparse_decoder.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
@@ -50,8 +50,37 @@ class SparseMultimodalMixin:
         """What forward takes in place of what the image processor gives: features, once through tower and projector."""
         return {"mm_encoder_outputs": {"image": self.get_image_features(**pictures)}} if pictures else {}
 
-    def forward_answers(self, logits_mask: torch.Tensor, **inputs) -> CausalLMOutputWithPast:
-        """The model's forward with logits [rows, vocab] of the rows where logits_mask [B, S] is true, in row-major order."""
+    def build(self, model: nn.Module) -> None:
+        """What the stock class's constructor builds, around a sparse model; under the config's plan."""
+        config = self.config
+        self.model = model
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if config.visual_plan is not None:
+            self.model.language_model.set_visual_plan(VisualPlan.from_dict(config.visual_plan))
+        self.post_init()
+
+    def serve(
+        self,
+        stock_forward: Callable,
+        *,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        logits_mask: torch.Tensor | None,
+        mm_encoder_outputs: dict | None,
+        **inputs,
+    ):
+        """The family's forward, whose signature generation reads.
+
+        Args:
+            labels: [B, S], -100 where unsupervised; they also tell which rows rank visual tokens in training.
+            logits_mask: [B, S] bool; logits are then [rows, vocab], of the true rows alone, in row-major order.
+        """
+        if mm_encoder_outputs:
+            inputs["mm_encoder_outputs"] = mm_encoder_outputs
+        if labels is not None:
+            inputs["supervised"] = labels != -100
+        if logits_mask is None:
+            return stock_forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
         outputs = self.model(**inputs)
         return CausalLMOutputWithPast(
             logits=self.lm_head(outputs.last_hidden_state[logits_mask]),

@@ -29,13 +29,11 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 
 from .sparse_decoder import SparseDecoderMixin
-from .sparse_layer import NarrowLinear, Projection, Rows, SparseDecoderLayerMixin, make_narrow
+from .sparse_layer import NarrowLinear, Projection, Rows, SparseDecoderLayerMixin
 
 
 class SparseLlamaDecoderLayer(SparseDecoderLayerMixin, LlamaDecoderLayer):
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        make_narrow(self)
+    pass
 
 
 class SparseLlamaModel(SparseDecoderMixin, LlamaModel):
@@ -45,9 +43,7 @@ class SparseLlamaModel(SparseDecoderMixin, LlamaModel):
 
 
 class SparseMistralDecoderLayer(SparseDecoderLayerMixin, MistralDecoderLayer):
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        make_narrow(self)
+    pass
 
 
 class SparseMistralModel(SparseDecoderMixin, MistralModel):
@@ -58,9 +54,7 @@ class SparseMistralModel(SparseDecoderMixin, MistralModel):
 
 
 class SparseQwen2DecoderLayer(SparseDecoderLayerMixin, Qwen2DecoderLayer):
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        make_narrow(self)
+    pass
 
 
 class SparseQwen2Model(SparseDecoderMixin, Qwen2Model):
@@ -75,7 +69,6 @@ class SparsePhi3DecoderLayer(SparseDecoderLayerMixin, Phi3DecoderLayer):
 
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
-        make_narrow(self)
         self._query_size = config.num_attention_heads * self.self_attn.head_dim
         self._kv_size = config.num_key_value_heads * self.self_attn.head_dim
         self._neurons = config.intermediate_size

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from checkpoints.families import SPARSE, is_sparse, sparse_classes
+from checkpoints.families import class_of_type, is_sparse
 from modeling.visual_plan import VisualPlan
 from training.benchmark import benchmark, neighbours
 from training.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
@@ -126,8 +126,7 @@ def read_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     values = json.loads(config.read_text(encoding="utf-8"))
     if not is_sparse(values):
         raise ValueError(f"{folder}: not a sparse checkpoint; scripts/sparsify.py makes one from a dense model and a plan")
-    cls = sparse_classes()[values["model_type"].removeprefix(SPARSE)]
-    return cls.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    return class_of_type(values["model_type"]).from_pretrained(folder, dtype=dtype, use_safetensors=True)
 
 
 def numbers(option: str, given: str) -> list[int]:

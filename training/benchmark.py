@@ -28,6 +28,7 @@ from modeling.visual_flops import (
 from modeling.visual_layout import Images, num_tokens
 from training.benchmark_shapes import stock_config
 
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt, the same in every sample of the batch: text, a picture, text.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, PreTrainedModel
 
-from checkpoints.families import SPARSE, sparse_class, sparse_classes, supported
+from checkpoints.families import SPARSE, class_of_type, sparse_class, sparse_classes, supported
 from modeling.visual_plan import VisualPlan, num_served
 
 HEAD_DIM = 64
@@ -64,7 +64,7 @@ def shape_of_file(path: str | os.PathLike) -> PreTrainedConfig:
 
 def stock_config(values: dict) -> PreTrainedConfig:
     """The stock model's config out of a dense or a sparse one's values."""
-    stock = sparse_classes()[values["model_type"].removeprefix(SPARSE)].stock_class.config_class
+    stock = class_of_type(values["model_type"]).stock_class.config_class
     values = {name: value for name, value in values.items() if name not in OF_A_CHECKPOINT}
     text = {name: value for name, value in values["text_config"].items() if name not in OF_A_CHECKPOINT}
     text_type = values["text_config"].get("model_type")

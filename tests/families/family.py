@@ -14,7 +14,20 @@ from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from tests.modeling.masked_reference import Layout
 
-PAD = 0
+PAD, VOCAB_SIZE = 0, 60
+DECODER = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,  # large enough that answers depend on pictures
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": PAD,
+}
+"""Of every family's text_config."""
 COLLATORS = {
     side: Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=PAD)), side) for side in ("left", "right")
 }
@@ -23,7 +36,7 @@ COLLATORS = {
 @dataclass(frozen=True)
 class TinyFamily:
     """Attributes:
-    config: its initializer_range is that of the decoder, large enough that answers depend on pictures.
+    config: a small one, its decoder's sizes those of DECODER.
     samples: a seed -> samples of different lengths, numbers and sizes of pictures, as data/dataset.py gives them.
     layout: model and sample -> what its decoder meets.
     stock_inputs: a batch -> what the stock class must be told besides.
@@ -45,6 +58,17 @@ class TinyFamily:
         """The same weights in the sparse class."""
         dense = self.dense(seed)
         return build_student(dense, plan or VisualPlan.dense(dense.config.text_config.num_hidden_layers))
+
+
+def words(length: int, first: int, generator: torch.Generator) -> list[int]:
+    """Random tokens from `first` on."""
+    return torch.randint(first, VOCAB_SIZE, (length,), generator=generator).tolist()
+
+
+def sample_of(ids: list[int]) -> dict:
+    """A sample's text, its last two tokens the answer."""
+    input_ids = torch.tensor(ids)
+    return {"input_ids": input_ids, "labels": torch.where(torch.arange(len(ids)) < len(ids) - 2, -100, input_ids)}
 
 
 def batch_of(samples: list[dict], padding_side: str = "right") -> dict:

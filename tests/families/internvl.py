@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from transformers import InternVLConfig
 
-from tests.families.family import TinyFamily
+from tests.families.family import DECODER, TinyFamily, sample_of, words
 from tests.modeling.masked_reference import Layout
 
 IMAGE, START, END = 3, 4, 5
-VOCAB_SIZE, TILE, SIDE = 60, 16, 2  # 16 pixels, 4 patches, 2 tokens a side
+TILE, SIDE = 16, 2  # 16 pixels, 4 patches, 2 tokens a side
 TEXTS = {
     "llama": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
     "phi3": {
@@ -31,16 +31,7 @@ def config(text_type: str) -> InternVLConfig:
     return InternVLConfig(
         text_config={
             "model_type": text_type,
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 32,
-            "intermediate_size": 24,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "initializer_range": 0.3,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
+            **DECODER,
             "max_position_embeddings": 64,
             **TEXTS[text_type],
         },
@@ -63,20 +54,15 @@ def samples(seed: int) -> list[dict]:
     generator = torch.Generator().manual_seed(seed)
     made = []
     for tiles in ([], [1], [3, 1]):
-        ids = _text(2, generator)
+        ids = words(2, END + 1, generator)
         for count in tiles:
-            ids += [START] + [IMAGE] * (SIDE**2 * count) + [END] + _text(1 + len(made), generator)
-        ids += _text(3, generator)
-        sample = {"input_ids": torch.tensor(ids)}
+            ids += [START] + [IMAGE] * (SIDE**2 * count) + [END] + words(1 + len(made), END + 1, generator)
+        ids += words(3, END + 1, generator)
+        sample = sample_of(ids)
         if tiles:
             sample["pixel_values"] = torch.randn(sum(tiles), 3, TILE, TILE, generator=generator)
-        sample["labels"] = torch.where(torch.arange(len(ids)) < len(ids) - 2, -100, sample["input_ids"])
         made.append(sample)
     return made
-
-
-def _text(length: int, generator: torch.Generator) -> list[int]:
-    return torch.randint(END + 1, VOCAB_SIZE, (length,), generator=generator).tolist()
 
 
 def layout(model: nn.Module, sample: dict) -> Layout:

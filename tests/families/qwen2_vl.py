@@ -4,28 +4,19 @@ import torch
 from torch import nn
 from transformers import Qwen2VLConfig
 
-from tests.families.family import TinyFamily
+from tests.families.family import DECODER, TinyFamily, sample_of, words
 from tests.modeling.masked_reference import Layout
 
 IMAGE, VIDEO, START, END = 3, 4, 5, 6
-VOCAB_SIZE, PATCH, MERGE, TIME = 60, 4, 2, 2
+PATCH, MERGE, TIME = 4, 2, 2
 
 
 def config() -> Qwen2VLConfig:
     return Qwen2VLConfig(
         text_config={
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 32,
-            "intermediate_size": 24,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **DECODER,
             "max_position_embeddings": 256,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-            "initializer_range": 0.3,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
         },
         vision_config={
             "depth": 2,
@@ -49,7 +40,7 @@ def samples(seed: int) -> list[dict]:
     generator = torch.Generator().manual_seed(seed)
     made = []
     for visual in ([], [("image", 1, 3, 2), ("video", 2, 2, 2)], [("image", 1, 2, 3), ("image", 1, 1, 4)]):
-        sample, ids = {}, _text(2, generator)
+        sample, ids = {}, words(2, END + 1, generator)
         for kind, time, rows, columns in visual:
             size = torch.tensor([[time, rows * MERGE, columns * MERGE]])
             pixels = torch.randn(int(size.prod()), 3 * TIME * PATCH**2, generator=generator)
@@ -57,16 +48,10 @@ def samples(seed: int) -> list[dict]:
             for name, value in zip(names, (pixels, size), strict=True):
                 sample[name] = torch.cat([sample[name], value]) if name in sample else value
             ids += [START] + [IMAGE if kind == "image" else VIDEO] * (time * rows * columns) + [END]
-            ids += _text(1 + len(made), generator)
-        ids += _text(3, generator)
-        sample["input_ids"] = torch.tensor(ids)
-        sample["labels"] = torch.where(torch.arange(len(ids)) < len(ids) - 2, -100, sample["input_ids"])
-        made.append(sample)
+            ids += words(1 + len(made), END + 1, generator)
+        ids += words(3, END + 1, generator)
+        made.append({**sample_of(ids), **sample})
     return made
-
-
-def _text(length: int, generator: torch.Generator) -> list[int]:
-    return torch.randint(END + 1, VOCAB_SIZE, (length,), generator=generator).tolist()
 
 
 def layout(model: nn.Module, sample: dict) -> Layout:
