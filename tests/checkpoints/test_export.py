@@ -176,7 +176,9 @@ def forget_the_plan(folder):
 def import_the_repository(folder):
     """What an absolute import in a modelling file does, once no checkout is there to answer it."""
     code = folder / "modeling_sparse_llava.py"
-    code.write_text(code.read_text().replace("from .visual_plan", "from modeling.visual_plan"))
+    written = code.read_text()
+    assert "from .visual_layout" in written
+    code.write_text(written.replace("from .visual_layout", "from modeling.visual_layout"))
 
 
 @pytest.mark.parametrize(
