@@ -15,9 +15,10 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from checkpoints.families import sparse_class, sparse_classes, supported
+from checkpoints.processor import load_processor
 from modeling.sparse_layer import Projection
 from modeling.visual_plan import VisualPlan
 
@@ -46,10 +47,7 @@ def load_dense(
     absent = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if absent:
         raise ValueError(f"{path}: {len(absent)} weights are missing or of another shape than its config says, first {absent[0]}")
-    try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise ValueError(f"{path}: no readable processor and tokenizer ({error})") from None
+    processor = load_processor(path, trust_remote_code)
     _check_vocabulary(path, config, processor)
     return model, processor
 

@@ -7,10 +7,11 @@ import os
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import load_dense
 from checkpoints.families import class_of_type, is_sparse
+from checkpoints.processor import load_processor
 
 
 def load_checkpoint(
@@ -33,14 +34,13 @@ def load_checkpoint(
         model, report = loader.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a whole sparse checkpoint ({error})") from None
     # transformers fills what is missing with random numbers and says so only in a log line.
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
-    return model, processor
+    return model, load_processor(path, trust_remote_code)
 
 
 def _sparse_class(path: str | os.PathLike) -> type[PreTrainedModel] | None:

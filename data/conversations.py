@@ -206,17 +206,21 @@ def add_images(
     tokens: dict[str, torch.Tensor], sample: Sample, processor: ProcessorMixin, max_pixels: int
 ) -> dict[str, torch.Tensor]:
     """`tokens` of `encode_text` with each image's placeholder expanded, and the processed pictures beside them."""
-    pictures, num_placeholders = process_images(sample.images, processor, max_pixels)
-    return expand_placeholders(tokens, num_placeholders, processor) | pictures
+    pictures, tokens_of_images = process_images(sample.images, processor, max_pixels)
+    return expand_placeholders(tokens, tokens_of_images, processor) | pictures
 
 
 def expand_placeholders(
-    tokens: dict[str, torch.Tensor], num_placeholders: Sequence[int], processor: ProcessorMixin
+    tokens: dict[str, torch.Tensor], tokens_of_images: Sequence[torch.Tensor], processor: ProcessorMixin
 ) -> dict[str, torch.Tensor]:
-    """`tokens` of `encode_text` with each image's placeholder as many times as the image has tokens."""
+    """`tokens` of `encode_text` with each image's tokens in its placeholder's place."""
     repeats = torch.ones_like(tokens["input_ids"])
-    repeats[tokens["input_ids"] == processor.image_token_id] = torch.tensor(num_placeholders, dtype=repeats.dtype)
-    return {key: value.long().repeat_interleave(repeats) for key, value in tokens.items()}
+    is_image = tokens["input_ids"] == processor.image_token_id
+    repeats[is_image] = torch.tensor(list(map(len, tokens_of_images)), dtype=repeats.dtype)
+    expanded = {key: value.long().repeat_interleave(repeats) for key, value in tokens.items()}
+    if tokens_of_images:
+        expanded["input_ids"][is_image.repeat_interleave(repeats)] = torch.cat(list(tokens_of_images))
+    return expanded
 
 
 def check_length(length: int, max_length: int) -> None:

@@ -23,7 +23,7 @@ from data.conversations import (
     expand_placeholders,
     naming,
 )
-from data.images import MAX_PIXELS, num_placeholders_at, open_image, read_image_size
+from data.images import MAX_PIXELS, open_image, read_image_size, tokens_at
 
 
 class ConversationDataset(Dataset):
@@ -57,10 +57,10 @@ class ConversationDataset(Dataset):
         self.bad: list[BadSample] = []
         self.too_long: list[BadSample] = []
         self._tokens: list[dict[str, torch.Tensor]] = []
-        self._num_placeholders: list[list[int]] = []
+        self._tokens_of_images: list[list[torch.Tensor]] = []
         self._processor, self._max_pixels = processor, max_pixels
 
-        num_placeholders = lru_cache(maxsize=None)(lambda size: num_placeholders_at(size, processor))
+        tokens_of_size = lru_cache(maxsize=None)(lambda size: tokens_at(size, processor))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             paths = dict.fromkeys(path for sample in samples for path in sample.images)
             sizes = {path: pool.submit(_look_at, path, max_pixels, on_bad_sample == "skip") for path in paths}
@@ -68,8 +68,8 @@ class ConversationDataset(Dataset):
                 try:
                     with naming(sample):
                         tokens = encode_text(sample, processor)
-                        placeholders = [num_placeholders(sizes[path].result()) for path in sample.images]
-                        length = len(tokens["input_ids"]) - len(placeholders) + sum(placeholders)
+                        of_images = [tokens_of_size(sizes[path].result()) for path in sample.images]
+                        length = len(tokens["input_ids"]) - len(of_images) + sum(map(len, of_images))
                         check_length(length, max_length)
                 except SampleTooLong as error:
                     self.too_long.append(BadSample(sample.id, index, str(error)))
@@ -82,7 +82,7 @@ class ConversationDataset(Dataset):
                     self.samples.append(sample)
                     self.lengths.append(length)
                     self._tokens.append(tokens)
-                    self._num_placeholders.append(placeholders)
+                    self._tokens_of_images.append(of_images)
         check_bad_share(self.bad, len(samples), max_bad_share)
         if not self.samples:
             raise ValueError(
@@ -103,7 +103,7 @@ class ConversationDataset(Dataset):
 
     def tokens(self, index: int) -> dict[str, torch.Tensor]:
         """Item `index` without its pictures, which are not decoded."""
-        return expand_placeholders(self._tokens[index], self._num_placeholders[index], self._processor)
+        return expand_placeholders(self._tokens[index], self._tokens_of_images[index], self._processor)
 
 
 def _look_at(path: Path, max_pixels: int, decode: bool) -> tuple[int, int]:

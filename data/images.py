@@ -3,7 +3,7 @@
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -58,31 +58,31 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def process_images(
     paths: Sequence[Path], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
-) -> tuple[dict[str, torch.Tensor], list[int]]:
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Pictures as the model takes them.
 
     Returns:
-        What the image processor gives, for LLaVA pixel_values [num_images, 3, H, W] float32 (empty without pictures),
-        and the number of image tokens that each picture takes in a text.
+        What the processor gives beside tokens, for LLaVA pixel_values [num_images, 3, H, W] float32 (empty without pictures),
+        and the tokens [N] int64 that each picture's placeholder stands for in a text.
 
     Raises:
         ValueError: as `open_image`.
     """
-    if not paths:
-        return {}, []
-    pictures = dict(processor.image_processor([open_image(path, max_pixels) for path in paths], return_tensors="pt"))
-    return pictures, [_num_placeholders(processor, pictures, index) for index in range(len(paths))]
+    processed = [_process(open_image(path, max_pixels), processor) for path in paths]
+    pictures = {name: torch.cat([each[name] for each, _ in processed]) for name in (processed[0][0] if processed else {})}
+    return pictures, [tokens for _, tokens in processed]
 
 
-def num_placeholders_at(size: tuple[int, int], processor: ProcessorMixin) -> int:
-    """The number of image tokens for a picture of (height, width) pixels; processors look at nothing but the size."""
+def tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
+    """The tokens [N] int64 for a picture of (height, width) pixels; processors look at nothing but the size."""
     height, width = size
-    pictures = processor.image_processor([Image.new("RGB", (width, height))], return_tensors="pt")
-    return _num_placeholders(processor, pictures, 0)
+    return _process(Image.new("RGB", (width, height)), processor)[1]
 
 
-def _num_placeholders(processor: ProcessorMixin, pictures: Mapping[str, torch.Tensor], index: int) -> int:
-    return processor.replace_image_token(pictures, index).count(processor.image_token)
+def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Of a text that is a placeholder alone: the processor has settings of its own for pictures, and tokens around them."""
+    done = processor(text=processor.image_token, images=[image], add_special_tokens=False, return_tensors="pt")
+    return {name: done[name] for name in processor.image_processor.model_input_names}, done["input_ids"][0]
 
 
 def _open_checked(path: Path, max_pixels: int) -> Image.Image:

@@ -201,10 +201,12 @@ def _generate(
     pixel_transform: Literal["grey"] | None,
 ) -> list[str]:
     """Greedy answers to a left-padded batch of prompts."""
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    if "pixel_values" in batch:
-        pixels = batch["pixel_values"].to(model.device, model.dtype)
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    if "pixel_values" in inputs:
+        pixels = inputs["pixel_values"].to(model.dtype)
         inputs["pixel_values"] = torch.zeros_like(pixels) if pixel_transform == "grey" else pixels
+    if "mm_token_type_ids" in processor.model_input_names:  # Qwen2-VL's stock class counts positions by it
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == processor.image_token_id).int()
     tokenizer = processor.tokenizer
     greedy = GenerationConfig(
         do_sample=False,

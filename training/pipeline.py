@@ -36,7 +36,7 @@ from training.student_stages import (
     stages_before_plans,
     student_folder,
 )
-from training.students import load_model, load_processor, trained_student
+from training.students import dense_processor, load_model, trained_student
 from training.tables import models_table
 
 DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
@@ -96,7 +96,7 @@ def export(run: Run) -> dict:
     recipe = run.recipe
     plan = load_plan(run, STUDENT)
     model = trained_student(recipe, plan, student_folder(run, STUDENT)).to(device())
-    processor = load_processor(recipe.model)
+    processor = dense_processor(recipe.model)
     cost = json.loads((run.directory / "cost.json").read_text(encoding="utf-8"))
     picture = run.directory / "plan.png"
     save(plan_picture(plan, cost["num_units"], cost["intermediate_size"], cost["layers"]), picture)

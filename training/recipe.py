@@ -252,7 +252,8 @@ def _with_budget(settings: PlannerSettings, share: float) -> PlannerSettings:
     changes = {"budget": type(settings.budget)(visual_flops=share)}
     start = settings.start if isinstance(settings, GateSettings) else None
     if start is not None and not isinstance(start, FileSettings) and start.budget is not None:
-        changes["start"] = _with_budget(start, share)
+        wider = start.budget.visual_flops / settings.budget.share  # as in the recipe
+        changes["start"] = _with_budget(start, min(1.0, wider * share))
     return settings.model_copy(update=changes)
 
 

@@ -31,7 +31,7 @@ from training.planners import find_plan
 from training.planners.gates import GateSettings
 from training.recipe import CompareSettings, StudentRecipe
 from training.run import Run, Stage, device, write_json
-from training.students import load_processor, train_student, trained_student, untrained_student
+from training.students import dense_processor, train_student, trained_student, untrained_student
 from training.teacher_answers import AnsweredDataset, keep_answers
 
 TEACHER, GREY = "teacher", "grey"
@@ -82,7 +82,7 @@ def of_student(recipe: StudentRecipe, student: CompareSettings) -> StudentRecipe
 def read_data(run: Run) -> dict:
     """All that is read later is read once now: bad data stops the run before hours of work."""
     recipe = run.recipe
-    processor = load_processor(recipe.model)
+    processor = dense_processor(recipe.model)
     used, left_out = {}, {}
     for role in ("train", "calibration", "evaluation"):
         dataset = mixture(recipe, role, processor)
@@ -128,7 +128,7 @@ def ask_teacher(run: Run) -> dict:
 def learn_plans(run: Run) -> dict:
     """Trains gates and LoRA for every plan that is learned; all processes together."""
     recipe = run.recipe
-    processor = load_processor(recipe.model)
+    processor = dense_processor(recipe.model)
     dataset, collator = training_data(run, processor), Collator(processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
     for student in learned(recipe):
@@ -158,7 +158,7 @@ def find_plans(run: Run) -> dict:
 def distil(run: Run) -> dict:
     """Trains every student that is to be distilled; all processes together."""
     recipe = run.recipe
-    processor = load_processor(recipe.model)
+    processor = dense_processor(recipe.model)
     dataset, collator = training_data(run, processor), Collator(processor)
     for student in recipe.students:
         if student.distil:
@@ -210,7 +210,7 @@ def dense_student(recipe: StudentRecipe) -> tuple[PreTrainedModel, ProcessorMixi
     """The dense model in the class that can run any plan, and its processor."""
     config = dense_config(recipe.model.path)
     model = untrained_student(recipe.model, VisualPlan.dense(config.text_config.num_hidden_layers))
-    return model.to(device()), load_processor(recipe.model)
+    return model.to(device()), dense_processor(recipe.model)
 
 
 def plan_path(run: Run, name: str) -> Path:

@@ -13,10 +13,11 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
 
 from checkpoints.build import build_student, dense_config, load_dense
 from checkpoints.families import sparse_class
+from checkpoints.processor import load_processor
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from training.lora import add_lora, permuted_adapters
@@ -30,13 +31,10 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin
     return load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
 
 
-def load_processor(settings: ModelSettings) -> ProcessorMixin:
+def dense_processor(settings: ModelSettings) -> ProcessorMixin:
     """The dense model's processor alone. Raises ValueError where there is none, or no model that is supported."""
     dense_config(settings.path)
-    try:
-        return AutoProcessor.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-    except OSError as error:
-        raise ValueError(f"{settings.path}: no readable processor and tokenizer ({error})") from None
+    return load_processor(settings.path, settings.trust_remote_code)
 
 
 def untrained_student(settings: ModelSettings, plan: VisualPlan) -> PreTrainedModel:

@@ -18,7 +18,7 @@ from training.pipeline import stages
 from training.recipe import load_recipe
 from training.run import execute
 from training.student_stages import load_plan, student_folder
-from training.students import load_processor, train_student, trained_student
+from training.students import dense_processor, train_student, trained_student
 from training.trainer import read_metrics
 
 STAGES = ["data", "calibrate", "plan", "distil", "evaluate", "export", "benchmark", "report"]
@@ -129,7 +129,7 @@ def test_the_student_goes_on_from_what_was_learned_beside_its_gates(learned, run
     adapters = learned_adapters(learned.directory / "gates" / "student")
     plan = load_plan(learned, "student")
     alone = learned.directory / "alone"
-    processor = load_processor(learned.recipe.model)
+    processor = dense_processor(learned.recipe.model)
     dataset, collator = mixture(learned.recipe, "train", processor), Collator(processor)
     for folder, given in ((alone / "fresh", None), (alone / "same", adapters)):
         train_student(learned.recipe, plan, dataset, collator, folder, given)
