@@ -4,7 +4,11 @@ PYTHON ?= python3
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-slow clean
+# The oldest transformers that is supported, beside the newest of constraints.txt.
+OLDEST := 5.17.0
+VENV_OLDEST := .venv-$(OLDEST)
+
+.PHONY: demo test test-slow test-versions clean
 
 demo: $(VENV)/installed
 	deepspeed train.py --recipe tiny_sparse.yaml
@@ -15,10 +19,21 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	pytest -m slow
 
+# Every family's tests on both versions.
+test-versions: $(VENV)/installed $(VENV_OLDEST)/installed
+	pytest tests/families tests/modeling tests/checkpoints tests/scripts -m "not slow"
+	$(VENV_OLDEST)/bin/pytest tests/families tests/modeling tests/checkpoints tests/scripts -m "not slow"
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+$(VENV_OLDEST)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_OLDEST)
+	sed 's/^transformers==.*/transformers==$(OLDEST)/' constraints.txt > $(VENV_OLDEST)/constraints.txt
+	$(VENV_OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(VENV_OLDEST)/constraints.txt --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs data/cache
+	rm -rf $(VENV) $(VENV_OLDEST) runs data/cache

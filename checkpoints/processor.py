@@ -27,14 +27,14 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
     try:
         if is_torchvision_available() or "video_processor" not in kind.get_attributes():
             return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        processor = _without_videos(kind).from_pretrained(path)
+        processor = without_videos(kind).from_pretrained(path)
         processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(path)
         return processor
     except OSError as error:
         raise ValueError(f"{path}: no readable processor and tokenizer ({error})") from None
 
 
-def _without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
+def without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The processor class with no video processor among its parts."""
 
     class Pictures(kind):

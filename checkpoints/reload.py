@@ -5,16 +5,23 @@ and writes its logits on a probe batch.
 checkout nor an installed copy of it can answer for the modelling files in the checkpoint.
 """
 
+import json
 import sys
+from pathlib import Path
 
 sys.modules.update(dict.fromkeys(("modeling", "training", "data", "checkpoints")))
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.utils import is_torchvision_available
 
 folder, probe, answer, device = sys.argv[1:]
-AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+# A processor's part for videos needs torchvision; where that is not installed its other parts are loaded.
+parts = json.loads((Path(folder) / "processor_config.json").read_text(encoding="utf-8"))
+whole = is_torchvision_available() or "video_processor" not in parts
+for kind in (AutoProcessor,) if whole else (AutoTokenizer, AutoImageProcessor):
+    kind.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).to(device).eval()
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 with torch.no_grad():

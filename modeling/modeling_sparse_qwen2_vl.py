@@ -178,6 +178,11 @@ class SparseQwen2VLForConditionalGeneration(
         values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
         return {"pixel_values": torch.randn(patches, values, generator=generator), "image_grid_thw": torch.tensor(thw)}
 
+    @staticmethod
+    def stock_inputs(config: Qwen2VLConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By the kinds of its tokens the stock class counts positions."""
+        return {"mm_token_type_ids": (input_ids == config.image_token_id).int() + 2 * (input_ids == config.video_token_id).int()}
+
     @property
     def vision_tower(self) -> nn.Module:
         return self.model.visual

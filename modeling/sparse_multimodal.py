@@ -9,6 +9,7 @@ from itertools import groupby
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .visual_plan import VisualPlan
@@ -40,6 +41,11 @@ class SparseMultimodalMixin:
         """`plan` in force inside the block; the config keeps the model's own."""
         with self.model.language_model.use_plan(plan):
             yield
+
+    @staticmethod
+    def stock_inputs(config: PreTrainedConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the stock class must be told of a prompt besides its tokens and pictures."""
+        return {}
 
     @property
     def visual_token_ids(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Applies a visual plan to a dense LLaVA, without training, and writes the sparse checkpoint.
+"""Applies a visual plan to a dense model, without training, and writes the sparse checkpoint.
 
     python scripts/sparsify.py --model DENSE --plan PLAN.json --output DIR
 """
@@ -41,7 +41,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="dense LLaVA: a folder or a model id on the Hub")
+    parser.add_argument("--model", required=True, help="dense model: a folder or a model id on the Hub")
     parser.add_argument("--plan", required=True, type=Path, help="plan file (JSON)")
     parser.add_argument("--output", required=True, type=Path, help="folder to write; absent, empty, or a sparse checkpoint")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as stored")

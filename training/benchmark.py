@@ -250,7 +250,8 @@ def prefill_decoder(model: PreTrainedModel, prompt: Prompt) -> Cache:
 
 def _prefill(model: PreTrainedModel, prompt: Prompt) -> None:
     """All that stands before the first answer token: vision tower, projector, decoder, head."""
-    model(input_ids=prompt.input_ids, **prompt.pictures, use_cache=True, logits_to_keep=1)
+    told = sparse_class(model.config).stock_inputs(model.config, prompt.input_ids)
+    model(input_ids=prompt.input_ids, **prompt.pictures, **told, use_cache=True, logits_to_keep=1)
 
 
 def _decode(model: PreTrainedModel, cache: Cache, prompt: Prompt, num_tokens: int) -> None:

@@ -21,6 +21,7 @@ import torch
 from rich.progress import track
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
+from checkpoints.families import sparse_class
 from data.benchmarks.shapes import score
 from data.collator import Collator
 from data.conversations import Sample, encode_prompt
@@ -205,8 +206,7 @@ def _generate(
     if "pixel_values" in inputs:
         pixels = inputs["pixel_values"].to(model.dtype)
         inputs["pixel_values"] = torch.zeros_like(pixels) if pixel_transform == "grey" else pixels
-    if "mm_token_type_ids" in processor.model_input_names:  # Qwen2-VL's stock class counts positions by it
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == processor.image_token_id).int()
+    inputs |= sparse_class(model.config).stock_inputs(model.config, inputs["input_ids"])
     tokenizer = processor.tokenizer
     greedy = GenerationConfig(
         do_sample=False,

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from checkpoints.build import build_student
 from checkpoints.families import sparse_class
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from tests.modeling.masked_reference import Layout
+from tests.tiny_processor import TINY_TEMPLATE, WORDS
 
 PAD, VOCAB_SIZE = 0, 60
 DECODER = {
@@ -40,6 +42,7 @@ class TinyFamily:
     samples: a seed -> samples of different lengths, numbers and sizes of pictures, as data/dataset.py gives them.
     layout: model and sample -> what its decoder meets.
     stock_inputs: a batch -> what the stock class must be told besides.
+    processor: one whose words and special tokens are the config's.
     """
 
     name: str
@@ -47,6 +50,7 @@ class TinyFamily:
     samples: Callable[[int], list[dict]]
     layout: Callable[[nn.Module, dict], Layout]
     stock_inputs: Callable[[dict], dict]
+    processor: Callable[[], ProcessorMixin]
 
     def dense(self, seed: int = 0) -> PreTrainedModel:
         """The stock model, random weights, fp32, eval mode."""
@@ -58,6 +62,31 @@ class TinyFamily:
         """The same weights in the sparse class."""
         dense = self.dense(seed)
         return build_student(dense, plan or VisualPlan.dense(dense.config.text_config.num_hidden_layers))
+
+
+def tiny_tokenizer(special: list[str] | dict[str, str]) -> PreTrainedTokenizerFast:
+    """Words as tokens, at most VOCAB_SIZE; pad, start and end token are DECODER's, the family's special tokens come next.
+
+    Args:
+        special: those tokens, with their names where the tokenizer has them as attributes.
+    """
+    given = special.values() if isinstance(special, dict) else special
+    vocabulary = {word: index for index, word in enumerate(("<pad>", "<s>", "</s>", *given, "<unk>", *WORDS)[:VOCAB_SIZE])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=special,
+    )
+
+
+def template_with(image: str) -> str:
+    """TINY_TEMPLATE with pictures written like this."""
+    return TINY_TEMPLATE.replace("<image>", image)
 
 
 def words(length: int, first: int, generator: torch.Generator) -> list[int]:

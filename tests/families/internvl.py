@@ -4,9 +4,10 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import InternVLConfig
+from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLProcessor
 
-from tests.families.family import DECODER, TinyFamily, sample_of, words
+from checkpoints.processor import without_videos
+from tests.families.family import DECODER, TinyFamily, sample_of, template_with, tiny_tokenizer, words
 from tests.modeling.masked_reference import Layout
 
 IMAGE, START, END = 3, 4, 5
@@ -85,4 +86,16 @@ def layout(model: nn.Module, sample: dict) -> Layout:
     return Layout(states, (cos[0], sin[0]), image, grid, places)
 
 
-INTERNVL = [TinyFamily(f"internvl_{text}", partial(config, text), samples, layout, dict) for text in TEXTS]
+def processor() -> InternVLProcessor:
+    tokens = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
+    made = without_videos(InternVLProcessor)(
+        image_processor=GotOcr2ImageProcessorPil(size={"height": TILE, "width": TILE}, max_patches=4),
+        tokenizer=tiny_tokenizer(tokens),
+        image_seq_length=SIDE**2,
+        chat_template=template_with("<IMG_CONTEXT>"),
+    )
+    made.video_processor = {"video_processor_type": "InternVLVideoProcessor", "size": {"height": TILE, "width": TILE}}
+    return made
+
+
+INTERNVL = [TinyFamily(f"internvl_{text}", partial(config, text), samples, layout, dict, processor) for text in TEXTS]

@@ -3,9 +3,9 @@
 from functools import partial
 
 import torch
-from transformers import LlavaConfig
+from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaProcessor
 
-from tests.families.family import DECODER, TinyFamily, sample_of, words
+from tests.families.family import DECODER, TinyFamily, sample_of, template_with, tiny_tokenizer, words
 from tests.modeling.masked_reference import llava_layout
 
 IMAGE, SIZE, PATCH = 3, 24, 8
@@ -50,6 +50,17 @@ def samples(seed: int) -> list[dict]:
     return made
 
 
+def processor() -> LlavaProcessor:
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}),
+        tokenizer=tiny_tokenizer(["<image>"]),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template_with("<image>"),
+    )
+
+
 LLAVA = [
-    TinyFamily(f"llava_{text}", partial(config, text), samples, llava_layout, dict) for text in ("llama", "mistral", "qwen2")
+    TinyFamily(f"llava_{text}", partial(config, text), samples, llava_layout, dict, processor) for text in ("llama", "mistral", "qwen2")
 ]

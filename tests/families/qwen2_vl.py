@@ -2,9 +2,10 @@
 
 import torch
 from torch import nn
-from transformers import Qwen2VLConfig
+from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLProcessor
 
-from tests.families.family import DECODER, TinyFamily, sample_of, words
+from checkpoints.processor import without_videos
+from tests.families.family import DECODER, TinyFamily, sample_of, template_with, tiny_tokenizer, words
 from tests.modeling.masked_reference import Layout
 
 IMAGE, VIDEO, START, END = 3, 4, 5, 6
@@ -96,4 +97,16 @@ def stock_inputs(batch: dict) -> dict:
     return {**batch, "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
 
 
-QWEN2_VL = TinyFamily("qwen2_vl", config, samples, layout, stock_inputs)
+def processor() -> Qwen2VLProcessor:
+    tower = {"patch_size": PATCH, "temporal_patch_size": TIME, "merge_size": MERGE}
+    sides = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": (4 * PATCH * MERGE) ** 2}
+    made = without_videos(Qwen2VLProcessor)(
+        image_processor=Qwen2VLImageProcessorPil(**tower, size=sides),
+        tokenizer=tiny_tokenizer(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]),
+        chat_template=template_with("<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+    made.video_processor = {"video_processor_type": "Qwen2VLVideoProcessor", **tower}
+    return made
+
+
+QWEN2_VL = TinyFamily("qwen2_vl", config, samples, layout, stock_inputs, processor)

@@ -3,6 +3,7 @@ claimed."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from checkpoints.export import export_checkpoint
-from checkpoints.families import vision_macs
-from data.collator import TEXT_KEYS, pictures_of
+from checkpoints.families import sparse_class, vision_macs
+from data.collator import TEXT_KEYS, Collator, pictures_of
+from data.conversations import load_llava_json
+from data.dataset import ConversationDataset
+from data.shapes import SplitSettings, WorldSettings, write_world
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
 from modeling.visual_plan import VisualPlan
 from tests.families.family import COLLATORS, TinyFamily, as_batch, batch_of, relative_error, text_rows
@@ -21,7 +24,6 @@ from tests.families.llava import LLAVA
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
-from tests.tiny_processor import tiny_processor
 from training.budget import GatedCost
 from training.calibration import calibrate
 from training.costs import fractions
@@ -38,6 +40,8 @@ from training.trainer import DistillationTrainer, TrainingSettings
 FAMILIES = [*LLAVA, QWEN2_VL, *INTERNVL]
 LAYERS, UNITS, NEURONS = 3, 2, 24
 PLANS = [random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(8)]
+
+LISTED = VisualPlan.dense(LAYERS).replace(0, heads=(1,), ffn=(3, 20, 7), radius=1).replace(2, tokens=0.0)
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
@@ -130,21 +134,53 @@ def test_claimed_is_executed(family: TinyFamily, plan):
     assert kv_bytes(plan, decoder, images, text_tokens, 4) == cache.num_bytes()
 
 
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    """A few questions about pictures, as LLaVA JSON."""
+    world = WorldSettings(seed=1, splits={"questions": SplitSettings(part="test", rows=4)})
+    return write_world(tmp_path_factory.mktemp("world"), world)["questions"]
+
+
 @families
-def test_an_exported_model_answers_alike_in_a_fresh_process(family: TinyFamily, tmp_path):
-    """Lists of units and neurons, permuted; `export_checkpoint` compares logits and raises where they differ."""
-    plan = VisualPlan.dense(LAYERS).replace(0, heads=(1,), ffn=(3, 20, 7), radius=1).replace(2, tokens=0.0)
-    model, batch = family.sparse(plan), as_batch(family.samples(4)[-1])
+def test_the_commands_answer(family: TinyFamily, run_script, questions, tmp_path):
+    """A dense model in its family's own files is made sparse (its logits compared in a fresh process), asked and timed."""
+    dense, sparse, plan_file = (tmp_path / name for name in ("dense", "sparse", "plan.json"))
+    family.dense().save_pretrained(dense)
+    family.processor().save_pretrained(dense)
+    LISTED.save(plan_file)
+    done = run_script("sparsify.py", "--model", dense, "--plan", plan_file, "--output", sparse)
+    assert done.returncode == 0 and "written and verified" in done.stdout, done.stderr
+    stock_class = sparse_class(family.config()).stock_class
+    with pytest.raises((ValueError, StrictDataclassError), match="sparse_"):  # it refuses rather than runs it dense
+        stock_class.from_pretrained(sparse)
+    done = run_script("evaluate.py", "--model", sparse, "--dense", dense, "--data", questions, "--json", tmp_path / "asked.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "asked.json").read_text())["evaluations"]["dense"]["count"] == 4
+    quick = ("--text-tokens", "4", "--decode-tokens", "1", "--repeats", "1", "--batch-sizes", "2", "--neighbour-sides", "")
+    done = run_script("benchmark.py", "--model", sparse, *quick, "--device", "cpu")
+    assert done.returncode == 0 and "prefill x" in done.stdout, done.stderr
+
+
+@families
+def test_listed_units_are_permuted(family: TinyFamily):
+    model, batch = family.sparse(LISTED), as_batch(family.samples(4)[-1])
     assert model.visual_plan.is_integer
     listed = family.sparse()
-    with torch.no_grad(), listed.use_plan(plan):
+    with torch.no_grad(), listed.use_plan(LISTED):
         rows = text_rows(model, batch)
         assert relative_error(model(**batch).logits[rows], listed(**batch).logits[rows]) < 1e-5
-    export_checkpoint(model, tiny_processor(), tmp_path / "checkpoint", card="# tiny\n", probe=batch)
-    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
-    assert config["model_type"] == f"sparse_{model.stock_class.config_class.model_type}"
-    with pytest.raises((ValueError, StrictDataclassError), match="sparse_"):  # the stock class refuses it rather than run it dense
-        model.stock_class.from_pretrained(tmp_path / "checkpoint")
+
+
+@families
+def test_samples_are_read(family: TinyFamily, questions):
+    """Pictures and tokens as the family's processor makes them (`ConversationDataset` compares) are what its model takes."""
+    samples, _ = load_llava_json(questions, questions.parent)
+    processor, model = family.processor(), family.sparse()
+    dataset = ConversationDataset(samples, processor, max_length=1000)
+    batch = Collator(processor)([dataset[index] for index in range(len(dataset))])
+    loss = model(**batch).loss
+    loss.backward()
+    assert loss.isfinite() and any(value.grad is not None and value.grad.any() for value in model.vision_tower.parameters())
 
 
 @families

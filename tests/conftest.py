@@ -1,0 +1,31 @@
+"""A script run as from the command line, but in this process: torch takes seconds to import."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys) -> Callable[..., Done]:
+    """Runs `python scripts/NAME.py arguments ...`, given NAME.py and the arguments."""
+
+    def call(name: str, *arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        return Done(stopped.value.code, *capsys.readouterr())
+
+    return call
