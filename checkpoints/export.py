@@ -9,14 +9,12 @@ The stock class refuses it: transformers only warns about a foreign `model_type`
 resolves the text model by *its* type, and that one, as `sparse_llama`, it does not know.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from checkpoints.families import is_sparse
+from checkpoints.whole_folder import whole_folder
 
 # Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same weights, so
 # only the order of sums may differ; in half precision, that is one unit in the last place.
@@ -58,7 +57,7 @@ def export_checkpoint(
     assert model.visual_plan.is_integer, "served units come first in a checkpoint: permute before export"
     check_output(output_dir)
     model.eval()
-    with _whole_folder(output_dir) as folder:
+    with whole_folder(output_dir) as folder:
         _write_model(model, folder)
         processor.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -90,39 +89,6 @@ def _write_model(model: PreTrainedModel, folder: Path) -> None:
     cls.register_for_auto_class("AutoModelForImageTextToText")
     model.config.auto_map = {"AutoModel": f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"}
     model.save_pretrained(folder)
-
-
-@contextlib.contextmanager
-def _whole_folder(final: Path) -> Iterator[Path]:
-    """Gives a folder beside `final` that takes its place at the end, or disappears when anything is raised."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
-    _remove(partial)  # left by a run that was killed
-    partial.mkdir()
-    try:
-        yield partial
-        for path in (*partial.iterdir(), partial):
-            _to_disk(path)
-    except BaseException:
-        _remove(partial)
-        raise
-    _remove(replaced)
-    if final.exists():
-        final.rename(replaced)
-    partial.rename(final)
-    _to_disk(final.parent)
-    _remove(replaced)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:
