@@ -1,7 +1,4 @@
-"""Tokenizer, chat template and processor of a published InternVL2, as transformers' own InternVLProcessor wants them.
-
-Nothing of it needs torchvision here, though the finished processor does, for its videos.
-"""
+"""Tokenizer, chat template and processor of a published InternVL2, as transformers' own InternVLProcessor wants them."""
 
 import json
 import re
@@ -75,7 +72,7 @@ def read_tokenizer(source: Path, chat: Chat) -> PreTrainedTokenizerFast:
             raise ValueError(f"{source / 'tokenizer.json'}: not a tokenizer ({error})") from None
         ends = {}  # as the file itself says
     elif (source / "tokenizer.model").is_file():
-        tokenizer = read_sentencepiece(source / "tokenizer.model", listed, legacy=values.get("legacy", True))
+        tokenizer = read_sentencepiece(source / "tokenizer.model", listed, legacy=values.get("legacy") is not False)
         ends = {"add_bos_token": values.get("add_bos_token", True), "add_eos_token": values.get("add_eos_token", False)}
     else:
         raise ValueError(f"{source}: neither tokenizer.json nor tokenizer.model")

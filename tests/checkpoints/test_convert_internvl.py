@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, InternVLForConditionalGeneration
 
-from checkpoints.build import build_student, dense_config
+from checkpoints.build import build_student, load_dense
 from checkpoints.convert_internvl import convert_internvl
 from checkpoints.internvl_processor import SYSTEM
+from data.conversations import Sample, check_expansion, encode
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.published_internvl import (
     CONTEXT,
@@ -65,7 +67,7 @@ def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-def load(folder: Path, **kwargs) -> InternVLForConditionalGeneration:
+def load(folder: Path, **kwargs: str) -> InternVLForConditionalGeneration:
     model, report = InternVLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
@@ -115,7 +117,7 @@ def test_swapped_keys_and_values_give_other_logits(published, tmp_path):
 
 def test_the_sparse_class_takes_it_under_the_dense_plan(converted):
     folder, _, _ = converted
-    dense = load(folder, config=dense_config(folder))
+    dense, _ = load_dense(folder, "auto")
     ids, tiles = prompt(dense.config.image_token_id, BEYOND)
     text = torch.tensor(ids) != dense.config.image_token_id  # it has no logits elsewhere
     expected = logits(dense, ids, tiles)[text]
@@ -259,6 +261,18 @@ def test_pictures_are_cut_as_published(converted):
     assert picture["size"] == {"height": TILE, "width": TILE}
     assert (picture["crop_to_patches"], picture["min_patches"], picture["max_patches"]) == (True, 1, 12)
     assert (picture["image_mean"], picture["image_std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def test_a_sample_becomes_tokens_as_the_processor_makes_them(converted, tmp_path):
+    model, processor = load_dense(converted[0], "auto")
+    Image.new("RGB", (2 * TILE, TILE), "red").save(tmp_path / "wide.png")  # two tiles and the thumbnail
+    sample = Sample("wide", (tmp_path / "wide.png",), (("<image>\nhello", "world"), ("low", "the")))
+    check_expansion(sample, processor)
+    encoded = encode(sample, processor, max_length=1000)
+    ids, answers = encoded["input_ids"], encoded["input_ids"][encoded["labels"] != -100]
+    assert (ids == model.config.image_token_id).sum() == 3 * TOKENS and len(encoded["pixel_values"]) == 3
+    end = processor.tokenizer.eos_token
+    assert processor.decode(answers) == f"world{end}the{end}"
 
 
 # ---- what is refused ----

@@ -87,7 +87,9 @@ def test_files_that_are_no_recipes(tmp_path):
             load_recipe(str(path))
 
 
-@pytest.mark.parametrize("name", ["llava_sparse", "llava_13b_yopo_12"])
+@pytest.mark.parametrize(
+    "name", ["llava_sparse", "llava_13b_yopo_12", "internvl2_4b_sparse", "internvl2_8b_sparse", "internvl2_26b_sparse"]
+)
 def test_dry_runs_need_no_weights_and_write_nothing(name, capsys, tmp_path, monkeypatch):
     # Paths inside recipes lead into the checkout; the run would write to the working directory.
     monkeypatch.chdir(tmp_path)
