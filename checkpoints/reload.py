@@ -13,15 +13,14 @@ sys.modules.update(dict.fromkeys(("modeling", "training", "data", "checkpoints")
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 
 folder, probe, answer, device = sys.argv[1:]
-# A processor's part for videos needs torchvision; where that is not installed its other parts are loaded.
+# A processor's part for videos needs torchvision; where that is not installed, the tokenizer alone is loaded.
 parts = json.loads((Path(folder) / "processor_config.json").read_text(encoding="utf-8"))
 whole = is_torchvision_available() or "video_processor" not in parts
-for kind in (AutoProcessor,) if whole else (AutoTokenizer, AutoImageProcessor):
-    kind.from_pretrained(folder, trust_remote_code=True)
+(AutoProcessor if whole else AutoTokenizer).from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).to(device).eval()
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 with torch.no_grad():

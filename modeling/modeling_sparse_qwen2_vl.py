@@ -113,7 +113,7 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
             refuse_missing_pictures(input_ids, self.visual_tokens)
         if position_ids is None:
             position_ids = self.compute_3d_position_ids(
-                input_ids=input_ids,
+                input_ids=kinds.long() if input_ids is None and kinds is not None else input_ids,  # positions depend on kinds alone
                 image_grid_thw=image_grid_thw,
                 video_grid_thw=video_grid_thw,
                 inputs_embeds=embeddings,
