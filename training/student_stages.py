@@ -100,10 +100,11 @@ def measure(run: Run) -> dict:
     statistics.save(run.directory / CALIBRATION)
     if any(student.plan.budget.measure == "latency" for student in learned(recipe)):
         measure_latency(model).save(run.directory / LATENCY)
+    starts = {None: VisualPlan.dense(model.config.text_config.num_hidden_layers)}
     for student in learned(recipe):
-        start = VisualPlan.dense(model.config.text_config.num_hidden_layers)
-        if student.plan.start is not None:
-            start = find_plan(model, batches, statistics, student.plan.start)
+        if student.plan.start not in starts:  # seeds share it
+            starts[student.plan.start] = find_plan(model, batches, statistics, student.plan.start)
+        start = starts[student.plan.start]
         gates_folder(run, student.name).mkdir(parents=True, exist_ok=True)
         start.save(gates_folder(run, student.name) / "start.json")
         gated_student(recipe, student.plan, statistics, start, latency(run))  # refuses now what learning would refuse

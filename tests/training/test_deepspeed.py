@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints.load import load_checkpoint
 from tests.checkpoints.tiny_dense import tiny_dense
+from tests.families.family import TinyFamily
+from tests.families.test_families import families
 from training.recipe import RECIPES
 from training.trainer import read_metrics
 
@@ -87,3 +90,23 @@ def test_gates_are_learned_by_any_number_of_processes(train, processes):
     assert learned[0]["cost"] == pytest.approx(learned[0]["target"], rel=1e-4)
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in learned)
     assert json.loads((run / "gates" / "student" / "hardening.json").read_text())["cost"] <= 0.3
+
+
+@families
+def test_every_family_goes_from_gates_to_a_checkpoint(train, family: TinyFamily, tmp_path):
+    family.dense().save_pretrained(tmp_path / "dense")
+    family.processor().save_pretrained(tmp_path / "dense")
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.5}, "steps": 2, "ffn_blocks": 4, "draws": 2}
+    run = train(
+        family.name,
+        1,
+        f"model.path={tmp_path / 'dense'}",
+        f"plan={json.dumps(plan)}",
+        "compare=[]",
+        "training.max_steps=2",
+        f"training.deepspeed={RECIPES}/deepspeed/zero2.json",
+    )
+    assert len(losses(run)) == 2 and all(torch.isfinite(torch.tensor(losses(run))))
+    assert 0 < json.loads((run / "result.json").read_text())["visual_flops"] <= 0.5
+    model, _ = load_checkpoint(run / "checkpoint", torch.float32)
+    assert model.visual_plan.is_integer
