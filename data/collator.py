@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
@@ -22,8 +23,8 @@ class Collator:
 
     Returns:
         input_ids and attention_mask [B, S] int64; labels [B, S] int64 where the samples have them; and each key of the
-        image processor, for LLaVA pixel_values [images of the batch, 3, H, W], in the order of the samples. A batch
-        without images has no such key.
+        image processor, for LLaVA pixel_values [images of the batch, 3, H, W], in the order of the samples; where pictures
+        are tiles [images, tiles, 3, H, W], filled up with zeros to the most tiles. A batch without images has no such key.
     """
 
     def __init__(self, processor: ProcessorMixin, padding_side: Literal["right", "left"] = "right"):
@@ -43,5 +44,13 @@ class Collator:
                     rows, batch_first=True, padding_value=self._padding[key], padding_side=self._padding_side
                 )
             else:
-                batch[key] = torch.cat(rows)
+                batch[key] = _strung(rows)
         return batch
+
+
+def _strung(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Pictures of all samples one after another; tiles filled up as image processors do it within a sample."""
+    if rows[0].dim() == 5:
+        most = max(row.shape[1] for row in rows)
+        rows = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, most - row.shape[1])) for row in rows]
+    return torch.cat(rows)

@@ -77,6 +77,17 @@ def test_other_keys_of_the_image_processor_are_kept(samples):
     assert Collator(processor)(encoded)["image_sizes"].tolist() == [[24, 24], [10, 20], [30, 40]]
 
 
+def test_tiles_are_filled_up_to_the_most(samples):
+    """Pictures [images, tiles, 3, H, W]: as the image processor of LLaVA-NeXT fills them up within a sample."""
+    processor = tiny_processor()
+    encoded = [encode(sample, processor, 99) for sample in samples]
+    encoded[0]["pixel_values"], encoded[2]["pixel_values"] = torch.rand(1, 5, 3, 4, 4), torch.rand(2, 3, 3, 4, 4)
+    found = Collator(processor)(encoded)["pixel_values"]
+    assert torch.equal(found[:1], encoded[0]["pixel_values"])
+    assert torch.equal(found[1:, :3], encoded[2]["pixel_values"]) and found.shape == (3, 5, 3, 4, 4)
+    assert not found[1:, 3:].any()
+
+
 def test_samples_are_left_as_they_were(samples):
     processor = tiny_processor()
     encoded = [encode(sample, processor, 99) for sample in samples]
