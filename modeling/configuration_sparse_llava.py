@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.models.llava.configuration_llava import LlavaConfig
 
 from .configuration_sparse_text import sparse_text_config
-from .vision_flops import vit_macs
+from .vision_flops import llava_tower_macs
 from .visual_layout import Images
 
 
@@ -44,26 +44,6 @@ def vision_macs(config: LlavaConfig, images: Images) -> int:
     """Multiply-accumulates of tower, up to the layer that is read, and projector for these images.
 
     Raises:
-        ValueError: a tower other than CLIP's (one class token) or SigLIP's (none).
+        ValueError: as `llava_tower_macs`.
     """
-    tower = config.vision_config
-    class_tokens = {"clip_vision_model": 1, "siglip_vision_model": 0}
-    if tower.model_type not in class_tokens:
-        raise ValueError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(class_tokens)}")
-    read = config.vision_feature_layer
-    read = [read] if isinstance(read, int) else list(read)
-    # hidden_states holds the embedding first, then every block's output.
-    num_blocks = max(layer if layer >= 0 else tower.num_hidden_layers + 1 + layer for layer in read)
-    num_patches = (tower.image_size // tower.patch_size) ** 2
-    macs = vit_macs(
-        num_patches=num_patches,
-        class_tokens=class_tokens[tower.model_type],
-        patch_values=tower.num_channels * tower.patch_size**2,
-        hidden_size=tower.hidden_size,
-        intermediate_size=tower.intermediate_size,
-        num_blocks=num_blocks,
-    )
-    width = config.text_config.hidden_size
-    # `image_grids` allows no strategy that drops another number of tokens than the one class token of CLIP's tower.
-    projected = num_patches + class_tokens[tower.model_type] - 1
-    return len(images) * (macs + projected * width * (tower.hidden_size * len(read) + width))
+    return len(images) * llava_tower_macs(config)

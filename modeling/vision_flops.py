@@ -1,5 +1,10 @@
 """What vision towers cost: multiply-accumulates, attention in full, norms left out, as in visual_flops.py."""
 
+from transformers import PreTrainedConfig
+
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+"""Of the towers that LLaVAs have."""
+
 
 def vit_macs(
     *, num_patches: int, class_tokens: int, patch_values: int, hidden_size: int, intermediate_size: int, num_blocks: int
@@ -12,3 +17,32 @@ def vit_macs(
     tokens = num_patches + class_tokens
     block = tokens * (4 * hidden_size**2 + 2 * hidden_size * intermediate_size) + 2 * tokens**2 * hidden_size
     return num_patches * patch_values * hidden_size + num_blocks * block
+
+
+def llava_tower_macs(config: PreTrainedConfig) -> int:
+    """Of a LLaVA's tower, up to the layer that is read, and its projector, on one picture or tile of the tower's size.
+
+    Raises:
+        ValueError: a tower other than CLIP's (one class token) or SigLIP's (none).
+    """
+    tower = config.vision_config
+    if tower.model_type not in CLASS_TOKENS:
+        raise ValueError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(CLASS_TOKENS)}")
+    class_tokens = CLASS_TOKENS[tower.model_type]
+    read = config.vision_feature_layer
+    read = [read] if isinstance(read, int) else list(read)
+    # hidden_states holds the embedding first, then every block's output.
+    num_blocks = max(layer if layer >= 0 else tower.num_hidden_layers + 1 + layer for layer in read)
+    num_patches = (tower.image_size // tower.patch_size) ** 2
+    macs = vit_macs(
+        num_patches=num_patches,
+        class_tokens=class_tokens,
+        patch_values=tower.num_channels * tower.patch_size**2,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_blocks=num_blocks,
+    )
+    width = config.text_config.hidden_size
+    # The strategy "default" drops the first token, whatever it is.
+    projected = num_patches + class_tokens - (config.vision_feature_select_strategy == "default")
+    return macs + projected * width * (tower.hidden_size * len(read) + width)
