@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .visual_layout import num_tokens
 from .visual_plan import VisualPlan
 
 
@@ -51,6 +52,11 @@ class SparseMultimodalMixin:
     def visual_token_ids(self) -> dict[str, int]:
         """Per kind of visual input, as in `mm_encoder_outputs`, the token that its features replace."""
         return {"image": self.config.image_token_id}
+
+    @staticmethod
+    def visual_rows(image: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """[rows] bool: of the rows that a picture with these grids takes in a prompt, which are visual tokens: all of them."""
+        return torch.ones(num_tokens(image), dtype=torch.bool)
 
     def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict:
         """What forward takes in place of what the image processor gives: features, once through tower and projector."""

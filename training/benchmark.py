@@ -45,22 +45,26 @@ class Prompt:
 
     @classmethod
     def random(cls, model: PreTrainedModel, batch_size: int, text_tokens: int) -> "Prompt":
-        """Half of the text stands before the picture."""
+        """Half of the text stands before the picture; what separates rows within it comes on top."""
         config, weight = model.config, model.get_input_embeddings().weight
+        model_class = sparse_class(config)
         generator = torch.Generator().manual_seed(0)
         images = tuple(reference_images(config)) * batch_size
         text = torch.randint(0, config.text_config.vocab_size - 1, (batch_size, text_tokens), generator=generator)
         text += text >= config.image_token_id  # any token but the picture's
-        picture = torch.full((batch_size, num_tokens(images[0])), config.image_token_id)
+        visual = model_class.visual_rows(images[0])
+        picture = torch.full((batch_size, len(visual)), config.image_token_id)
         half = text_tokens // 2
         input_ids = torch.cat([text[:, :half], picture, text[:, half:]], dim=1).to(weight.device)
-        pictures = sparse_class(config).random_pictures(config, images, generator)
+        visual_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
+        visual_mask[:, half : half + len(visual)] = visual
+        pictures = model_class.random_pictures(config, images, generator)
         embeds = torch.randn(*input_ids.shape, config.text_config.hidden_size, generator=generator)
         return cls(
             input_ids=input_ids,
             pictures={name: value.to(weight) if value.is_floating_point() else value for name, value in pictures.items()},
             inputs_embeds=embeds.to(weight),
-            visual_mask=input_ids == config.image_token_id,
+            visual_mask=visual_mask.to(weight.device),
             images=images,
         )
 
@@ -118,6 +122,7 @@ def promised(sparse: PreTrainedModel, text_tokens: int) -> dict:
     config, plan = sparse.config, sparse.visual_plan
     decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
     vision = vision_macs(config, images)
+    text_tokens += int((~sparse.visual_rows(images[0])).sum())
     dense = dense_cost(decoder, images, text_tokens, vision_macs=vision)
     left = plan_cost(plan, decoder, images, text_tokens, vision_macs=vision)
     names = {"A": "macs_visual", "B": "flops_visual", "C": "flops_prefill", "D": "flops_total"}

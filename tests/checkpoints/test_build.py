@@ -180,7 +180,7 @@ def test_missing_models_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "changes, got",
     [
-        ({"model_type": "llava_next"}, "'llava_next' model"),
+        ({"model_type": "llava_onevision"}, "'llava_onevision' model"),
         ({"model_type": "sparse_llava"}, "'sparse_llava' model"),
         ({"text_config__model_type": "gemma"}, "'llava' model with a 'gemma' text model"),
     ],

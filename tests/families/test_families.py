@@ -21,6 +21,7 @@ from modeling.visual_plan import VisualPlan
 from tests.families.family import COLLATORS, TinyFamily, as_batch, batch_of, relative_error, text_rows
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
+from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
@@ -37,7 +38,7 @@ from training.planners.greedy import GreedySettings
 from training.teacher_answers import AnsweredDataset, keep_answers, with_features
 from training.trainer import DistillationTrainer, TrainingSettings
 
-FAMILIES = [*LLAVA, QWEN2_VL, *INTERNVL]
+FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
 LAYERS, UNITS, NEURONS = 3, 2, 24
 PLANS = [random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(8)]
 
@@ -212,7 +213,7 @@ def test_statistics_and_plans_are_found(family: TinyFamily, tmp_path):
     dense.set_attn_implementation("eager")
     with torch.no_grad():
         maps = dense(**family.stock_inputs(sample), output_attentions=True).attentions
-    is_visual = ~text_rows(model, sample)[0]
+    is_visual = family.layout(model, sample).image >= 0
     readers = ~is_visual & (torch.arange(len(is_visual)) > is_visual.long().argmax())
     for layer, of_heads in enumerate(maps):  # [1, heads, T, T]
         share = of_heads[0][:, readers][:, :, is_visual].sum(-1).mean(1).view(UNITS, -1).mean(1)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints.families import reference_images
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import LayerPlan, VisualPlan
+from tests.families.llava_next import LLAVA_NEXT
 from tests.tiny_student import tiny_batch, tiny_student
-from training.benchmark import Prompt, measured_kv_bytes, stock_twin
+from training.benchmark import Prompt, measured_kv_bytes, promised, stock_twin
 from training.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +88,20 @@ def test_prefill_of_the_decoder_alone_is_what_the_plan_promises():
     layers, units, head_dim, tokens = 3, 2, 8, 59
     found = measured_kv_bytes({"dense": stock_twin(sparse)}, 50)
     assert found["dense"] == layers * 2 * units * head_dim * tokens * 4
+
+
+def test_what_separates_the_rows_of_a_picture_is_text():
+    """LLaVA-NeXT's newlines stand at image tokens: they are in the prompt, in the cache and in the promise, and not visual."""
+    sparse = LLAVA_NEXT[0].sparse(VisualPlan.dense(3).replace(0, heads=1).replace(1, tokens=0.0))
+    (whole, (rows, columns)) = reference_images(sparse.config)[0]
+    prompt = Prompt.random(sparse, 2, 10)
+    assert prompt.input_ids.shape == (2, 10 + whole[0] * whole[1] + rows * (columns + 1))
+    assert prompt.visual_mask.sum(1).tolist() == [whole[0] * whole[1] + rows * columns] * 2
+    with torch.no_grad():
+        stock_twin(sparse)(input_ids=prompt.input_ids, **prompt.pictures)
+        sparse(input_ids=prompt.input_ids, **prompt.pictures)
+    predicted = promised(sparse, 10)["kv_bytes"]["predicted"]
+    assert measured_kv_bytes({"dense": stock_twin(sparse), "sparse": sparse}, 10) == predicted
 
 
 def test_carried_plan_keeps_depth_and_shares(tmp_path):

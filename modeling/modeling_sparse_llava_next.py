@@ -1,0 +1,176 @@
+"""LLaVA-NeXT with a sparse text decoder: the same weights under the same names, executed under a visual plan.
+
+A picture is a run of image tokens: the whole picture as one tile, then all tiles as one grid, cut to the picture's proportions,
+with a newline after each row. Newlines stand at image tokens, but are text to the plan: they show nothing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llava_next.configuration_llava_next import LlavaNextConfig
+from transformers.models.llava_next.modeling_llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+    LlavaNextMultiModalProjector,
+    LlavaNextPreTrainedModel,
+)
+
+from .configuration_sparse_llava_next import (
+    TEXT_TYPES,
+    SparseLlavaNextConfig,
+    image_grids,
+    num_tiles,
+    picture_size,
+    tile_grid,
+    vision_macs,
+)
+from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures
+from .sparse_text import LAYERS, sparse_decoder
+from .visual_layout import Images
+
+
+def visual_rows(image: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """[rows] bool: of the rows that a picture with these grids takes in a prompt, which are visual tokens, not newlines."""
+    (rows, columns), (unpadded_rows, unpadded_columns) = image
+    lines = torch.ones(unpadded_rows, unpadded_columns + 1, dtype=torch.bool)
+    lines[:, -1] = False
+    return torch.cat([torch.ones(rows * columns, dtype=torch.bool), lines.flatten()])
+
+
+class SparseLlavaNextPreTrainedModel(LlavaNextPreTrainedModel):
+    config: SparseLlavaNextConfig
+    config_class = SparseLlavaNextConfig
+    _no_split_modules = LAYERS
+    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+    _can_compile_fullgraph = False
+
+
+class SparseLlavaNextModel(SparseLlavaNextPreTrainedModel, LlavaNextModel):
+    def __init__(self, config: SparseLlavaNextConfig):
+        LlavaNextPreTrainedModel.__init__(self, config)  # not LlavaNextModel's: its dense decoder would be built for nothing
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = LlavaNextMultiModalProjector(config)
+        self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
+        self.language_model = sparse_decoder(config.text_config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ):
+        """LLaVA-NeXT's forward, telling the decoder where visual tokens are and which grids each picture has."""
+        tokens = (self.config.image_token_id,)
+        embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        features = dict(mm_encoder_outputs or {})
+        if pixel_values is not None:
+            if image_sizes is None:
+                raise ValueError("image_sizes: got none; they tell which tiles pixel_values hold")
+            features["image"] = self.get_image_features(
+                pixel_values,
+                image_sizes,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+            )
+        if not features:
+            refuse_missing_pictures(input_ids, tokens)
+            return super().forward(inputs_embeds=embeddings, **kwargs)
+        pictures = features["image"].pooler_output
+        rows = torch.cat(tuple(pictures)).to(embeddings)
+        mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=rows)
+        images = self._images(pictures, image_sizes)
+        is_visual = torch.cat([visual_rows(image) for image in images]).to(embeddings.device)
+        if len(is_visual) != len(rows):
+            raise ValueError(f"image_sizes: got those of pictures of {len(is_visual)} tokens, the features are {len(rows)}")
+        is_placeholder = placeholders(tokens, input_ids, inputs_embeds, self.get_input_embeddings())
+        kwargs["visual_mask"] = is_placeholder.masked_scatter(is_placeholder, is_visual)
+        kwargs["images"] = images
+        # Put in place here: LLaVA-NeXT's own forward takes encoded images only in newer transformers.
+        return super().forward(inputs_embeds=embeddings.masked_scatter(mask, rows), **kwargs)
+
+    def _images(self, pictures: Sequence[torch.Tensor], image_sizes: torch.Tensor | None) -> Images:
+        """The grids of pictures; without sizes, which generation drops, from the newlines in each one's features [N, D]."""
+        if image_sizes is not None:
+            return tuple(image_grids(self.config, *size) for size in image_sizes.tolist())
+        whole, images = tile_grid(self.config), []
+        for picture in pictures:
+            is_newline = (picture == self.image_newline.to(picture)).all(-1).cpu()
+            rows, rest = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
+            image = (whole, (rows, rest // rows - 1 if rows else 0))
+            if not torch.equal(visual_rows(image), ~is_newline):
+                raise ValueError("image_sizes: got none, and the features are not those of one picture each")
+            images.append(image)
+        return tuple(images)
+
+
+class SparseLlavaNextForConditionalGeneration(
+    SparseMultimodalMixin, SparseLlavaNextPreTrainedModel, LlavaNextForConditionalGeneration
+):
+    stock_class = LlavaNextForConditionalGeneration
+    text_types = TEXT_TYPES
+    image_grids = staticmethod(image_grids)
+    vision_macs = staticmethod(vision_macs)
+    visual_rows = staticmethod(visual_rows)
+
+    def __init__(self, config: SparseLlavaNextConfig):
+        LlavaNextPreTrainedModel.__init__(self, config)
+        self.build(SparseLlavaNextModel(config))
+
+    @staticmethod
+    def random_pictures(config: LlavaNextConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """What the model takes of pictures that become these images; for benchmarks."""
+        tower = config.vision_config
+        tiles = max(num_tiles(config, image) for image in images)
+        size = (len(images), tiles, tower.num_channels, tower.image_size, tower.image_size)
+        sizes = torch.tensor([picture_size(config, image) for image in images])
+        return {"pixel_values": torch.randn(size, generator=generator), "image_sizes": sizes}
+
+    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict:
+        rest = {name: value for name, value in pictures.items() if name != "pixel_values"}
+        return {**super().encode_pictures(pictures), **rest}
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        logits_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """LLaVA-NeXT's forward; `labels` and `logits_mask` as in `SparseMultimodalMixin.serve`."""
+        return self.serve(
+            super().forward,
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            logits_mask=logits_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+
+__all__ = ["SparseLlavaNextForConditionalGeneration", "SparseLlavaNextModel", "SparseLlavaNextPreTrainedModel"]
