@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from data.conversations import IGNORE_INDEX
+from data.images import strung
 
 TEXT_KEYS = ("input_ids", "attention_mask", "labels")
 """Of a batch; what else it holds are pictures, as the image processor gives them."""
@@ -44,13 +44,5 @@ class Collator:
                     rows, batch_first=True, padding_value=self._padding[key], padding_side=self._padding_side
                 )
             else:
-                batch[key] = _strung(rows)
+                batch[key] = strung(rows)
         return batch
-
-
-def _strung(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Pictures of all samples one after another; tiles filled up as image processors do it within a sample."""
-    if rows[0].dim() == 5:
-        most = max(row.shape[1] for row in rows)
-        rows = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, most - row.shape[1])) for row in rows]
-    return torch.cat(rows)

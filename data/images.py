@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from transformers import ProcessorMixin
 
@@ -69,8 +70,16 @@ def process_images(
         ValueError: as `open_image`.
     """
     processed = [_process(open_image(path, max_pixels), processor) for path in paths]
-    pictures = {name: torch.cat([each[name] for each, _ in processed]) for name in (processed[0][0] if processed else {})}
+    pictures = {name: strung([each[name] for each, _ in processed]) for name in (processed[0][0] if processed else {})}
     return pictures, [tokens for _, tokens in processed]
+
+
+def strung(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Pictures one after another; tiles [pictures, tiles, 3, H, W] are filled up with zeros to the most that one has."""
+    if pictures[0].dim() == 5:
+        most = max(picture.shape[1] for picture in pictures)
+        pictures = [F.pad(picture, (0, 0, 0, 0, 0, 0, 0, most - picture.shape[1])) for picture in pictures]
+    return torch.cat(list(pictures))
 
 
 def tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:

@@ -187,9 +187,9 @@ class SparseQwen2VLForConditionalGeneration(
     def vision_tower(self) -> nn.Module:
         return self.model.visual
 
-    @property
-    def visual_token_ids(self) -> dict[str, int]:
-        return {"image": self.config.image_token_id, "video": self.config.video_token_id}
+    @staticmethod
+    def visual_tokens(config: Qwen2VLConfig) -> dict[str, int]:
+        return {"image": config.image_token_id, "video": config.video_token_id}
 
     def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict:
         outputs = {}

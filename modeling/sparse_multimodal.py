@@ -48,10 +48,10 @@ class SparseMultimodalMixin:
         """What the stock class must be told of a prompt besides its tokens and pictures."""
         return {}
 
-    @property
-    def visual_token_ids(self) -> dict[str, int]:
+    @staticmethod
+    def visual_tokens(config: PreTrainedConfig) -> dict[str, int]:
         """Per kind of visual input, as in `mm_encoder_outputs`, the token that its features replace."""
-        return {"image": self.config.image_token_id}
+        return {"image": config.image_token_id}
 
     @staticmethod
     def visual_rows(image: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -50,8 +50,9 @@ class Prompt:
         model_class = sparse_class(config)
         generator = torch.Generator().manual_seed(0)
         images = tuple(reference_images(config)) * batch_size
-        text = torch.randint(0, config.text_config.vocab_size - 1, (batch_size, text_tokens), generator=generator)
-        text += text >= config.image_token_id  # any token but the picture's
+        vocabulary, placeholders = torch.arange(config.text_config.vocab_size), model_class.visual_tokens(config).values()
+        words = vocabulary[~torch.isin(vocabulary, torch.tensor(list(placeholders)))]
+        text = words[torch.randint(0, len(words), (batch_size, text_tokens), generator=generator)]
         visual = model_class.visual_rows(images[0])
         picture = torch.full((batch_size, len(visual)), config.image_token_id)
         half = text_tokens // 2

@@ -180,7 +180,7 @@ def _gather(model: PreTrainedModel, batches: Sequence[dict]) -> dict[str, Tensor
     """The statistics of one dense pass over the batches."""
     activity, neurons, neighborhood, num_samples = [], 0, [], 0
     for batch in tqdm(batches, desc="calibrating", unit="batch"):
-        rows = rows_with_images(batch, model.visual_token_ids.values())
+        rows = rows_with_images(batch, model.visual_tokens(model.config).values())
         if len(rows["input_ids"]) > 0:
             of_batch = _batch_statistics(model, {key: value.to(model.device) for key, value in rows.items()})
             activity.append(of_batch[0])

@@ -58,7 +58,7 @@ def keep_answers(
         for name, value in encoded.items():
             kept[name].append(value.cpu())
         for sample, row, answers in zip(samples, batch["input_ids"], supervised, strict=True):
-            tokens = {FEATURES + kind: int((row == token).sum()) for kind, token in model.visual_token_ids.items()}
+            tokens = {FEATURES + kind: int((row == token).sum()) for kind, token in model.visual_tokens(model.config).items()}
             pictures = {name: len(value) for name, value in pictures_of(sample).items()}
             lengths.append({"teacher_logits": int(answers.sum()), **tokens, **pictures})
     rows = {name: torch.cat(values) for name, values in kept.items()}

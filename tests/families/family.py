@@ -114,7 +114,7 @@ def as_batch(sample: dict) -> dict:
 
 def text_rows(model: PreTrainedModel, batch: dict) -> torch.Tensor:
     """[B, S] bool: rows that are neither padding nor visual."""
-    visual = torch.tensor(list(model.visual_token_ids.values()))
+    visual = torch.tensor(list(model.visual_tokens(model.config).values()))
     return batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], visual)
 
 

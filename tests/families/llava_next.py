@@ -4,13 +4,14 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import LlavaNextConfig
+from transformers import LlavaNextConfig, LlavaNextImageProcessorPil, LlavaNextProcessor
 
-from tests.families.family import DECODER, TinyFamily, sample_of, words
+from tests.families.family import DECODER, TinyFamily, sample_of, template_with, tiny_tokenizer, words
 from tests.modeling.masked_reference import Layout
 
 IMAGE, TILE, PATCH = 3, 6, 2
 SIDE = TILE // PATCH
+PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [TILE, 3 * TILE]]
 TILES = {(80, 130): (2, 2), (130, 80): (2, 2), (50, 130): (1, 3)}
 """Of pictures of (height, width) pixels, how many tiles they take, down and across."""
 
@@ -33,7 +34,7 @@ def config(text_type: str) -> LlavaNextConfig:
             "patch_size": PATCH,
         },
         image_token_id=IMAGE,
-        image_grid_pinpoints=[[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [TILE, 3 * TILE]],
+        image_grid_pinpoints=PINPOINTS,
         image_seq_length=SIDE**2,
         vision_feature_layer=-1,  # costs are counted up to the layer that is read; the stock tower runs to its end
     )
@@ -101,6 +102,19 @@ def layout(model: nn.Module, sample: dict) -> Layout:
     return Layout(states, (cos[0], sin[0]), image, grid, places)
 
 
+def processor() -> LlavaNextProcessor:
+    return LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS
+        ),
+        tokenizer=tiny_tokenizer(["<image>"]),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template_with("<image>"),
+    )
+
+
 LLAVA_NEXT = [
-    TinyFamily(f"llava_next_{text}", partial(config, text), samples, layout, dict) for text in ("llama", "mistral", "qwen2")
+    TinyFamily(f"llava_next_{text}", partial(config, text), samples, layout, dict, processor) for text in ("llama", "mistral", "qwen2")
 ]

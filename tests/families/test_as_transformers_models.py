@@ -49,7 +49,7 @@ def test_layers_may_lie_on_other_devices(family: TinyFamily, tmp_path):
 def test_generation_with_a_cache_equals_that_without(family: TinyFamily, num_beams):
     # The last sample's several pictures transformers 5.17 repeats for beams in another order than their tokens.
     model, batch = family.sparse(PLAN), batch_of(family.samples(1)[:2], "left")
-    visual = list(model.visual_token_ids.values())
+    visual = list(model.visual_tokens(model.config).values())
     answers = [
         model.generate(**batch, **GREEDY, num_beams=num_beams, use_cache=use_cache, suppress_tokens=visual)
         for use_cache in (True, False)
