@@ -60,7 +60,8 @@ class AnswerKL:
     @torch.no_grad()
     def _prepare(self, batch: dict) -> dict:
         """The forward's inputs, with the pictures already through the vision tower and the projector."""
-        rows = {key: value.to(self.model.device) for key, value in rows_with_images(batch, self.model.visual_tokens(model.config).values()).items()}
+        placeholders = self.model.visual_tokens(self.model.config).values()
+        rows = {key: value.to(self.model.device) for key, value in rows_with_images(batch, placeholders).items()}
         supervised = predicts_answer(rows["labels"])  # [B, T]
         # Labels tell which rows rank visual tokens, as in training; with `logits_mask` no loss is computed.
         inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {"logits_mask": supervised}

@@ -32,7 +32,8 @@ def test_layers_may_lie_on_other_devices(family: TinyFamily, tmp_path):
     model, batch = family.sparse(PLAN.replace(2, tokens=1.0, heads=1)), batch_of(family.samples(0))
     model.save_pretrained(tmp_path / "model")
     decoder = "model.language_model"
-    parts = [f"model.{name}" for name, _ in model.model.named_children()] + ["lm_head"]
+    own = [*model.model.named_children(), *model.model.named_parameters(recurse=False)]
+    parts = [f"model.{name}" for name, _ in own] + ["lm_head"]
     parts += [f"{decoder}.{name}" for name, _ in model.get_submodule(decoder).named_children()]
     parts += [f"{decoder}.layers.{index}" for index in range(LAYERS)]
     split = {name: "cpu" for name in parts if name not in (decoder, f"{decoder}.layers")}
