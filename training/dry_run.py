@@ -7,7 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from checkpoints.build import dense_config
-from checkpoints.families import sparse_class
+from checkpoints.families import PICTURE, reference_images, sparse_class
+from modeling.visual_layout import num_tokens
 from modeling.visual_plan import VisualPlan
 from training.budget import GateBudget
 from training.calibration import Calibration
@@ -81,7 +82,9 @@ def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     dense = sheet["dense"]
     left = sheet["plan"] if plan else budget_costs(dense, recipe.plan.budget)
     origin = f"plan ({recipe.plan.planner})" if plan else f"plan ({recipe.plan.planner}): at most"
-    table = Table("one image, prefill", "dense", origin, "left", title=f"cost with {TEXT_TOKENS} text tokens")
+    grids, size = reference_images(config)[0], " x ".join(map(str, PICTURE))
+    picture = f"a picture of {size} pixels: {num_tokens(grids)} visual tokens in {len(grids)} {'grid' if len(grids) == 1 else 'grids'}"
+    table = Table("prefill", "dense", origin, "left", title=f"cost of {picture}, and {TEXT_TOKENS} text tokens")
     for key, label in CONVENTIONS.items():
         if left[key] is None:
             table.add_row(label, quantity(dense[key]), "as the search finds", "")
