@@ -27,10 +27,9 @@ from training.student_stages import (
     distil,
     evaluation_of,
     evaluation_path,
-    find_plans,
     load_plan,
     run_student,
-    stages_before_plans,
+    stages_before_students,
 )
 from training.students import load_model, untrained_student
 
@@ -41,8 +40,7 @@ BATCH_SIZE, REPEATS = 8, 5
 def stages(recipe: FrontierRecipe) -> list[Stage]:
     """The stages of a run, in order."""
     return [
-        *stages_before_plans(recipe),
-        Stage("plan", "find the plans", find_plans),
+        *stages_before_students(recipe),
         Stage("distil", "distil the students", distil, distributed=True),
         Stage("evaluate", "ask all models held-out questions", evaluate_all),
         Stage("time", "time the prefill of each plan", time_plans),

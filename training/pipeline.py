@@ -29,11 +29,10 @@ from training.student_stages import (
     distil,
     evaluation_of,
     evaluation_path,
-    find_plans,
     load_plan,
     plan_path,
     run_student,
-    stages_before_plans,
+    stages_before_students,
     student_folder,
 )
 from training.students import dense_processor, load_model, trained_student
@@ -46,8 +45,8 @@ DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
 def stages(recipe: SparsifyRecipe) -> list[Stage]:
     """The stages of a run, in order."""
     return [
-        *stages_before_plans(recipe),
-        Stage("plan", "find the plans", find_plans_and_own),
+        *stages_before_students(recipe),
+        Stage("cost", "count what the plan costs", count_cost),
         Stage("distil", "distil the students", distil_and_own, distributed=True),
         Stage("evaluate", "ask all models held-out questions", evaluate_all),
         Stage("export", "export, and reload in a fresh process", export),
@@ -56,13 +55,12 @@ def stages(recipe: SparsifyRecipe) -> list[Stage]:
     ]
 
 
-def find_plans_and_own(run: Run) -> dict:
-    """One plan per student, and what the recipe's own costs."""
-    found, config = find_plans(run), dense_config(run.recipe.model.path)
-    plan = load_plan(run, STUDENT)
+def count_cost(run: Run) -> dict:
+    """The recipe's own plan beside the run's other results, and its costs."""
+    plan, config = load_plan(run, STUDENT), dense_config(run.recipe.model.path)
     plan.save(run.directory / "plan.json")
     write_json(run.directory / "cost.json", cost_sheet(plan, config, getattr(torch, run.recipe.model.dtype).itemsize))
-    return found
+    return fractions(plan, config)
 
 
 def distil_and_own(run: Run) -> dict:

@@ -10,6 +10,7 @@ in the run's folder and leaves its own there:
     evaluation/NAME.json     each model's answers to the held-out questions
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,13 +42,20 @@ LATENCY = "latency.json"
 CALIBRATION = "calibration.safetensors"
 
 
-def stages_before_plans(recipe: StudentRecipe) -> list[Stage]:
-    """What every run of students begins with."""
+def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
+    """What every run of students begins with, up to their plans. Plans that need no learning come first: one whose budget is
+    out of reach stops the run before hours of work."""
+    searched = any(not isinstance(student.plan, GateSettings) for student in recipe.students)
+    search = [Stage("plan", "find the plans", find_plans)] if searched else []
     ask = [Stage("ask", "ask the dense model for all its answers", ask_teacher)]
-    learn = [Stage("learn", "learn which visual work is needed", learn_plans, distributed=True)]
+    learn = [
+        Stage("learn", "learn which visual work is needed", learn_plans, distributed=True),
+        Stage("harden", "harden what was learned into plans", harden_plans),
+    ]
     return [
         Stage("data", "read and check the data", read_data),
         Stage("calibrate", "measure how the dense model sees", measure),
+        *search,
         *(ask if recipe.distillation.keep_answers else []),
         *(learn if learned(recipe) else []),
     ]
@@ -138,22 +146,24 @@ def learn_plans(run: Run) -> dict:
 
 
 def find_plans(run: Run) -> dict:
-    """One plan per student; students with the same planner settings share it."""
-    recipe = run.recipe
-    model, processor = dense_student(recipe)
-    batches = calibration_batches(recipe, processor)
+    """The plans that are not learned; students with the same planner settings share one."""
+    model, processor = dense_student(run.recipe)
+    batches = calibration_batches(run.recipe, processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
-    (run.directory / "plans").mkdir(exist_ok=True)
-    found: dict[str, VisualPlan] = {}
-    for student in recipe.students:
-        key, settings = plan_key(student), student.plan
-        if key not in found and isinstance(settings, GateSettings):
-            own = of_student(recipe, student)
-            found[key] = hardened_plan(own, settings, statistics, latency(run), batches, gates_folder(run, student.name))
-        elif key not in found:
-            found[key] = find_plan(model, batches, statistics, settings)
-        found[key].save(plan_path(run, student.name))
-    return {student.name: fractions(load_plan(run, student.name), model.config) for student in recipe.students}
+    return _keep_plans(run, False, lambda student: find_plan(model, batches, statistics, student.plan))
+
+
+def harden_plans(run: Run) -> dict:
+    """The learned plans; students with the same settings and seed share one."""
+    recipe = run.recipe
+    batches = calibration_batches(recipe, dense_processor(recipe.model))
+    statistics = Calibration.load(run.directory / CALIBRATION)
+
+    def hardened(student: CompareSettings) -> VisualPlan:
+        folder = gates_folder(run, student.name)
+        return hardened_plan(of_student(recipe, student), student.plan, statistics, latency(run), batches, folder)
+
+    return _keep_plans(run, True, hardened)
 
 
 def distil(run: Run) -> dict:
@@ -172,6 +182,23 @@ def distil(run: Run) -> dict:
 
 
 # ---- parts of the stages ----
+
+
+def _keep_plans(run: Run, are_learned: bool, find: Callable[[CompareSettings], VisualPlan]) -> dict:
+    """Finds and saves the plans of the students whose plan is, or is not, learned; returns their costs."""
+    config = dense_config(run.recipe.model.path)
+    found: dict[str, VisualPlan] = {}
+    costs = {}
+    for student in run.recipe.students:
+        if isinstance(student.plan, GateSettings) is are_learned:
+            key = plan_key(student)
+            if key not in found:
+                found[key] = find(student)
+            path = plan_path(run, student.name)
+            path.parent.mkdir(exist_ok=True)
+            found[key].save(path)
+            costs[student.name] = fractions(found[key], config)
+    return costs
 
 
 def training_data(run: Run, processor: ProcessorMixin) -> Dataset:

@@ -21,7 +21,7 @@ from training.student_stages import load_plan, student_folder
 from training.students import dense_processor, train_student, trained_student
 from training.trainer import read_metrics
 
-STAGES = ["data", "calibrate", "plan", "distil", "evaluate", "export", "benchmark", "report"]
+STAGES = ["data", "calibrate", "plan", "cost", "distil", "evaluate", "export", "benchmark", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def learned(run, tmp_path_factory):
 
 
 def test_a_learned_plan_goes_the_same_way(learned):
-    assert [stage.name for stage in stages(learned.recipe)] == ["data", "calibrate", "ask", "learn", *STAGES[2:]]
+    assert [stage.name for stage in stages(learned.recipe)] == ["data", "calibrate", "ask", "learn", "harden", *STAGES[3:]]
     result = json.loads((learned.directory / "result.json").read_text())
     assert 0 < result["visual_flops"] <= 0.3
     hardening = json.loads((learned.directory / "gates" / "student" / "hardening.json").read_text())
