@@ -58,12 +58,14 @@ def test_every_planner_budget_and_seed_is_a_point(run):
 
 
 def test_gates_start_from_a_plan_of_their_own_budget(tmp_path):
-    def student(start):
-        learned = {"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 2, "start": start}}
+    def student(start, budget=1.0):
+        learned = {"plan": {"planner": "gates", "budget": {"visual_flops": budget}, "steps": 2, "start": start}}
         path = small_recipe(tmp_path, "checkpoints/tiny-llava", planners={"learned": learned})
         return load_recipe(str(path)).students[-1]
 
     assert student({"planner": "vica", "budget": {"visual_flops": 1.0}}).plan.start.budget.visual_flops == 0.3
+    wider = student({"planner": "vica", "budget": {"visual_flops": 0.4}}, budget=0.2)
+    assert wider.plan.budget.visual_flops == 0.3 and wider.plan.start.budget.visual_flops == 0.6
     assert student({"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}).plan.start.budget is None
     assert student({"planner": "file", "path": "plan.json"}).plan.start.path.name == "plan.json"
 
