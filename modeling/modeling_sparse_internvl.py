@@ -15,19 +15,15 @@ from transformers.models.internvl.modeling_internvl import (
 )
 
 from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, image_grids, tile_grid, vision_macs
-from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures, visual_runs
+from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures, visual_runs
 from .sparse_text import LAYERS, sparse_decoder
 from .visual_layout import Images
 
 
-class SparseInternVLPreTrainedModel(InternVLPreTrainedModel):
+class SparseInternVLPreTrainedModel(SparsePreTrainedMixin, InternVLPreTrainedModel):
     config: SparseInternVLConfig
     config_class = SparseInternVLConfig
     _no_split_modules = LAYERS
-    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
-    _supports_flex_attn = False
-    _supports_attention_backend = False
-    _can_compile_fullgraph = False
 
 
 class SparseInternVLModel(SparseInternVLPreTrainedModel, InternVLModel):

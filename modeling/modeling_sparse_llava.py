@@ -14,19 +14,15 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_grids, vision_macs
-from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures
+from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures
 from .sparse_text import LAYERS, sparse_decoder
 from .visual_layout import Images, num_tokens
 
 
-class SparseLlavaPreTrainedModel(LlavaPreTrainedModel):
+class SparseLlavaPreTrainedModel(SparsePreTrainedMixin, LlavaPreTrainedModel):
     config: SparseLlavaConfig
     config_class = SparseLlavaConfig
     _no_split_modules = LAYERS
-    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
-    _supports_flex_attn = False
-    _supports_attention_backend = False
-    _can_compile_fullgraph = False
 
 
 class SparseLlavaModel(SparseLlavaPreTrainedModel, LlavaModel):

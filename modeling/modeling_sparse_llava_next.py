@@ -27,7 +27,7 @@ from .configuration_sparse_llava_next import (
     tile_grid,
     vision_macs,
 )
-from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures
+from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures
 from .sparse_text import LAYERS, sparse_decoder
 from .visual_layout import Images
 
@@ -40,14 +40,10 @@ def visual_rows(image: Sequence[tuple[int, int]]) -> torch.Tensor:
     return torch.cat([torch.ones(rows * columns, dtype=torch.bool), lines.flatten()])
 
 
-class SparseLlavaNextPreTrainedModel(LlavaNextPreTrainedModel):
+class SparseLlavaNextPreTrainedModel(SparsePreTrainedMixin, LlavaNextPreTrainedModel):
     config: SparseLlavaNextConfig
     config_class = SparseLlavaNextConfig
     _no_split_modules = LAYERS
-    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
-    _supports_flex_attn = False
-    _supports_attention_backend = False
-    _can_compile_fullgraph = False
 
 
 class SparseLlavaNextModel(SparseLlavaNextPreTrainedModel, LlavaNextModel):

@@ -26,7 +26,7 @@ from .configuration_sparse_qwen2_vl import (
 )
 from .sparse_decoder import SparseDecoderMixin
 from .sparse_layer import SparseDecoderLayerMixin
-from .sparse_multimodal import SparseMultimodalMixin, placeholders, refuse_missing_pictures, visual_runs
+from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures, visual_runs
 from .visual_layout import Images
 
 
@@ -34,13 +34,10 @@ class SparseQwen2VLDecoderLayer(SparseDecoderLayerMixin, Qwen2VLDecoderLayer):
     pass
 
 
-class SparseQwen2VLPreTrainedModel(Qwen2VLPreTrainedModel):
+class SparseQwen2VLPreTrainedModel(SparsePreTrainedMixin, Qwen2VLPreTrainedModel):
     config: SparseQwen2VLConfig
     config_class = SparseQwen2VLConfig
     _no_split_modules = ["SparseQwen2VLDecoderLayer", "Qwen2VLVisionBlock"]
-    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
-    _supports_attention_backend = False
-    _can_compile_fullgraph = False
 
 
 class SparseQwen2VLTextModel(SparseDecoderMixin, SparseQwen2VLPreTrainedModel, Qwen2VLTextModel):

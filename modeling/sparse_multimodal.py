@@ -1,6 +1,7 @@
 """What every family's sparse model has on top of its stock class: a plan in force, and logits of chosen rows alone.
 
-Mixed in before the stock `...ForConditionalGeneration` class, whose `model.language_model` is a decoder of sparse_decoder.py.
+`SparseMultimodalMixin` stands before the stock `...ForConditionalGeneration` class, whose `model.language_model` is a decoder of
+sparse_decoder.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .visual_layout import num_tokens
 from .visual_plan import VisualPlan
+
+
+class SparsePreTrainedMixin:
+    """Before the stock `...PreTrainedModel`: what two streams of rows cannot do."""
+
+    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+    _can_compile_fullgraph = False
 
 
 class SparseMultimodalMixin:
