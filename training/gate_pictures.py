@@ -9,42 +9,35 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from modeling.visual_gates import FAMILIES
 from modeling.visual_plan import VisualPlan
 from training.pictures import BLUE, FAINT, GREY, INK, ORANGE, WIDTH, label, percent, plain, shade
 
-TITLES = {
-    "attend": "updated by attention",
-    "ffn": "updated by FFN",
-    "read": "read by text",
-    "heads": "heads (mean)",
-    "neurons": "FFN neurons (mean)",
-}
+TITLES = {"read": "heads read by text", "attend": "heads that update visual tokens", "ffn": "FFN neurons"}
 
 
 def gates_picture(history: Sequence[Mapping]) -> Figure:
-    """How probable it is that gates are open: layers from top to bottom, steps from left to right, a panel per family.
+    """What serves vision while the plan is learned: layers from top to bottom, steps from left to right.
 
     Args:
-        history: rows of gates.jsonl: `step` and, per family, one value per layer.
+        history: rows of gates.jsonl: `step` and, per kind of work, one expected share per layer.
     """
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(FAMILIES), sharey=True)
+    panels = figure.subplots(1, len(TITLES), sharey=True)
     steps, num_layers = [row["step"] for row in history], len(history[0]["read"])
-    for axes, family in zip(panels, FAMILIES, strict=True):
-        values = [[row[family][layer] for row in history] for layer in range(num_layers)]
+    for axes, (kind, title) in zip(panels, TITLES.items(), strict=True):
+        values = [[row[kind][layer] for row in history] for layer in range(num_layers)]
         image = axes.imshow(
             values, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest",
             extent=(steps[0], max(steps[-1], steps[0] + 1), num_layers - 0.5, -0.5),
         )
-        axes.set_title(TITLES[family], fontsize=9, color=INK)
+        axes.set_title(title, fontsize=9, color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         axes.tick_params(colors=INK, labelsize=8)
     panels[0].set_ylabel("decoder layer", fontsize=9, color=INK)
     figure.supxlabel("optimizer step", fontsize=9, color=INK)
     bar = figure.colorbar(image, ax=list(panels), pad=0.01)
-    bar.set_label("probability of being open", fontsize=8, color=INK)
+    bar.set_label("expected share", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=8, colors=INK)
     return figure
 

@@ -66,15 +66,11 @@ class GateTrainer(DistillationTrainer):
 
 
 class GatesFile(MetricsFile):
-    """Appends to gates.jsonl how probable it is that gates are open, mean over each layer's, at every log."""
+    """Appends to gates.jsonl what is expected to serve vision, as `GatedStudent.served_shares` gives it, at every log."""
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if state.is_world_process_zero and "cost" in logs:  # not in the summary at the end
-            of_layers = {name: _by_layer(values) for name, values in model.gates.open_probability().items()}
+            with torch.no_grad():
+                shares = {name: [round(share, 4) for share in of.tolist()] for name, of in model.served_shares().items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **of_layers}) + "\n")
-
-
-def _by_layer(probability: torch.Tensor) -> list[float]:
-    """Mean over the gates of each layer, [L] or [L, gates of a layer]."""
-    return [round(value, 4) for value in probability.reshape(len(probability), -1).mean(1).tolist()]
+                file.write(json.dumps({"step": state.global_step, **shares}) + "\n")

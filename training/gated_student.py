@@ -8,7 +8,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from modeling.visual_gates import VisualGates
-from training.budget import GatedCost, Lagrangian
+from training.budget import GatedCost, Lagrangian, expected_work
 
 
 @dataclass
@@ -56,6 +56,17 @@ class GatedStudent(nn.Module):
     def expected_cost(self) -> torch.Tensor:
         """Differentiable scalar; the stock model costs 1."""
         return self.counter.expected(self.gates.open_probability(), self.block_sizes)
+
+    def served_shares(self) -> dict[str, torch.Tensor]:
+        """Per layer [L], the expected shares of heads that text reads, of heads that visual tokens query, and of FFN neurons
+        that serve them; work that nobody reads is not served."""
+        works = expected_work(self.gates.open_probability(), self.block_sizes)
+        num_units, num_neurons = self.gates.log_alpha["heads"].shape[1], self.block_sizes.sum(1)[0]
+        return {
+            "read": torch.stack([work.read_units for work in works]) / num_units,
+            "attend": torch.stack([work.query_units for work in works]) / num_units,
+            "ffn": torch.stack([work.neurons for work in works]) / num_neurons,
+        }
 
     def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -109,8 +109,8 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
                  "soft": {"kl": 0.0173, "agreement": 0.99}, "hard": {"kl": 0.0211, "agreement": 0.98}}  # fmt: skip
     (gates / "hardening.json").write_text(json.dumps(hardening))
     opened = {step: math.exp(-step / 50) for step in range(10, 150, 10)}
-    families = ("attend", "ffn", "read", "heads", "neurons")
-    history = [{"step": step} | {name: [value * layer / 8 for layer in range(8)] for name in families} for step, value in opened.items()]
+    kinds = ("read", "attend", "ffn")
+    history = [{"step": step} | {name: [value * layer / 8 for layer in range(8)] for name in kinds} for step, value in opened.items()]
     costs = [{"step": step, "cost": value, "target": max(value, 0.12), "loss": 1.0} for step, value in opened.items()]
     for name, some in (("gates", history), ("metrics", costs)):
         (gates / "trainer" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
