@@ -99,7 +99,7 @@ def stock_inputs(batch: dict) -> dict:
 
 def processor() -> Qwen2VLProcessor:
     tower = {"patch_size": PATCH, "temporal_patch_size": TIME, "merge_size": MERGE}
-    sides = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": (4 * PATCH * MERGE) ** 2}
+    sides = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": (64 * PATCH * MERGE) ** 2}
     made = without_videos(Qwen2VLProcessor)(
         image_processor=Qwen2VLImageProcessorPil(**tower, size=sides),
         tokenizer=tiny_tokenizer(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]),

@@ -15,6 +15,7 @@ from checkpoints.families import sparse_class, vision_macs
 from data.collator import TEXT_KEYS, Collator, pictures_of
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
+from data.images import tokens_at
 from data.shapes import SplitSettings, WorldSettings, write_world
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
 from modeling.visual_plan import VisualPlan
@@ -182,6 +183,14 @@ def test_samples_are_read(family: TinyFamily, questions):
     loss = model(**batch).loss
     loss.backward()
     assert loss.isfinite() and any(value.grad is not None and value.grad.any() for value in model.vision_tower.parameters())
+
+
+@families
+@pytest.mark.parametrize("size", [(24, 24), (30, 40), (61, 200), (300, 77)])
+def test_costs_are_counted_for_the_grids_that_the_processor_makes(family: TinyFamily, size):
+    processor, model = family.processor(), family.sparse()
+    tokens, grids = tokens_at(size, processor), model.image_grids(model.config, *size)
+    assert int((tokens == processor.image_token_id).sum()) == len(model.visual_rows(grids))
 
 
 @families
