@@ -21,8 +21,8 @@ test-slow: $(VENV)/installed
 
 # Every family's tests on both versions.
 test-versions: $(VENV)/installed $(VENV_OLDEST)/installed
-	pytest tests/families tests/modeling tests/checkpoints tests/scripts -m "not slow"
-	$(VENV_OLDEST)/bin/pytest tests/families tests/modeling tests/checkpoints tests/scripts -m "not slow"
+	pytest tests/families tests/modeling tests/checkpoints tests/scripts
+	$(VENV_OLDEST)/bin/pytest tests/families tests/modeling tests/checkpoints tests/scripts
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

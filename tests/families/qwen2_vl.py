@@ -9,7 +9,7 @@ from tests.families.family import DECODER, TinyFamily, sample_of, template_with,
 from tests.modeling.masked_reference import Layout
 
 IMAGE, VIDEO, START, END = 3, 4, 5, 6
-PATCH, MERGE, TIME = 4, 2, 2
+PATCH, MERGE, TIME = 14, 2, 2
 
 
 def config() -> Qwen2VLConfig:

@@ -92,6 +92,7 @@ def test_embeddings_can_be_resized(family: TinyFamily):
     assert torch.equal(logits[..., :words], expected)
 
 
+@pytest.mark.slow  # half a minute for each
 @families
 def test_compiled_it_answers_alike(family: TinyFamily):
     model, batch = family.sparse(PLAN), batch_of(family.samples(2))
