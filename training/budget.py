@@ -129,16 +129,20 @@ def expected_work(probability: Mapping[str, torch.Tensor], block_sizes: torch.Te
 
 class Lagrangian(nn.Module):
     """Holds a cost to a target: linear * x + quadratic * x^2 with x = cost / target - 1, the multipliers trained upwards
-    (the augmented Lagrangian of arXiv 1910.04732, with the distance relative: a target of 2 % is held as closely as 25 %)."""
+    (the augmented Lagrangian of arXiv 1910.04732, with the distance relative: a target of 2 % is held as closely as 25 %).
+
+    While the target still falls the cost lags behind it, and a linear multiplier that learned from that lag would push the
+    cost far below the budget afterwards. So it takes part once the target rests.
+    """
 
     def __init__(self, quadratic: float):
         super().__init__()
         self.linear = nn.Parameter(torch.zeros(()))
         self.quadratic = nn.Parameter(torch.tensor(quadratic))
 
-    def forward(self, cost: torch.Tensor, target: float) -> torch.Tensor:
+    def forward(self, cost: torch.Tensor, target: float, rests: bool) -> torch.Tensor:
         excess = cost / target - 1
-        return self.linear * excess + self.quadratic * excess**2
+        return rests * self.linear * excess + self.quadratic * excess**2
 
 
 def falling_target(start: float, target: float, progress: float) -> float:

@@ -30,7 +30,7 @@ class GatedStudent(nn.Module):
         counter: of gated plans' cost, in the budget's measure.
 
     Attributes:
-        target: what the expected cost is held to.
+        target, target_rests: what the expected cost is held to, and whether that will not fall further.
         cost, penalty: expected cost and Lagrangian of the last forward.
     """
 
@@ -41,7 +41,7 @@ class GatedStudent(nn.Module):
         self.student, self.gates = student, gates
         self.lagrangian = Lagrangian(quadratic=1.0)
         self.counter = counter
-        self.target = 1.0
+        self.target, self.target_rests = 1.0, False
         num_blocks = gates.log_alpha["neurons"].shape[1]
         sizes = torch.stack([block.bincount(minlength=num_blocks) for block in gates.block])
         self.register_buffer("block_sizes", sizes, persistent=False)
@@ -50,7 +50,7 @@ class GatedStudent(nn.Module):
         """The student under one draw of the gates (in eval mode: under their deterministic values)."""
         outputs = self.student(**inputs, gates=self.gates())
         self.cost = self.expected_cost()
-        self.penalty = self.lagrangian(self.cost, self.target)
+        self.penalty = self.lagrangian(self.cost, self.target, self.target_rests)
         return GatedOutput(logits=outputs.logits, penalty=self.penalty)
 
     def expected_cost(self) -> torch.Tensor:

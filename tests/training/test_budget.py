@@ -112,13 +112,20 @@ def test_multipliers_pull_a_cost_down_to_its_target():
     for _ in range(3000):
         share = torch.sigmoid(logit)
         task = -0.1 * logit  # wants the cost high
-        loss = task + lagrangian(share, 0.12)
+        loss = task + lagrangian(share, 0.12, True)
         descent.zero_grad()
         ascent.zero_grad()
         loss.backward()
         descent.step()
         ascent.step()
     assert torch.sigmoid(logit).item() == pytest.approx(0.12, rel=0.02)
+
+
+def test_the_linear_multiplier_waits_until_the_target_rests():
+    for rests in (False, True):
+        lagrangian = Lagrangian(quadratic=1.0)
+        lagrangian(torch.tensor(0.3), 0.12, rests).backward()
+        assert (lagrangian.linear.grad.item() != 0) is rests and lagrangian.quadratic.grad.item() == pytest.approx(1.5**2)
 
 
 def test_the_target_falls_geometrically_and_then_stays():
