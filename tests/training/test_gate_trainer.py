@@ -81,7 +81,7 @@ def test_the_expected_cost_comes_down_to_the_budget(tmp_path):
 
 
 def test_all_that_learns_learns_and_nothing_else(tmp_path):
-    one = trainer(tmp_path, steps=2)
+    one = trainer(tmp_path, steps=3)
     before = {name: value.clone() for name, value in one.model.named_parameters()}
     one.train()
     moved = {name for name, value in one.model.named_parameters() if not torch.equal(value, before[name])}
@@ -99,7 +99,7 @@ def test_gates_are_fp32_whatever_the_model(tmp_path):
 def test_multipliers_climb_while_the_cost_is_above_its_target(tmp_path):
     one = trainer(tmp_path, steps=4)
     one.train()
-    assert float(one.model.lagrangian.linear.detach()) > 0.1
+    assert one.model.lagrangian.quadratic.item() > 1.1 and one.model.lagrangian.linear.item() > 0.01
 
 
 class Kill(TrainerCallback):
