@@ -18,9 +18,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .sparse_layer import ReusingRMSNorm, Streams, UnitRows
 from .visual_cache import KeySlots, VisualCache
 from .visual_gates import LayerGates
-from .visual_layout import Images, answer_starts, gather_rows, join_streams, split_streams
+from .visual_layout import Images, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LayerPlan, VisualPlan
+from .visual_ranking import placed_scores
 from .visual_units import Units
 
 
@@ -136,6 +137,8 @@ class SparseDecoderMixin:
             if live.tokens == 0:
                 visual, visual_tokens = None, None
             elif live.keep and visual is not None:
+                if not live.rank.by_attention:
+                    scores = placed_scores(live.rank, visual_tokens, live.tokens)
                 visual_tokens, chosen = visual_tokens.survivors(scores, live.tokens)
                 visual = gather_rows(visual, chosen)
             if output_hidden_states:
@@ -153,11 +156,12 @@ class SparseDecoderMixin:
                     stage=StageMasks(text_tokens, visual_tokens, past, text_masks.keys) if has_pictures else None,
                     cache=cache,
                     unit_rows=unit_rows,
+                    supervised=supervised,
                 )
                 if slots is not None and has_pictures:
                     slots.joint[stage] = streams.stage.keys
-            ranked = visual is not None and index + 1 < len(self.live) and self.live[index + 1].keep
-            rank_rows = self._rank_rows(self.live[index + 1].rank.rows, streams, supervised) if ranked else None
+            below = self.live[index + 1] if index + 1 < len(self.live) else None
+            ranked = visual is not None and below is not None and below.keep and below.rank.by_attention
             text, visual, scores = layer(
                 text,
                 visual,
@@ -165,7 +169,7 @@ class SparseDecoderMixin:
                 units=self.units[index],
                 neurons=self.neurons[index],
                 streams=streams,
-                rank_rows=rank_rows,
+                rank=below.rank if ranked else None,
                 gates=None if gates is None else gates[index],
             )
 
@@ -215,18 +219,3 @@ class SparseDecoderMixin:
                     f"visual plan: layer {index} is blind, so the cache does not hold the earlier pictures that a new "
                     "picture attends to there; give the whole conversation without past_key_values"
                 )
-
-    @staticmethod
-    def _rank_rows(rows: str, streams: Streams, supervised: torch.Tensor | None) -> torch.Tensor:
-        """[B, T] bool: the text rows from which visual tokens are ranked."""
-        text, visual = streams.text, streams.visual
-        if supervised is not None:
-            starts, answers = (mask.gather(1, text.index) & text.valid for mask in (answer_starts(supervised), supervised))
-        if rows == "instruction":
-            last_visual = torch.where(visual.valid, visual.slots, -1).max(dim=1, keepdim=True).values
-            prompt = text.valid & (text.slots > last_visual)
-            return prompt if supervised is None else prompt & ~answers
-        if supervised is None:
-            last = text.valid.sum(1, keepdim=True) - 1
-            return torch.arange(text.valid.shape[1], device=last.device) == last
-        return starts

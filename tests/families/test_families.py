@@ -40,7 +40,10 @@ from training.trainer import DistillationTrainer, TrainingSettings
 
 FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
 LAYERS, UNITS, NEURONS = 3, 2, 24
-PLANS = [random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(8)]
+RANKED = VisualPlan.from_dict(
+    {"layers": [{"tokens": 0.7, "rank": {"by": "random"}}, {"tokens": 0.5, "rank": {"by": "image_attention"}}, {"tokens": 0.3}]}
+)
+PLANS = [RANKED, *(random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(7))]
 
 LISTED = VisualPlan.dense(LAYERS).replace(0, heads=(1,), ffn=(3, 20, 7), radius=1).replace(2, tokens=0.0)
 
@@ -129,8 +132,9 @@ def test_claimed_is_executed(family: TinyFamily, plan):
     assert claimed.flops_total - claimed.flops_prefill == pytest.approx(
         flops[f"{root}.model"] - flops[f"{root}.model.language_model"], rel=0.02
     )
-    if not any(layer.radius is not None for layer in plan.live(UNITS, NEURONS)):
-        # Between pictures of a prompt stands text that tiles do not see; with them the count is an upper bound.
+    live = plan.live(UNITS, NEURONS)
+    if not any(layer.radius is not None or layer.keep and layer.rank.rows == "instruction" for layer in live):
+        # Between pictures of a prompt stands text that tiles do not see and that ranks nothing; the count is an upper bound.
         assert claimed.flops_prefill == pytest.approx(flops[f"{root}.model.language_model"], rel=0.02)
     assert kv_bytes(plan, decoder, images, text_tokens, 4) == cache.num_bytes()
 

@@ -71,28 +71,53 @@ def _units(chosen, total: int) -> list[int]:
 
 
 def _survivors(alive, image, counts, entry, ids, probabilities, above, supervised) -> torch.Tensor:
-    if entry.tokens == 0:
-        return torch.zeros_like(alive)
-    is_text = image < 0
-    rows = [row for row in range(len(ids)) if is_text[row]]
-    if entry.rank.rows == "last":
-        if supervised is None:
-            rows = rows[-1:]
-        else:
-            rows = [row for row in rows if row + 1 < len(ids) and supervised[row + 1] and not supervised[row]]
-    else:
-        last_image = max(row for row in range(len(ids)) if not is_text[row])
-        rows = [row for row in rows if row > last_image and (supervised is None or not supervised[row])]
-    heads = probabilities.shape[0]
-    units = _units(above.heads, above_units := probabilities.num_units)
-    served = [head for head in range(heads) if head // (heads // above_units) in units]
     kept = torch.zeros_like(alive)
+    if entry.tokens == 0:
+        return kept
     for number, count in counts.items():
-        tokens = [row for row in range(len(ids)) if image[row] == number and alive[row]]
-        score = {row: sum(float(probabilities[head, query, row]) for head in served for query in rows) for row in tokens}
-        best = sorted(tokens, key=lambda row: (-score[row], row))[: math.ceil(round(entry.tokens * count, 6))]
+        of_image = [row for row in range(len(ids)) if image[row] == number]
+        tokens = [row for row in of_image if alive[row]]
+        num_kept = math.ceil(round(entry.tokens * count, 6))
+        if entry.rank.by == "uniform":
+            middles = [(2 * part + 1) * len(tokens) // (2 * num_kept) for part in range(num_kept)]
+            kept[[tokens[middle] for middle in middles]] = True
+            continue
+        if entry.rank.by == "random":
+            score = {row: _drawn(entry.rank.seed, number, of_image.index(row)) for row in tokens}
+        else:
+            queries = tokens if entry.rank.by == "image_attention" else _text_queries(image, entry.rank.rows, supervised)
+            heads, units = probabilities.shape[0], _units(above.heads, probabilities.num_units)
+            served = [head for head in range(heads) if head // (heads // probabilities.num_units) in units]
+            score = {row: sum(float(probabilities[head, query, row]) for head in served for query in queries) for row in tokens}
+        best = sorted(tokens, key=lambda row: (-score[row], row))[:num_kept]
         kept[best] = True
     return kept
+
+
+def _drawn(seed: int, image: int, token: int) -> int:
+    """The plan's random number of a token, in Python's integers."""
+
+    def mixed(value: int) -> int:
+        for _ in range(2):
+            value %= 2**32
+            value = (value ^ value >> 16) * 73244475
+        value %= 2**32
+        return value ^ value >> 16
+
+    return mixed(token + mixed(image + mixed(seed + 2654435769)))
+
+
+def _text_queries(image, ranking_rows, supervised) -> list[int]:
+    """The text rows by whose attention visual tokens are ranked."""
+    is_text = image < 0
+    length = len(image)
+    rows = [row for row in range(length) if is_text[row]]
+    if ranking_rows == "last":
+        if supervised is None:
+            return rows[-1:]
+        return [row for row in rows if row + 1 < length and supervised[row + 1] and not supervised[row]]
+    last_image = max(row for row in range(length) if not is_text[row])
+    return [row for row in rows if row > last_image and (supervised is None or not supervised[row])]
 
 
 class _Probabilities(torch.Tensor):
