@@ -21,7 +21,7 @@ from .visual_gates import LayerGates
 from .visual_layout import Images, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LayerPlan, VisualPlan
-from .visual_ranking import placed_scores
+from .visual_ranking import given_scores
 from .visual_units import Units
 
 
@@ -76,6 +76,7 @@ class SparseDecoderMixin:
         output_attentions: bool | None = None,
         visual_mask: torch.Tensor | None = None,
         images: Images = (),
+        class_attention: torch.Tensor | None = None,
         supervised: torch.Tensor | None = None,
         gates: list[LayerGates] | None = None,
         return_dict: bool | None = None,
@@ -88,6 +89,8 @@ class SparseDecoderMixin:
             attention_mask: [B, cached + S], 0 marks padding on either side.
             position_ids: as the stock decoder takes them.
             visual_mask: [B, S] bool, true at image tokens. images: the grids of each image of the batch, in order.
+            class_attention: [image tokens of the batch, blocks], what the vision tower's class token attends to in its last
+                blocks; for plans that rank by it.
             supervised: [B, S] bool, true at answer tokens, in training: tokens are ranked from the rows before answers.
             gates: each layer's, on a plan that serves every token, unit and neuron (`radius` may be set).
 
@@ -129,6 +132,8 @@ class SparseDecoderMixin:
         visual = None if visual_tokens is None else gather_rows(inputs_embeds, visual_tokens.index)
         if visual is not None and past_length > 0:
             self._refuse_unseen_pictures()
+        if visual is not None and class_attention is not None:
+            class_attention = visual_tokens.placed(class_attention)
 
         states: list[torch.Tensor] = []
         scores, streams, stage, carried = None, None, -1, None
@@ -138,9 +143,10 @@ class SparseDecoderMixin:
                 visual, visual_tokens = None, None
             elif live.keep and visual is not None:
                 if not live.rank.by_attention:
-                    scores = placed_scores(live.rank, visual_tokens, live.tokens)
+                    scores = given_scores(live.rank, visual_tokens, live.tokens, class_attention)
                 visual_tokens, chosen = visual_tokens.survivors(scores, live.tokens)
                 visual = gather_rows(visual, chosen)
+                class_attention = None if class_attention is None else gather_rows(class_attention, chosen)
             if output_hidden_states:
                 states.append(join_streams(text, text_tokens, visual, visual_tokens, length))
             if live.tokens != carried:

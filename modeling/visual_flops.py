@@ -3,7 +3,8 @@
 Four conventions are in use in the literature; a plan's cost is given in all of them:
 A, multiply-accumulates of the visual tokens alone (FastV, PyramidDrop); B = 2 A, FLOPs (YOPO); C, FLOPs of the
 decoder's whole prefill, text included (ShortV eq. 3, VTW, p-MoD); D, C plus vision tower and projector (DiffPrune).
-Attention is counted in full, not causal-halved; norms, softmax, embedding and lm_head are left out in all four.
+Attention is counted in full, not causal-halved; norms, softmax, embedding and lm_head are left out in all four. So is the
+class token's row of a ranking by `cls_attention`: in a block of the tower it is one part in 12 times the tower's hidden size.
 
 The references are the *stock* model's costs (`dense_cost`). The dense *plan* costs a little less: nothing reads
 what the last layer would add to visual tokens, so it is never computed.

@@ -73,6 +73,11 @@ class VisualTokens:
     grids: tuple[tuple[int, int], ...]
     full: bool
 
+    def placed(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """Values [image tokens of the batch, D] in the order of the batch, before any is let go -> [B, V, D]; 0 at padding."""
+        rows = of_tokens.new_zeros(*self.valid.shape, of_tokens.shape[1])
+        return rows.masked_scatter(self.valid.unsqueeze(-1), of_tokens.to(rows))
+
     def num_kept(self, fraction: float) -> torch.Tensor:
         """[B, V]: how many tokens of its image are carried at this fraction of the original ones."""
         kept = torch.zeros_like(self.image)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ATTENTION_RANKINGS = ("text_attention", "image_attention")
 """By the attention of the layer before, which therefore has to be computed."""
-RANKINGS = (*ATTENTION_RANKINGS, "uniform", "random")
+RANKINGS = (*ATTENTION_RANKINGS, "cls_attention", "uniform", "random")
 RANKING_ROWS = ("last", "instruction")
 
 
@@ -43,15 +43,19 @@ class Rank:
     Args:
         by: `text_attention` or `image_attention`, the attention they receive in the layer before, post-softmax, mean over the
             served heads, from text or from the visual rows of their own image (HiMAP, arXiv 2503.13108; pictures of a prompt
-            do not rank each other's tokens); `uniform`, evenly spaced among those that an image still has; `random`.
+            do not rank each other's tokens); `cls_attention`, the attention of the vision tower's class token, mean over its
+            heads (FasterVLM, arXiv 2412.01818); `uniform`, evenly spaced among those that an image still has; `random`.
         rows: of `text_attention`: from the `last` token of the prompt (FastV, arXiv 2403.06764), or from every prompt row after
             the image (`instruction`).
+        tower_layers: of `cls_attention`: summed over so many of the tower's layers, the last of them the one that is read
+            (VTC-CLS, arXiv 2412.05819: 7 of CLIP-L's).
         seed: of `random`, below 2^32. With it, the number of its image in the sample and its own in the image, a token's rank
             is fixed.
     """
 
     by: str = "text_attention"
     rows: str = "last"
+    tower_layers: int = 1
     seed: int = 0
 
     def __post_init__(self):
@@ -61,7 +65,9 @@ class Rank:
             raise ValueError(f"rank.rows: got {self.rows!r}, allowed: {', '.join(RANKING_ROWS)}")
         if not (_is_int(self.seed) and 0 <= self.seed < 2**32):
             raise ValueError(f"rank.seed: got {self.seed!r}, allowed: an integer >= 0 below 2^32")
-        for name, kind in (("rows", "text_attention"), ("seed", "random")):
+        if not (_is_int(self.tower_layers) and self.tower_layers >= 1):
+            raise ValueError(f"rank.tower_layers: got {self.tower_layers!r}, allowed: an integer >= 1")
+        for name, kind in (("rows", "text_attention"), ("tower_layers", "cls_attention"), ("seed", "random")):
             if self.by != kind and getattr(self, name) != getattr(Rank, name):
                 raise ValueError(f"rank.{name}: got {getattr(self, name)!r} with by {self.by!r}, allowed: only with {kind!r}")
 
@@ -295,6 +301,13 @@ class VisualPlan:
                         f"visual plan: layer {index}: {name}: got {units if isinstance(units, int) else largest - 1}, "
                         f"the model has {total}"
                     )
+
+    @property
+    def tower_layers(self) -> int:
+        """In how many of the vision tower's layers the class token's attention ranks visual tokens; 0: it ranks none."""
+        carried = [1.0, *(layer.tokens for layer in self.layers)]
+        falling = [layer.rank for layer, before in zip(self.layers, carried, strict=False) if 0 < layer.tokens < before]
+        return max((rank.tower_layers for rank in falling if rank.by == "cls_attention"), default=0)
 
     @property
     def is_integer(self) -> bool:

@@ -15,9 +15,28 @@ from .visual_plan import LiveLayer, Rank
 QUERIES_AT_ONCE = 64
 
 
-def placed_scores(rank: Rank, tokens: VisualTokens, fraction: float) -> torch.Tensor:
-    """[B, V] int64, by the tokens' places alone, where `fraction` of each image's original tokens is kept."""
-    return _random(rank.seed, tokens) if rank.by == "random" else _evenly_spaced(tokens, fraction)
+def given_scores(
+    rank: Rank, tokens: VisualTokens, fraction: float, class_attention: torch.Tensor | None
+) -> torch.Tensor:
+    """[B, V], by what is known before any layer, where `fraction` of each image's original tokens is kept.
+
+    Args:
+        class_attention: [B, V, blocks], what the vision tower's class token attends to in its last blocks.
+
+    Raises:
+        ValueError: the rank is by the attention of more blocks than are given.
+    """
+    if rank.by == "random":
+        return _random(rank.seed, tokens)
+    if rank.by == "uniform":
+        return _evenly_spaced(tokens, fraction)
+    given = 0 if class_attention is None else class_attention.shape[2]
+    if given < rank.tower_layers:
+        raise ValueError(
+            f"rank by cls_attention: the pictures' features came with the class token's attention in {given} layers of the "
+            f"vision tower, the plan wants {rank.tower_layers}; give pictures, or what encode_pictures makes of them"
+        )
+    return class_attention[..., -rank.tower_layers :].double().sum(-1).float()
 
 
 def _evenly_spaced(tokens: VisualTokens, fraction: float) -> torch.Tensor:

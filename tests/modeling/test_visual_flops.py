@@ -184,7 +184,7 @@ def execute(model, plan, num_images):
 
 
 RANKED = VisualPlan((
-    LayerPlan(tokens=0.9, rank=Rank(by="uniform"), heads=3),
+    LayerPlan(tokens=0.9, rank=Rank(by="cls_attention"), heads=3),
     LayerPlan(tokens=0.8, rank=Rank(by="image_attention"), read=False, radius=1),
     LayerPlan(tokens=0.7, rank=Rank(by="image_attention"), heads=(1, 2)),
     LayerPlan(tokens=0.5, rank=Rank()),

@@ -53,7 +53,7 @@ def test_file_round_trip(tmp_path):
         ([{"ffn": "all"}], "ffn: got 'all'"),
         ([{"radius": 1.5}], "radius: got 1.5"),
         ([{"bidirectional": True}], "only together with 'radius'"),
-        ([{"rank": {"by": "magic"}}], "rank.by: got 'magic', allowed: text_attention, image_attention, uniform, random"),
+        ([{"rank": {"by": "magic"}}], "rank.by: got 'magic', allowed: text_attention, image_attention, cls_attention, uniform, random"),
         ([{"rank": {"by": "random", "sed": 1}}], "rank: unknown key 'sed'; did you mean 'seed'?"),
         ([{"rank": {"by": "random", "seed": -1}}], "rank.seed: got -1, allowed: an integer >= 0"),
         ([{"rank": {"by": "random", "seed": True}}], "rank.seed: got True"),

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling import visual_ranking
+from modeling.class_attention import llava_class_blocks
 from modeling.visual_layout import split_streams
 from modeling.visual_plan import Rank, VisualPlan
 from tests.modeling.test_sparse_decoder import IMAGES, forward_inputs, reference_batch, relative_error, text_rows
@@ -17,6 +20,7 @@ RANKINGS = {
     "image": ({}, {"by": "image_attention"}),
     "image, blind": ({"read": False, "heads": [1]}, {"by": "image_attention"}),
     "image, near": (NEAR, {"by": "image_attention"}),
+    "class token": ({"read": False}, {"by": "cls_attention"}),
     "uniform": ({"read": False}, {"by": "uniform"}),
     "random": ({"attend": False}, {"by": "random", "seed": 3}),
     "random, another seed": ({"attend": False}, {"by": "random", "seed": 4}),
@@ -37,6 +41,7 @@ def falling(above: dict, rank: dict, first: float = 1.0) -> VisualPlan:
 
 PLANS = {name: falling(*ranking) for name, ranking in RANKINGS.items()} | {
     "cut at once": VisualPlan.from_dict({"layers": [{"tokens": 0.7, "rank": {"by": "random"}}, {}, {"tokens": 0.4, "rank": {"by": "image_attention"}}, {}]}),
+    "class token, at once": VisualPlan.from_dict({"layers": [{"tokens": 0.6, "rank": {"by": "cls_attention"}}, {}, {}, {}]}),
     "seldom": falling({}, {"by": "image_attention"}, first=0.8),
 }
 plans = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
@@ -101,13 +106,26 @@ def test_gradients_equal_the_masked_reference(plan):
             assert float((mine.get(name, torch.zeros_like(expected)) - expected).abs().max()) < 1e-4 * scale, name
 
 
-@pytest.mark.parametrize("name", ["image", "image, near", "uniform", "random", "cut at once"])
+@pytest.mark.parametrize("name", ["image", "image, near", "class token, at once", "uniform", "random", "cut at once"])
 def test_cached_generation_equals_uncached(name):
     """No text ranks these: without a cache, the same tokens survive at every step."""
     model, batch = tiny_student(LAYERS), forward_inputs(tiny_batch(IMAGES, padding_side="left"))
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "suppress_tokens": [IMAGE_TOKEN]}
     with model.use_plan(PLANS[name]):
         assert torch.equal(*(model.generate(**batch, use_cache=use_cache, **settings) for use_cache in (True, False)))
+
+
+def test_a_class_token_that_is_not_there_is_refused():
+    """Features that came without its attention; a tower without one."""
+    model, batch = tiny_student(LAYERS), forward_inputs(tiny_batch((1,)))
+    features = BaseModelOutputWithPooling(pooler_output=model.get_image_features(batch.pop("pixel_values")).pooler_output)
+    with model.use_plan(PLANS["class token"]), pytest.raises(ValueError, match="attention in 0 layers of the vision tower, the plan wants 1"):
+        model(**batch, mm_encoder_outputs={"image": features})
+    siglip = SiglipVisionModel(SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2))
+    assert llava_class_blocks(siglip, -1) == [] and len(llava_class_blocks(model.vision_tower, -1)) == 2
+    model.model.vision_tower = siglip
+    with pytest.raises(ValueError, match=r"vision tower \(siglip_vision_model\) has 0 with a class token"):
+        model.set_visual_plan(PLANS["class token"])
 
 
 def visual_tokens(*images_of_samples: list[int], padding: int = 0):
@@ -121,14 +139,14 @@ def visual_tokens(*images_of_samples: list[int], padding: int = 0):
 
 def survivors(rank: Rank, fraction: float, tokens) -> list[list[tuple[int, int]]]:
     """(image, place) of each sample's survivors."""
-    kept, _ = tokens.survivors(visual_ranking.placed_scores(rank, tokens, fraction), fraction)
+    kept, _ = tokens.survivors(visual_ranking.given_scores(rank, tokens, fraction, None), fraction)
     return [[(int(i), int(p)) for i, p, real in zip(*row, strict=True) if real] for row in zip(kept.image, kept.place, kept.valid, strict=True)]
 
 
 def test_uniform_survivors_are_evenly_spaced():
     tokens = visual_tokens([9, 4], [10])
     assert survivors(Rank(by="uniform"), 1 / 3, tokens) == [[(0, 1), (0, 4), (0, 7), (1, 1), (1, 3)], [(0, 1), (0, 3), (0, 6), (0, 8)]]
-    once, _ = tokens.survivors(visual_ranking.placed_scores(Rank(by="uniform"), tokens, 0.6), 0.6)
+    once, _ = tokens.survivors(visual_ranking.given_scores(Rank(by="uniform"), tokens, 0.6, None), 0.6)
     assert survivors(Rank(by="uniform"), 0.3, once)[1] == [(0, 2), (0, 5), (0, 9)]  # of places 0 2 4 5 7 9, those in the middle of thirds
 
 
