@@ -3,9 +3,11 @@
 A picture is a run of image tokens: its tiles one after another, each a grid of its own, the thumbnail last.
 """
 
+from functools import partial
+
 import torch
 from transformers import AutoModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.internvl.configuration_internvl import InternVLConfig
 from transformers.models.internvl.modeling_internvl import (
     InternVLForConditionalGeneration,
@@ -14,9 +16,11 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLPreTrainedModel,
 )
 
+from .class_attention import TowerBlock, class_attention_of, scored_features
 from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, image_grids, tile_grid, vision_macs
 from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures, visual_runs
 from .sparse_text import LAYERS, sparse_decoder
+from .vision_flops import blocks_read
 from .visual_layout import Images
 
 
@@ -33,6 +37,39 @@ class SparseInternVLModel(SparseInternVLPreTrainedModel, InternVLModel):
         self.multi_modal_projector = InternVLMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
+
+    def class_blocks(self, vision_feature_layer: int | None = None) -> list[TowerBlock]:
+        """The tower's blocks whose class token may rank visual tokens: those up to the one that is read."""
+        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        attentions = [block.attention for block in self.vision_tower.encoder.layer]
+        return [TowerBlock(one.q_norm, one.k_norm, one.num_heads) for one in attentions[: blocks_read(read, len(attentions))]]
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        tower_layers: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """InternVL's, with what the class token of each tile attends to in the last `tower_layers` layers, mean over the patches
+        that make a visual token; None: as the plan in force asks."""
+
+        def arranged(of_tiles: torch.Tensor) -> list[torch.Tensor]:
+            tower = self.config.vision_config
+            grid = [size // patch for size, patch in zip(tower.image_size, tower.patch_size, strict=True)]
+            merged = self.pixel_shuffle(of_tiles.unflatten(1, grid), scale_factor=self.config.downsample_ratio)
+            return list(merged.flatten(1, 2).unflatten(2, (-1, of_tiles.shape[2])).mean(2))
+
+        encode = partial(
+            super().get_image_features,
+            pixel_values,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            **kwargs,
+        )
+        num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
+        return scored_features(encode, self.class_blocks(vision_feature_layer), num_last, arranged)
 
     def forward(
         self,
@@ -54,6 +91,7 @@ class SparseInternVLModel(SparseInternVLPreTrainedModel, InternVLModel):
         is_visual = placeholders(visual, input_ids, inputs_embeds, self.get_input_embeddings())
         kwargs["visual_mask"] = is_visual
         kwargs["images"] = self._images(is_visual)
+        kwargs["class_attention"] = class_attention_of(features["image"])
         # Put in place here: InternVL's own forward takes encoded images only in newer transformers.
         rows = torch.cat([tile.flatten(0, -2) for tile in features["image"].pooler_output]).to(embeddings)
         mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=rows[None])

@@ -1,8 +1,10 @@
 """LLaVA with a sparse text decoder: the same weights under the same names, executed under a visual plan."""
 
+from functools import partial
+
 import torch
 from transformers import AutoModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava.configuration_llava import LlavaConfig
 from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
@@ -13,6 +15,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
+from .class_attention import TowerBlock, class_attention_of, llava_class_blocks, scored_features
 from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_grids, vision_macs
 from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures
 from .sparse_text import LAYERS, sparse_decoder
@@ -33,6 +36,30 @@ class SparseLlavaModel(SparseLlavaPreTrainedModel, LlavaModel):
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
 
+    def class_blocks(self, vision_feature_layer: int | list[int] | None = None) -> list[TowerBlock]:
+        """The tower's blocks whose class token may rank visual tokens."""
+        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        return llava_class_blocks(self.vision_tower, read)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        tower_layers: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """LLaVA's, with what the class token attends to in the last `tower_layers` layers; None: as the plan in force asks."""
+        encode = partial(
+            super().get_image_features,
+            pixel_values,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            **kwargs,
+        )
+        num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
+        return scored_features(encode, self.class_blocks(vision_feature_layer), num_last, list)
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -43,10 +70,15 @@ class SparseLlavaModel(SparseLlavaPreTrainedModel, LlavaModel):
     ) -> LlavaModelOutputWithPast:
         """LLaVA's forward, telling the decoder where image tokens are and which grid each image has."""
         grids, features = image_grids(self.config), None
+        if pixel_values is not None and self.language_model.visual_plan.tower_layers > 0:
+            # LLaVA's own forward would keep the features alone.
+            chosen = (kwargs.get("vision_feature_layer"), kwargs.get("vision_feature_select_strategy"))
+            mm_encoder_outputs, pixel_values = {"image": self.get_image_features(pixel_values, *chosen)}, None
         num_images = 0 if pixel_values is None else len(pixel_values)
         if mm_encoder_outputs and "image" in mm_encoder_outputs:
             features = torch.cat(tuple(mm_encoder_outputs["image"].pooler_output))
             num_images = len(features) // num_tokens(grids)
+            kwargs["class_attention"] = class_attention_of(mm_encoder_outputs["image"])
         if num_images > 0:
             visual = (self.config.image_token_id,)
             kwargs["visual_mask"] = placeholders(visual, input_ids, inputs_embeds, self.get_input_embeddings())

@@ -5,19 +5,22 @@ with a newline after each row. Newlines stand at image tokens, but are text to t
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import AutoModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava_next.configuration_llava_next import LlavaNextConfig
 from transformers.models.llava_next.modeling_llava_next import (
     LlavaNextForConditionalGeneration,
     LlavaNextModel,
     LlavaNextMultiModalProjector,
     LlavaNextPreTrainedModel,
+    image_size_to_num_patches,
 )
 
+from .class_attention import TowerBlock, class_attention_of, llava_class_blocks, scored_features
 from .configuration_sparse_llava_next import (
     TEXT_TYPES,
     SparseLlavaNextConfig,
@@ -54,6 +57,40 @@ class SparseLlavaNextModel(SparseLlavaNextPreTrainedModel, LlavaNextModel):
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
+
+    def class_blocks(self, vision_feature_layer: int | list[int] | None = None) -> list[TowerBlock]:
+        """The tower's blocks whose class token may rank visual tokens."""
+        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        return llava_class_blocks(self.vision_tower, read)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        tower_layers: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """LLaVA-NeXT's, with what the class token of each tile attends to in the last `tower_layers` layers, 0 at newlines; None:
+        as the plan in force asks."""
+
+        def arranged(of_tiles: torch.Tensor) -> list[torch.Tensor]:
+            pinpoints, side = self.config.image_grid_pinpoints, self.config.vision_config.image_size
+            counts = [image_size_to_num_patches(size, pinpoints, side) for size in image_sizes.tolist()]
+            pictures, newline = of_tiles.split(counts), of_tiles.new_zeros(of_tiles.shape[2])
+            return self.pack_image_features(pictures, image_sizes, vision_feature_select_strategy, image_newline=newline)[0]
+
+        encode = partial(
+            super().get_image_features,
+            pixel_values,
+            image_sizes,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            **kwargs,
+        )
+        num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
+        return scored_features(encode, self.class_blocks(vision_feature_layer), num_last, arranged)
 
     def forward(
         self,
@@ -92,6 +129,8 @@ class SparseLlavaNextModel(SparseLlavaNextPreTrainedModel, LlavaNextModel):
         is_placeholder = placeholders(tokens, input_ids, inputs_embeds, self.get_input_embeddings())
         kwargs["visual_mask"] = is_placeholder.masked_scatter(is_placeholder, is_visual)
         kwargs["images"] = images
+        class_attention = class_attention_of(features["image"])
+        kwargs["class_attention"] = None if class_attention is None else class_attention[is_visual]
         # Put in place here: LLaVA-NeXT's own forward takes encoded images only in newer transformers.
         return super().forward(inputs_embeds=embeddings.masked_scatter(mask, rows), **kwargs)
 

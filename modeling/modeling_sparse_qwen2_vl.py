@@ -18,6 +18,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     Qwen2VLTextModel,
 )
 
+from .class_attention import TowerBlock
 from .configuration_sparse_qwen2_vl import (
     SparseQwen2VLConfig,
     SparseQwen2VLTextConfig,
@@ -74,6 +75,10 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
     def visual_tokens(self) -> tuple[int, int]:
         """Those of images and of videos."""
         return self.config.image_token_id, self.config.video_token_id
+
+    def class_blocks(self) -> list[TowerBlock]:
+        """None: the tower has no class token."""
+        return []
 
     def kinds(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """[B, S] int: 0 at text, 1 at image and 2 at video tokens; the stock class's `mm_token_type_ids`."""

@@ -18,9 +18,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .sparse_layer import ReusingRMSNorm, Streams, UnitRows
 from .visual_cache import KeySlots, VisualCache
 from .visual_gates import LayerGates
-from .visual_layout import Images, answer_starts, gather_rows, join_streams, split_streams
+from .visual_layout import Images, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LayerPlan, VisualPlan
+from .visual_ranking import given_scores
 from .visual_units import Units
 
 
@@ -75,6 +76,7 @@ class SparseDecoderMixin:
         output_attentions: bool | None = None,
         visual_mask: torch.Tensor | None = None,
         images: Images = (),
+        class_attention: torch.Tensor | None = None,
         supervised: torch.Tensor | None = None,
         gates: list[LayerGates] | None = None,
         return_dict: bool | None = None,
@@ -87,6 +89,8 @@ class SparseDecoderMixin:
             attention_mask: [B, cached + S], 0 marks padding on either side.
             position_ids: as the stock decoder takes them.
             visual_mask: [B, S] bool, true at image tokens. images: the grids of each image of the batch, in order.
+            class_attention: [image tokens of the batch, blocks], what the vision tower's class token attends to in its last
+                blocks; for plans that rank by it.
             supervised: [B, S] bool, true at answer tokens, in training: tokens are ranked from the rows before answers.
             gates: each layer's, on a plan that serves every token, unit and neuron (`radius` may be set).
 
@@ -128,6 +132,8 @@ class SparseDecoderMixin:
         visual = None if visual_tokens is None else gather_rows(inputs_embeds, visual_tokens.index)
         if visual is not None and past_length > 0:
             self._refuse_unseen_pictures()
+        if visual is not None and class_attention is not None:
+            class_attention = visual_tokens.placed(class_attention)
 
         states: list[torch.Tensor] = []
         scores, streams, stage, carried = None, None, -1, None
@@ -136,8 +142,11 @@ class SparseDecoderMixin:
             if live.tokens == 0:
                 visual, visual_tokens = None, None
             elif live.keep and visual is not None:
+                if not live.rank.by_attention:
+                    scores = given_scores(live.rank, visual_tokens, live.tokens, class_attention)
                 visual_tokens, chosen = visual_tokens.survivors(scores, live.tokens)
                 visual = gather_rows(visual, chosen)
+                class_attention = None if class_attention is None else gather_rows(class_attention, chosen)
             if output_hidden_states:
                 states.append(join_streams(text, text_tokens, visual, visual_tokens, length))
             if live.tokens != carried:
@@ -153,11 +162,12 @@ class SparseDecoderMixin:
                     stage=StageMasks(text_tokens, visual_tokens, past, text_masks.keys) if has_pictures else None,
                     cache=cache,
                     unit_rows=unit_rows,
+                    supervised=supervised,
                 )
                 if slots is not None and has_pictures:
                     slots.joint[stage] = streams.stage.keys
-            ranked = visual is not None and index + 1 < len(self.live) and self.live[index + 1].keep
-            rank_rows = self._rank_rows(self.live[index + 1].rank.rows, streams, supervised) if ranked else None
+            below = self.live[index + 1] if index + 1 < len(self.live) else None
+            ranked = visual is not None and below is not None and below.keep and below.rank.by_attention
             text, visual, scores = layer(
                 text,
                 visual,
@@ -165,7 +175,7 @@ class SparseDecoderMixin:
                 units=self.units[index],
                 neurons=self.neurons[index],
                 streams=streams,
-                rank_rows=rank_rows,
+                rank=below.rank if ranked else None,
                 gates=None if gates is None else gates[index],
             )
 
@@ -215,18 +225,3 @@ class SparseDecoderMixin:
                     f"visual plan: layer {index} is blind, so the cache does not hold the earlier pictures that a new "
                     "picture attends to there; give the whole conversation without past_key_values"
                 )
-
-    @staticmethod
-    def _rank_rows(rows: str, streams: Streams, supervised: torch.Tensor | None) -> torch.Tensor:
-        """[B, T] bool: the text rows from which visual tokens are ranked."""
-        text, visual = streams.text, streams.visual
-        if supervised is not None:
-            starts, answers = (mask.gather(1, text.index) & text.valid for mask in (answer_starts(supervised), supervised))
-        if rows == "instruction":
-            last_visual = torch.where(visual.valid, visual.slots, -1).max(dim=1, keepdim=True).values
-            prompt = text.valid & (text.slots > last_visual)
-            return prompt if supervised is None else prompt & ~answers
-        if supervised is None:
-            last = text.valid.sum(1, keepdim=True) - 1
-            return torch.arange(text.valid.shape[1], device=last.device) == last
-        return starts

@@ -19,7 +19,8 @@ from .visual_cache import VisualCache, VisualCacheLayer
 from .visual_gates import LayerGates
 from .visual_layout import TextTokens, VisualTokens
 from .visual_masks import StageMasks, TextMasks
-from .visual_plan import LiveLayer
+from .visual_plan import LiveLayer, Rank
+from .visual_ranking import image_scores, text_scores
 from .visual_units import Units
 
 
@@ -117,7 +118,8 @@ def _rotated(states: torch.Tensor, rope: Rope) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Streams:
-    """What the layers of one forward share: the rows' positions, their masks, and the cache to fill."""
+    """What the layers of one forward share: the rows' positions, their masks, the cache to fill, and in training, which rows are
+    answers: [B, S] bool."""
 
     text: TextTokens
     text_rope: Rope
@@ -127,6 +129,7 @@ class Streams:
     stage: StageMasks | None
     cache: VisualCache | None
     unit_rows: UnitRows
+    supervised: torch.Tensor | None
 
 
 class SparseDecoderLayerMixin:
@@ -144,7 +147,7 @@ class SparseDecoderLayerMixin:
         units: Units,
         neurons: int | torch.Tensor,
         streams: Streams,
-        rank_rows: torch.Tensor | None = None,
+        rank: Rank | None = None,
         gates: LayerGates | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """One layer.
@@ -152,11 +155,11 @@ class SparseDecoderLayerMixin:
         Args:
             text: [B, T, D]. visual: [B, V, D], or None when no visual row is carried.
             live, units, neurons: this layer's part of the plan; `neurons` serve visual rows in the FFN.
-            rank_rows: [B, T] bool, the text rows by whose attention visual tokens are ranked after this layer.
+            rank: how visual tokens are ranked after this layer, where it is by this layer's attention.
             gates: on what the plan serves, all units and neurons; None: there are none.
 
         Returns:
-            text, visual and, where `rank_rows` is given, the attention that visual tokens receive [B, V], fp32.
+            text, visual and, where `rank` is given, the attention that visual tokens receive [B, V], fp32.
         """
         attention = self.self_attn
         cache = VisualCacheLayer(kept=False) if streams.cache is None else streams.cache.layers[attention.layer_idx]
@@ -175,11 +178,16 @@ class SparseDecoderLayerMixin:
         cache.update(keys, values, units, visual_keys if live.read else None)
 
         scores = None
-        if rank_rows is not None:
-            scores = self._received_attention(units.split_heads(queries)[0], cache, streams, rank_rows)
+        if rank is not None and rank.by == "text_attention":
+            served = units.split_heads(queries)[0]
+            scores = text_scores(served, cache.joint_keys, attention.scaling, streams.stage, rank.rows, streams.supervised)
         visual_update = None
         if visual is not None and live.attend:
-            visual_update = self._visual_attention(visual_normed, visual_keys, live, units, cache, streams)
+            visual_queries = _rotated(self._heads(self.queries(visual_normed, units.query_rows)), streams.visual_rope)
+            seen = self._seen_by_visual(visual_keys, live, units, cache)
+            if rank is not None and rank.by == "image_attention":
+                scores = image_scores(visual_queries, seen[0], attention.scaling, streams.stage, live)
+            visual_update = self._visual_attention(visual_queries, visual_keys, seen, live, streams)
         text = text + attention.o_proj(_rows(self._text_attention(queries, units, cache, streams, gates)))
         text = text + self.mlp(self.post_attention_layernorm(text))
         if visual_update is not None:
@@ -262,51 +270,38 @@ class SparseDecoderLayerMixin:
             return served
         return units.merge_heads(served, self._attend(rest, cache.keys, cache.values, streams.text_masks.mask))
 
+    @staticmethod
+    def _seen_by_visual(
+        visual_keys: tuple[torch.Tensor, torch.Tensor], live: LiveLayer, units: Units, cache: VisualCacheLayer
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, served, L, H] of what visual rows may see: in order, visual rows and text."""
+        if live.read:
+            return cache.joint_keys, cache.joint_values
+        # A blind layer caches text alone: its visual rows are put before it for this forward only.
+        texts = (units.split(part)[0] for part in (cache.keys, cache.values))
+        return tuple(torch.cat(pair, dim=2) for pair in zip(visual_keys, texts, strict=True))
+
     def _visual_attention(
         self,
-        normed: torch.Tensor,
+        queries: torch.Tensor,
         visual_keys: tuple[torch.Tensor, torch.Tensor],
+        seen: tuple[torch.Tensor, torch.Tensor],
         live: LiveLayer,
-        units: Units,
-        cache: VisualCacheLayer,
         streams: Streams,
     ) -> torch.Tensor:
         """Visual rows, in the served units, over the text before them and over visual rows: near ones, or all."""
-        queries = _rotated(self._heads(self.queries(normed, units.query_rows)), streams.visual_rope)
         stage = streams.stage
         tiles = stage.tiles(live.radius, live.bidirectional)
-        if live.read:
-            keys, values = cache.joint_keys, cache.joint_values
-            texts = (part[:, :, visual_keys[0].shape[2] :] for part in (keys, values))
-        else:  # a blind layer caches text alone: its visual rows are put before it for this forward only
-            texts = tuple(units.split(part)[0] for part in (cache.keys, cache.values))
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(visual_keys, texts, strict=True))
-        if tiles is not None:
-            before = (part[:, :, : stage.text_before] for part in texts)
+        if tiles is not None:  # then nothing was cached before: text is what follows this forward's visual rows
+            begin = visual_keys[0].shape[2]
+            before = (part[:, :, begin : begin + stage.text_before] for part in seen)
             return neighbor_attention(queries, *visual_keys, *before, stage.text_mask(), tiles, self.self_attn.scaling)
-        return self._attend(queries, keys, values, stage.visual_mask(live.read, live.radius, live.bidirectional))
+        return self._attend(queries, *seen, stage.visual_mask(live.read, live.radius, live.bidirectional))
 
     def _narrow_mlp(self, normed: torch.Tensor, neurons: int | torch.Tensor, gates: LayerGates | None) -> torch.Tensor:
         hidden = self.neurons(normed, neurons)
         hidden = hidden if gates is None else gates.of_neurons(hidden)
         return self.mlp.down_proj(hidden, columns=neurons)
-
-    @torch.no_grad()
-    def _received_attention(
-        self, queries: torch.Tensor, cache: VisualCacheLayer, streams: Streams, rank_rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention [B, V] that visual tokens receive: post-softmax, mean over served heads and ranking rows."""
-        index = torch.argsort(~rank_rows, dim=1, stable=True)[:, : int(rank_rows.sum(1).max())]
-        counted = rank_rows.gather(1, index)  # [B, R]
-        chosen = queries.gather(2, index[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
-        keys = cache.joint_keys.repeat_interleave(queries.shape[1] // cache.joint_keys.shape[1], dim=1)
-        logits = (chosen.float() @ keys.float().transpose(2, 3)) * self.self_attn.scaling
-        mask = streams.stage.mask.gather(2, index[:, None, :, None].expand(-1, 1, -1, keys.shape[2]))
-        weights = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1)
-        own = streams.stage.past.slots.shape[1]
-        received = weights[..., own : own + streams.visual.slots.shape[1]].mean(1)  # [B, R, V]
-        counted = counted.unsqueeze(-1)
-        return (received * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 def _rows(heads: torch.Tensor) -> torch.Tensor:

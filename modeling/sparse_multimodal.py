@@ -44,14 +44,25 @@ class SparseMultimodalMixin:
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
         """Puts `plan` in force and writes it to the config. Raises ValueError when it does not fit the model."""
+        self._check_tower(plan)
         self.model.language_model.set_visual_plan(plan)
         self.config.visual_plan = plan.to_dict()
 
     @contextmanager
     def use_plan(self, plan: VisualPlan) -> Iterator[None]:
-        """`plan` in force inside the block; the config keeps the model's own."""
+        """`plan` in force inside the block; the config keeps the model's own. Raises ValueError when it does not fit the model."""
+        self._check_tower(plan)
         with self.model.language_model.use_plan(plan):
             yield
+
+    def _check_tower(self, plan: VisualPlan) -> None:
+        """Raises ValueError where the plan ranks by a class token that the vision tower does not have."""
+        num_blocks = len(self.model.class_blocks())
+        if plan.tower_layers > num_blocks:
+            raise ValueError(
+                f"visual plan: rank by cls_attention over {plan.tower_layers} layers: the vision tower "
+                f"({self.vision_tower.config.model_type}) has {num_blocks} with a class token, up to the one that is read"
+            )
 
     @staticmethod
     def stock_inputs(config: PreTrainedConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -69,8 +80,12 @@ class SparseMultimodalMixin:
         return torch.ones(num_tokens(image), dtype=torch.bool)
 
     def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict:
-        """What forward takes in place of what the image processor gives: features, once through tower and projector."""
-        return {"mm_encoder_outputs": {"image": self.get_image_features(**pictures)}} if pictures else {}
+        """What forward takes in place of what the image processor gives: features, once through tower and projector, with all
+        that any plan asks of the tower."""
+        if not pictures:
+            return {}
+        features = self.model.get_image_features(**pictures, tower_layers=len(self.model.class_blocks()))
+        return {"mm_encoder_outputs": {"image": features}}
 
     def build(self, model: nn.Module) -> None:
         """What the stock class's constructor builds, around a sparse model; under the config's plan."""
@@ -78,7 +93,9 @@ class SparseMultimodalMixin:
         self.model = model
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         if config.visual_plan is not None:
-            self.model.language_model.set_visual_plan(VisualPlan.from_dict(config.visual_plan))
+            plan = VisualPlan.from_dict(config.visual_plan)
+            self._check_tower(plan)
+            self.model.language_model.set_visual_plan(plan)
         self.post_init()
 
     def serve(

@@ -1,5 +1,7 @@
 """What vision towers cost: multiply-accumulates, attention in full, norms left out, as in visual_flops.py."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedConfig
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -19,6 +21,13 @@ def vit_macs(
     return num_patches * patch_values * hidden_size + num_blocks * block
 
 
+def blocks_read(layers: int | Sequence[int], num_blocks: int) -> int:
+    """How many of a LLaVA's tower's blocks count, up to the last whose output is read; `layers` as its vision_feature_layer."""
+    layers = [layers] if isinstance(layers, int) else layers
+    # hidden_states holds the embedding first, then every block's output.
+    return max(layer if layer >= 0 else num_blocks + 1 + layer for layer in layers)
+
+
 def llava_tower_macs(config: PreTrainedConfig) -> int:
     """Of a LLaVA's tower, up to the layer that is read, and its projector, on one picture or tile of the tower's size.
 
@@ -29,10 +38,7 @@ def llava_tower_macs(config: PreTrainedConfig) -> int:
     if tower.model_type not in CLASS_TOKENS:
         raise ValueError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(CLASS_TOKENS)}")
     class_tokens = CLASS_TOKENS[tower.model_type]
-    read = config.vision_feature_layer
-    read = [read] if isinstance(read, int) else list(read)
-    # hidden_states holds the embedding first, then every block's output.
-    num_blocks = max(layer if layer >= 0 else tower.num_hidden_layers + 1 + layer for layer in read)
+    read = [config.vision_feature_layer] if isinstance(config.vision_feature_layer, int) else list(config.vision_feature_layer)
     num_patches = (tower.image_size // tower.patch_size) ** 2
     macs = vit_macs(
         num_patches=num_patches,
@@ -40,7 +46,7 @@ def llava_tower_macs(config: PreTrainedConfig) -> int:
         patch_values=tower.num_channels * tower.patch_size**2,
         hidden_size=tower.hidden_size,
         intermediate_size=tower.intermediate_size,
-        num_blocks=num_blocks,
+        num_blocks=blocks_read(config.vision_feature_layer, tower.num_hidden_layers),
     )
     width = config.text_config.hidden_size
     # The strategy "default" drops the first token, whatever it is.

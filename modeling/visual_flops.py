@@ -3,7 +3,8 @@
 Four conventions are in use in the literature; a plan's cost is given in all of them:
 A, multiply-accumulates of the visual tokens alone (FastV, PyramidDrop); B = 2 A, FLOPs (YOPO); C, FLOPs of the
 decoder's whole prefill, text included (ShortV eq. 3, VTW, p-MoD); D, C plus vision tower and projector (DiffPrune).
-Attention is counted in full, not causal-halved; norms, softmax, embedding and lm_head are left out in all four.
+Attention is counted in full, not causal-halved; norms, softmax, embedding and lm_head are left out in all four. So is the
+class token's row of a ranking by `cls_attention`: in a block of the tower it is one part in 12 times the tower's hidden size.
 
 The references are the *stock* model's costs (`dense_cost`). The dense *plan* costs a little less: nothing reads
 what the last layer would add to visual tokens, so it is never computed.
@@ -124,8 +125,8 @@ def plan_cost(
 
     Args:
         images: the grids of each image of the sample.
-        text_before: how many of the text tokens precede the images: tiles of neighbour attention meet these alone.
-            None: all of them, the published conventions' full count.
+        text_before: how many of the text tokens precede the images: tiles of neighbour attention meet these alone, and the
+            others rank visual tokens where the instruction does. None: all of them do, the published conventions' full count.
         vision_macs: multiply-accumulates of vision tower and projector for these images.
 
     Raises:
@@ -232,12 +233,17 @@ def layer_kv_values(work: Work, layer: LiveLayer, decoder: DecoderShape, images:
 def _ranking_macs(
     layer: LiveLayer, above: LiveLayer, decoder: DecoderShape, images: Images, text_tokens: int, before: int | None
 ) -> int:
-    """The extra query-key product over the layer above that ranks its tokens, where some are let go."""
-    if not layer.keep:
+    """The extra query-key product over the layer above that ranks its tokens by attention, where some are let go."""
+    if not (layer.keep and layer.rank.by_attention):
         return 0
-    instruction = text_tokens if before is None else text_tokens - before
-    rows = 1 if layer.rank.rows == "last" else instruction
-    return rows * (visual_tokens(above, images) + text_tokens) * above.num_heads * _unit_width(decoder)
+    tokens = visual_tokens(above, images)
+    if layer.rank.by == "image_attention":
+        rows = tokens
+    elif layer.rank.rows == "last":
+        rows = 1
+    else:
+        rows = text_tokens if before is None else text_tokens - before
+    return rows * (tokens + text_tokens) * above.num_heads * _unit_width(decoder)
 
 
 def _unit_width(decoder: DecoderShape) -> int:

@@ -56,8 +56,9 @@ class VisualTokens:
     """Carried visual rows, and where in which image each lies.
 
     `index`, `valid`, `slots` as for text; `image` and `grid` [B, V] count the images and the grids (tiles, frames) of the
-    sample (-1 for invalid rows), `row` and `column` [B, V] are places in the grid, `image_tokens` [B, V] the image's original
-    number of tokens. `grids` are the (rows, columns) of each grid of the batch, `full`: no row is invalid.
+    sample (-1 for invalid rows), `row` and `column` [B, V] are places in the grid, `place` [B, V] counts the image's original
+    tokens and `image_tokens` [B, V] is their number. `grids` are the (rows, columns) of each grid of the batch, `full`: no row is
+    invalid.
     """
 
     index: torch.Tensor
@@ -67,9 +68,22 @@ class VisualTokens:
     grid: torch.Tensor
     row: torch.Tensor
     column: torch.Tensor
+    place: torch.Tensor
     image_tokens: torch.Tensor
     grids: tuple[tuple[int, int], ...]
     full: bool
+
+    def placed(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """Values [image tokens of the batch, D] in the order of the batch, before any is let go -> [B, V, D]; 0 at padding."""
+        rows = of_tokens.new_zeros(*self.valid.shape, of_tokens.shape[1])
+        return rows.masked_scatter(self.valid.unsqueeze(-1), of_tokens.to(rows))
+
+    def num_kept(self, fraction: float) -> torch.Tensor:
+        """[B, V]: how many tokens of its image are carried at this fraction of the original ones."""
+        kept = torch.zeros_like(self.image)
+        for size in self.image_tokens.unique().tolist():
+            kept = torch.where(self.image_tokens == size, num_kept(fraction, size), kept)
+        return kept
 
     def survivors(self, scores: torch.Tensor, fraction: float) -> tuple["VisualTokens", torch.Tensor]:
         """The best ranked `num_kept(fraction, N)` rows of each image, in their order.
@@ -83,23 +97,24 @@ class VisualTokens:
         """
         by_score = torch.argsort(scores, dim=1, descending=True, stable=True)
         order = by_score.gather(1, torch.argsort(self.image.gather(1, by_score), dim=1, stable=True))
-        image = self.image.gather(1, order)
-        place = torch.arange(image.shape[1], device=image.device).expand_as(image)
-        first = torch.ones_like(image, dtype=torch.bool)
-        first[:, 1:] = image[:, 1:] != image[:, :-1]
-        rank = place - torch.where(first, place, 0).cummax(dim=1).values
-        sizes = self.image_tokens.unique().tolist()
-        kept_of = {size: num_kept(fraction, size) for size in sizes}
-        limit = torch.zeros_like(image)
-        for size, kept in kept_of.items():
-            limit = torch.where(self.image_tokens.gather(1, order) == size, kept, limit)
+        rank = place_in_run(self.image.gather(1, order))
+        limit = self.num_kept(fraction).gather(1, order)
         keep = torch.zeros_like(self.valid).scatter(1, order, rank < limit) & self.valid
         chosen, valid = _pack(keep, int(keep.sum(1).max()))
-        take = {name: getattr(self, name).gather(1, chosen) for name in ("index", "slots", "row", "column", "image_tokens")}
+        kept_as_is = ("index", "slots", "row", "column", "place", "image_tokens")
+        take = {name: getattr(self, name).gather(1, chosen) for name in kept_as_is}
         numbers = {name: torch.where(valid, getattr(self, name).gather(1, chosen), -1) for name in ("image", "grid")}
         slots = torch.where(valid, take.pop("slots"), NO_SLOT)
         kept_tokens = VisualTokens(valid=valid, slots=slots, grids=self.grids, full=bool(valid.all()), **numbers, **take)
         return kept_tokens, chosen
+
+
+def place_in_run(numbers: torch.Tensor) -> torch.Tensor:
+    """[B, V] -> [B, V]: in each row, how many equal numbers stand right before."""
+    place = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
+    first = torch.ones_like(numbers, dtype=torch.bool)
+    first[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    return place - torch.where(first, place, 0).cummax(dim=1).values
 
 
 def split_streams(
@@ -178,6 +193,7 @@ def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, images: Images) -> V
         grid=numbers(sizes),
         row=place([cell // columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
         column=place([cell % columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
+        place=place([torch.arange(size) for size in image_sizes], padding=0),
         image_tokens=place([torch.full((size,), size) for size in image_sizes], padding=0),
         grids=grids,
         full=bool(valid.all()),
@@ -198,9 +214,8 @@ def join_streams(
     return joined[:, :length]
 
 
-def answer_starts(labels: torch.Tensor) -> torch.Tensor:
-    """The rows that precede an answer: labels [B, S] with -100 where unsupervised -> [B, S] bool."""
-    supervised = labels != -100
+def answer_starts(supervised: torch.Tensor) -> torch.Tensor:
+    """The rows that precede an answer: [B, S] bool, true at answer tokens -> [B, S] bool."""
     starts = torch.zeros_like(supervised)
     starts[:, :-1] = supervised[:, 1:] & ~supervised[:, :-1]
     return starts

@@ -15,7 +15,9 @@ import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-RANKINGS = ("text_attention",)
+ATTENTION_RANKINGS = ("text_attention", "image_attention")
+"""By the attention of the layer before, which therefore has to be computed."""
+RANKINGS = (*ATTENTION_RANKINGS, "cls_attention", "uniform", "random")
 RANKING_ROWS = ("last", "instruction")
 
 
@@ -36,18 +38,47 @@ def _is_int(value) -> bool:
 
 @dataclass(frozen=True)
 class Rank:
-    """How visual tokens are ranked where `tokens` falls: by the attention they receive in the layer before,
-    post-softmax, mean over the served heads; from the `last` token of the prompt, or from every prompt row
-    after the image (`instruction`)."""
+    """How visual tokens are ranked where `tokens` falls; of equal ones the earlier is kept.
+
+    Args:
+        by: `text_attention` or `image_attention`, the attention they receive in the layer before, post-softmax, mean over the
+            served heads, from text or from the visual rows of their own image (HiMAP, arXiv 2503.13108; pictures of a prompt
+            do not rank each other's tokens); `cls_attention`, the attention of the vision tower's class token, mean over its
+            heads (FasterVLM, arXiv 2412.01818); `uniform`, evenly spaced among those that an image still has; `random`.
+        rows: of `text_attention`: from the `last` token of the prompt (FastV, arXiv 2403.06764), or from every prompt row after
+            the image (`instruction`).
+        tower_layers: of `cls_attention`: summed over so many of the tower's layers, the last of them the one that is read
+            (VTC-CLS, arXiv 2412.05819: 7 of CLIP-L's).
+        seed: of `random`, below 2^32. With it, the number of its image in the sample and its own in the image, a token's rank
+            is fixed.
+    """
 
     by: str = "text_attention"
     rows: str = "last"
+    tower_layers: int = 1
+    seed: int = 0
 
     def __post_init__(self):
         if self.by not in RANKINGS:
             raise ValueError(f"rank.by: got {self.by!r}, allowed: {', '.join(RANKINGS)}")
         if self.rows not in RANKING_ROWS:
             raise ValueError(f"rank.rows: got {self.rows!r}, allowed: {', '.join(RANKING_ROWS)}")
+        if not (_is_int(self.seed) and 0 <= self.seed < 2**32):
+            raise ValueError(f"rank.seed: got {self.seed!r}, allowed: an integer >= 0 below 2^32")
+        if not (_is_int(self.tower_layers) and self.tower_layers >= 1):
+            raise ValueError(f"rank.tower_layers: got {self.tower_layers!r}, allowed: an integer >= 1")
+        for name, kind in (("rows", "text_attention"), ("tower_layers", "cls_attention"), ("seed", "random")):
+            if self.by != kind and getattr(self, name) != getattr(Rank, name):
+                raise ValueError(f"rank.{name}: got {getattr(self, name)!r} with by {self.by!r}, allowed: only with {kind!r}")
+
+    @property
+    def by_attention(self) -> bool:
+        """Whether the layer before has to say what attention its visual tokens receive."""
+        return self.by in ATTENTION_RANKINGS
+
+    def to_dict(self) -> dict:
+        """The JSON object: `by`, and what differs from the defaults."""
+        return {name: value for name, value in asdict(self).items() if name == "by" or value != getattr(Rank, name)}
 
 
 @dataclass(frozen=True)
@@ -114,7 +145,7 @@ class LayerPlan:
         dense = LayerPlan(tokens=before.tokens)
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(dense, f.name)}
         if "rank" in changed:
-            changed["rank"] = asdict(self.rank)
+            changed["rank"] = self.rank.to_dict()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
 
 
@@ -162,7 +193,7 @@ class VisualPlan:
     """A plan for every decoder layer.
 
     Raises:
-        ValueError: `tokens` grows with depth, or survivors would have to be ranked where no text reads.
+        ValueError: `tokens` grows with depth, or survivors would have to be ranked by attention that is not computed.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -181,18 +212,25 @@ class VisualPlan:
                     f"visual plan: layer {index}: tokens: got {layer.tokens} after {before.tokens} in layer {index - 1}, "
                     "allowed: never more than the layer before"
                 )
-            if 0 < layer.tokens < before.tokens:
-                if index == 0:
-                    raise ValueError(
-                        f"visual plan: layer 0: tokens: got {layer.tokens}, allowed: 1 or 0 "
-                        "(no attention precedes layer 0 by which to rank)"
-                    )
-                if not before.read or num_served(before.heads, 1) == 0:
-                    raise ValueError(
-                        f"visual plan: layer {index}: tokens falls to {layer.tokens}, but text does not read visual "
-                        f"tokens in layer {index - 1}; allowed: rank after a layer that is read with at least one head"
-                    )
+            if 0 < layer.tokens < before.tokens and layer.rank.by_attention:
+                self._check_rank(index, layer, before)
             before = layer
+
+    @staticmethod
+    def _check_rank(index: int, layer: LayerPlan, before: LayerPlan) -> None:
+        """Raises ValueError where tokens fall by an attention that the layer before does not compute."""
+        falls = f"visual plan: layer {index}: tokens falls to {layer.tokens} by {layer.rank.by}"
+        if index == 0:
+            others = ", ".join(kind for kind in RANKINGS if kind not in ATTENTION_RANKINGS)
+            raise ValueError(f"{falls}, but no attention precedes layer 0; allowed: 1, 0, or a rank by {others}")
+        needed, wanting, allowed = {
+            "text_attention": (before.read, "text does not read visual tokens", "is read"),
+            "image_attention": (before.attend, "visual tokens do not attend", "attends"),
+        }[layer.rank.by]
+        if not needed or num_served(before.heads, 1) == 0:
+            raise ValueError(
+                f"{falls}, but {wanting} in layer {index - 1}; allowed: rank after a layer that {allowed} with at least one head"
+            )
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -263,6 +301,13 @@ class VisualPlan:
                         f"visual plan: layer {index}: {name}: got {units if isinstance(units, int) else largest - 1}, "
                         f"the model has {total}"
                     )
+
+    @property
+    def tower_layers(self) -> int:
+        """In how many of the vision tower's layers the class token's attention ranks visual tokens; 0: it ranks none."""
+        carried = [1.0, *(layer.tokens for layer in self.layers)]
+        falling = [layer.rank for layer, before in zip(self.layers, carried, strict=False) if 0 < layer.tokens < before]
+        return max((rank.tower_layers for rank in falling if rank.by == "cls_attention"), default=0)
 
     @property
     def is_integer(self) -> bool:

@@ -248,7 +248,9 @@ def prefill_decoder(model: PreTrainedModel, prompt: Prompt) -> Cache:
     """The decoder alone over embeddings, and the head on the last row."""
     streams = {}
     if isinstance(model, SparseMultimodalMixin):
-        streams = {"visual_mask": prompt.visual_mask, "images": prompt.images}
+        # No tower runs: where its class token ranks, it ranks all alike.
+        ranks = prompt.inputs_embeds.new_zeros(sum(map(num_tokens, prompt.images)), model.visual_plan.tower_layers)
+        streams = {"visual_mask": prompt.visual_mask, "images": prompt.images, "class_attention": ranks}
     outputs = model.model.language_model(inputs_embeds=prompt.inputs_embeds, use_cache=True, **streams)
     model.lm_head(outputs.last_hidden_state[:, -1:])
     return outputs.past_key_values

@@ -19,10 +19,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from data.collator import Collator, pictures_of
 from data.dataset import ConversationDataset
+from modeling.class_attention import ScoredFeatures, class_attention_of
 from training.distillation import predicts_answer
 
 FEATURES = "features_"
 """Before the kind of visual input, as in `mm_encoder_outputs`: its features among a sample's tensors."""
+CLASS_ATTENTION = "class_attention_"
+"""Before the kind likewise: what the vision tower's class token attends to, where it has one."""
 OFFSETS = "/offsets"
 """After a tensor's name: where each sample's rows of it begin."""
 
@@ -55,10 +58,13 @@ def keep_answers(
             kept["teacher_logits"].append(model(**text, **encoded, logits_mask=supervised, use_cache=False).logits.cpu())
         for kind, output in encoded.pop("mm_encoder_outputs", {}).items():
             kept[FEATURES + kind] += [features.cpu() for features in output.pooler_output]
+            if (scores := class_attention_of(output)) is not None:
+                kept[CLASS_ATTENTION + kind].append(scores.cpu())
         for name, value in encoded.items():
             kept[name].append(value.cpu())
         for sample, row, answers in zip(samples, batch["input_ids"], supervised, strict=True):
-            tokens = {FEATURES + kind: int((row == token).sum()) for kind, token in model.visual_tokens(model.config).items()}
+            counts = {kind: int((row == token).sum()) for kind, token in model.visual_tokens(model.config).items()}
+            tokens = {prefix + kind: count for kind, count in counts.items() for prefix in (FEATURES, CLASS_ATTENTION)}
             pictures = {name: len(value) for name, value in pictures_of(sample).items()}
             lengths.append({"teacher_logits": int(answers.sum()), **tokens, **pictures})
     rows = {name: torch.cat(values) for name, values in kept.items()}
@@ -72,7 +78,7 @@ class AnsweredDataset(Dataset):
     """The samples of a dataset with what `keep_answers` kept of them.
 
     Item: the dataset's own without its pictures (they are not decoded), `teacher_logits` [supervised tokens, V] and, where it
-    has pictures, their features [N, D] and what the model is told of them besides their pixels.
+    has pictures, their features [N, D], what the class token attends to [N, tower layers] and what the model is told of them besides their pixels.
 
     Raises:
         ValueError: `path` holds the answers to another number of samples.
@@ -100,7 +106,11 @@ class AnsweredDataset(Dataset):
 
 def with_features(pictures: dict[str, torch.Tensor]) -> dict:
     """Of a batch of `AnsweredDataset`: what forward takes of its pictures; as it is where no features were kept."""
-    features = {name: value for name, value in pictures.items() if name.startswith(FEATURES)}
-    rest = {name: value for name, value in pictures.items() if name not in features}
-    outputs = {name.removeprefix(FEATURES): BaseModelOutputWithPooling(pooler_output=[value]) for name, value in features.items()}
+    outputs = {}
+    for name, value in pictures.items():
+        if name.startswith(FEATURES):
+            kind = name.removeprefix(FEATURES)
+            scores = pictures.get(CLASS_ATTENTION + kind)
+            outputs[kind] = BaseModelOutputWithPooling(pooler_output=[value]) if scores is None else ScoredFeatures.of([value], [scores])
+    rest = {name: value for name, value in pictures.items() if not name.startswith((FEATURES, CLASS_ATTENTION))}
     return {"mm_encoder_outputs": outputs, **rest} if outputs else rest

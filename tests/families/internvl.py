@@ -8,7 +8,7 @@ from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLProce
 
 from checkpoints.processor import without_videos
 from tests.families.family import DECODER, TinyFamily, sample_of, template_with, tiny_tokenizer, words
-from tests.modeling.masked_reference import Layout
+from tests.modeling.masked_reference import Layout, class_rows
 
 IMAGE, START, END = 3, 4, 5
 TILE, SIDE = 16, 2  # 16 pixels, 4 patches, 2 tokens a side
@@ -72,7 +72,9 @@ def layout(model: nn.Module, sample: dict) -> Layout:
     states = decoder.embed_tokens(ids)
     image, grid = torch.full_like(ids, -1), torch.full_like(ids, -1)
     places = torch.zeros(len(ids), 2, dtype=torch.long)
+    class_attention = torch.zeros(len(ids), len(model.vision_tower.encoder.layer))
     if "pixel_values" in sample:
+        of_patches = class_rows(model.vision_tower, sample["pixel_values"]).unflatten(1, (2 * SIDE, 2 * SIDE))
         features = model.model.get_image_features(sample["pixel_values"]).pooler_output.flatten(0, 1)
         states = states.masked_scatter((ids == IMAGE)[:, None], features)
     num_images, place = -1, 0
@@ -80,10 +82,13 @@ def layout(model: nn.Module, sample: dict) -> Layout:
         num_images += token == START
         if token == IMAGE:
             image[row], grid[row] = num_images, place // SIDE**2
-            places[row] = torch.tensor(divmod(place % SIDE**2, SIDE))
+            down, across = divmod(place % SIDE**2, SIDE)
+            places[row] = torch.tensor([down, across])
+            merged = of_patches[place // SIDE**2, 2 * down : 2 * down + 2, 2 * across : 2 * across + 2]
+            class_attention[row] = merged.mean((0, 1))
             place += 1
     cos, sin = decoder.rotary_emb(states[None], torch.arange(len(ids))[None])
-    return Layout(states, (cos[0], sin[0]), image, grid, places)
+    return Layout(states, (cos[0], sin[0]), image, grid, places, class_attention)
 
 
 def processor() -> InternVLProcessor:

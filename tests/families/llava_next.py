@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlavaNextConfig, LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from tests.families.family import DECODER, TinyFamily, sample_of, template_with, tiny_tokenizer, words
-from tests.modeling.masked_reference import Layout
+from tests.modeling.masked_reference import Layout, class_rows
 
 IMAGE, TILE, PATCH = 3, 6, 2
 SIDE = TILE // PATCH
@@ -80,26 +80,29 @@ def layout(model: nn.Module, sample: dict) -> Layout:
     states = list(decoder.embed_tokens(ids))
     image, grid = torch.full_like(ids, -1), torch.full_like(ids, -1)
     places = torch.zeros(len(ids), 2, dtype=torch.long)
+    class_attention = torch.zeros(len(ids), len(model.vision_tower.encoder.layers))
     row = iter(torch.where(ids == IMAGE)[0].tolist())
 
-    def put(feature: torch.Tensor, of_image: int, of_grid: int, place: tuple[int, int]) -> None:
+    def put(feature: torch.Tensor, of_class: torch.Tensor, of_image: int, of_grid: int, place: tuple[int, int]) -> None:
         at = next(row)
         states[at], image[at], grid[at], places[at] = feature, of_image, of_grid, torch.tensor(place)
+        class_attention[at] = of_class
 
     for number, size in enumerate(map(tuple, sample["image_sizes"].tolist()) if "image_sizes" in sample else ()):
         features = model.model.vision_tower(sample["pixel_values"][number], output_hidden_states=True).hidden_states[-1]
         whole, *tiles = model.model.multi_modal_projector(features)[:, 1:]  # without the class token
+        of_whole, *of_tiles = class_rows(model.vision_tower, sample["pixel_values"][number])
         for place in range(SIDE**2):
-            put(whole[place], number, 2 * number, divmod(place, SIDE))
+            put(whole[place], of_whole[place], number, 2 * number, divmod(place, SIDE))
         rows, columns = shown(size)
         for down in rows:
             for across in columns:
-                tile = tiles[down // SIDE * TILES[size][1] + across // SIDE]
-                put(tile[down % SIDE * SIDE + across % SIDE], number, 2 * number + 1, (down, across))
+                tile, place = down // SIDE * TILES[size][1] + across // SIDE, down % SIDE * SIDE + across % SIDE
+                put(tiles[tile][place], of_tiles[tile][place], number, 2 * number + 1, (down, across))
             states[next(row)] = model.model.image_newline
     states = torch.stack(states)
     cos, sin = decoder.rotary_emb(states[None], torch.arange(len(ids))[None])
-    return Layout(states, (cos[0], sin[0]), image, grid, places)
+    return Layout(states, (cos[0], sin[0]), image, grid, places, class_attention)
 
 
 def processor() -> LlavaNextProcessor:

@@ -18,7 +18,7 @@ from data.dataset import ConversationDataset
 from data.images import tokens_at
 from data.shapes import SplitSettings, WorldSettings, write_world
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
-from modeling.visual_plan import VisualPlan
+from modeling.visual_plan import Rank, VisualPlan
 from tests.families.family import COLLATORS, TinyFamily, as_batch, batch_of, relative_error, text_rows
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
@@ -41,9 +41,17 @@ from training.trainer import DistillationTrainer, TrainingSettings
 
 FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
 LAYERS, UNITS, NEURONS = 3, 2, 24
-PLANS = [random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(8)]
+RANKED = VisualPlan.from_dict(
+    {"layers": [{"tokens": 0.7, "rank": {"by": "random"}}, {"tokens": 0.5, "rank": {"by": "image_attention"}}, {"tokens": 0.3}]}
+)
+PLANS = [RANKED, *(random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(7))]
 
 LISTED = VisualPlan.dense(LAYERS).replace(0, heads=(1,), ffn=(3, 20, 7), radius=1).replace(2, tokens=0.0)
+
+def by_class_token(tower_layers: int) -> VisualPlan:
+    rank = {"by": "cls_attention", "tower_layers": tower_layers}
+    return VisualPlan.from_dict({"layers": [{"tokens": 0.6, "rank": rank}, {}, {"tokens": 0.3, "rank": rank}]})
+
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
@@ -111,9 +119,55 @@ def test_the_comparison_with_the_reference_can_fail(family: TinyFamily):
             assert relative_error(logits[rows[0]], found) > 1e-3
 
 
+@pytest.mark.parametrize("family", [*LLAVA, *LLAVA_NEXT, *INTERNVL], ids=lambda family: family.name)
+def test_class_tokens_rank(family: TinyFamily, tmp_path):
+    """In one layer of the tower and summed over two: as the slow reference; with pictures, features encoded or kept; for beams."""
+    model, samples = family.sparse(), family.samples(8)
+    for name, value in model.vision_tower.named_parameters():
+        if "q_proj.weight" in name:
+            value.data *= 100  # weights as small as the tower's first ones attend to all alike
+        if "cls_token" in name:
+            torch.nn.init.normal_(value)  # InternVL's starts at zero
+    plans = [by_class_token(1), by_class_token(2)]
+    keep_answers(model, Answerable(samples), COLLATORS["left"], tmp_path / "answers", batch_size=2, autocast=None)
+    kept = AnsweredDataset(Answerable(samples), tmp_path / "answers")
+    answered = COLLATORS["left"]([kept[index] for index in range(len(samples))])
+    batch = batch_of(samples, "left")
+    text, pictures = {name: batch[name] for name in TEXT_KEYS if name in batch}, pictures_of(batch)
+    rows, found = text_rows(model, batch), []
+    with torch.no_grad():
+        encoded = model.encode_pictures(pictures)
+        answered.pop("teacher_logits")
+        for plan in plans:
+            expected = [reference_logits(model, plan, as_batch(sample), layout=family.layout) for sample in samples]
+            expected = torch.cat([logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)])
+            with model.use_plan(plan):
+                for given in (pictures, encoded, with_features(pictures_of(answered))):
+                    assert relative_error(model(**text, **given).logits[rows], expected) < 1e-5
+                found.append(expected)
+    assert relative_error(*found) > 1e-3
+    model.set_visual_plan(plans[1])
+    settings = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "pad_token_id": 0, "eos_token_id": None}
+    asked = samples[:2] if family in LLAVA else samples  # beams of transformers 5.17 mix up a prompt's pictures (README)
+    answers = model.generate(**batch_of(asked, "left"), **settings)
+    for sample, answer in zip(asked, answers, strict=True):
+        assert torch.equal(answer[-4:], model.generate(**batch_of([sample]), **settings)[0, -4:])
+
+
 @families
-@pytest.mark.parametrize("plan", [VisualPlan.dense(LAYERS), *PLANS[:3]])
+def test_towers_without_such_a_class_token_are_refused(family: TinyFamily):
+    model, layers = family.sparse(), 1 if family is QWEN2_VL else 4
+    with pytest.raises(ValueError, match=f"rank by cls_attention over {layers} layers: the vision tower .* has [023] with a class token"):
+        model.set_visual_plan(by_class_token(layers))
+    with pytest.raises(ValueError, match="rank by cls_attention"), model.use_plan(by_class_token(layers)):
+        pass
+
+
+@families
+@pytest.mark.parametrize("plan", [VisualPlan.dense(LAYERS), *PLANS[:3], "class token"])
 def test_claimed_is_executed(family: TinyFamily, plan):
+    if plan == "class token":
+        plan = PLANS[3] if family is QWEN2_VL else by_class_token(2)
     model, sample = family.sparse(), family.samples(3)[-1]
     model.set_visual_plan(plan)
     batch = as_batch(sample)
@@ -130,8 +184,9 @@ def test_claimed_is_executed(family: TinyFamily, plan):
     assert claimed.flops_total - claimed.flops_prefill == pytest.approx(
         flops[f"{root}.model"] - flops[f"{root}.model.language_model"], rel=0.02
     )
-    if not any(layer.radius is not None for layer in plan.live(UNITS, NEURONS)):
-        # Between pictures of a prompt stands text that tiles do not see; with them the count is an upper bound.
+    live = plan.live(UNITS, NEURONS)
+    if not any(layer.radius is not None or layer.keep and layer.rank.rows == "instruction" for layer in live):
+        # Between pictures of a prompt stands text that tiles do not see and that ranks nothing; the count is an upper bound.
         assert claimed.flops_prefill == pytest.approx(flops[f"{root}.model.language_model"], rel=0.02)
     assert kv_bytes(plan, decoder, images, text_tokens, 4) == cache.num_bytes()
 
@@ -149,7 +204,8 @@ def test_the_commands_answer(family: TinyFamily, run_script, questions, tmp_path
     dense, sparse, plan_file = (tmp_path / name for name in ("dense", "sparse", "plan.json"))
     family.dense().save_pretrained(dense)
     family.processor().save_pretrained(dense)
-    LISTED.save(plan_file)
+    plan = LISTED if family is QWEN2_VL else LISTED.replace(1, tokens=0.6, rank=Rank(by="cls_attention"))
+    plan.save(plan_file)
     done = run_script("sparsify.py", "--model", dense, "--plan", plan_file, "--output", sparse)
     assert done.returncode == 0 and "written and verified" in done.stdout, done.stderr
     stock_class = sparse_class(family.config()).stock_class

@@ -3,6 +3,7 @@
 Nothing of the runtime is used but the weights: no streams, no slices, no cache, no liveness, no batch.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,22 +18,35 @@ from modeling.visual_plan import LayerPlan, VisualPlan
 @dataclass
 class Layout:
     """One sample as its decoder meets it: states [S, D], cosine and sine [S, H], and of each row the number of its image and of
-    its grid (-1: text) and its place (row, column) in that grid."""
+    its grid (-1: text) and its place (row, column) in that grid; what the class token attends to [S, tower layers] where the
+    tower has one."""
 
     states: torch.Tensor
     rope: tuple[torch.Tensor, torch.Tensor]
     image: torch.Tensor
     grid: torch.Tensor
     places: torch.Tensor
+    class_attention: torch.Tensor | None = None
+
+
+def class_rows(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """[pictures, patches, tower layers]: the class token's row of the attention maps of an eager tower, mean over heads."""
+    eager = copy.deepcopy(tower)
+    eager.set_attn_implementation("eager")
+    maps = eager(pixels, output_attentions=True).attentions  # of each layer [pictures, heads, 1 + patches, 1 + patches]
+    return torch.stack([of_layer[:, :, 0, 1:].mean(1) for of_layer in maps], dim=-1).detach()
 
 
 def llava_layout(model: nn.Module, sample: dict) -> Layout:
     ids = sample["input_ids"][0]
     decoder, config = model.model.language_model, model.config
     states = decoder.embed_tokens(ids)
-    image = torch.full_like(ids, -1)
+    image, class_attention = torch.full_like(ids, -1), None
     places = torch.zeros(len(ids), 2, dtype=torch.long)
     if "pixel_values" in sample:
+        read = len(model.vision_tower.encoder.layers) + 1 + config.vision_feature_layer  # the layers that are run for what is read
+        rows = class_rows(model.vision_tower, sample["pixel_values"])[..., :read].flatten(0, 1)
+        class_attention = torch.zeros(len(ids), read).masked_scatter((ids == config.image_token_id)[:, None], rows)
         features = torch.cat(list(model.model.get_image_features(sample["pixel_values"]).pooler_output))
         states = states.masked_scatter((ids == config.image_token_id)[:, None], features)
         side = config.vision_config.image_size // config.vision_config.patch_size
@@ -40,7 +54,7 @@ def llava_layout(model: nn.Module, sample: dict) -> Layout:
             image[row] = number // side**2
             places[row] = torch.tensor(divmod(number % side**2, side))
     cos, sin = decoder.rotary_emb(states[None], torch.arange(len(ids))[None])
-    return Layout(states, (cos[0], sin[0]), image, image, places)
+    return Layout(states, (cos[0], sin[0]), image, image, places, class_attention)
 
 
 def reference_logits(
@@ -59,7 +73,7 @@ def reference_logits(
     for index, (layer, entry) in enumerate(zip(decoder.layers, plan.layers, strict=True)):
         before = plan.layers[index - 1].tokens if index else 1.0
         if entry.tokens < before and counts:
-            alive = _survivors(alive, image, counts, entry, ids, probabilities, plan.layers[index - 1] if index else None, supervised)
+            alive = _survivors(alive, image, counts, entry, ids, probabilities, plan.layers[index - 1] if index else None, supervised, laid_out.class_attention)
         states, probabilities = _layer(layer, entry, states, *laid_out.rope, laid_out.grid, laid_out.places, alive)
     return model.lm_head(decoder.norm(states))
 
@@ -70,29 +84,56 @@ def _units(chosen, total: int) -> list[int]:
     return list(range(chosen)) if isinstance(chosen, int) else list(chosen)
 
 
-def _survivors(alive, image, counts, entry, ids, probabilities, above, supervised) -> torch.Tensor:
-    if entry.tokens == 0:
-        return torch.zeros_like(alive)
-    is_text = image < 0
-    rows = [row for row in range(len(ids)) if is_text[row]]
-    if entry.rank.rows == "last":
-        if supervised is None:
-            rows = rows[-1:]
-        else:
-            rows = [row for row in rows if row + 1 < len(ids) and supervised[row + 1] and not supervised[row]]
-    else:
-        last_image = max(row for row in range(len(ids)) if not is_text[row])
-        rows = [row for row in rows if row > last_image and (supervised is None or not supervised[row])]
-    heads = probabilities.shape[0]
-    units = _units(above.heads, above_units := probabilities.num_units)
-    served = [head for head in range(heads) if head // (heads // above_units) in units]
+def _survivors(alive, image, counts, entry, ids, probabilities, above, supervised, class_attention) -> torch.Tensor:
     kept = torch.zeros_like(alive)
+    if entry.tokens == 0:
+        return kept
     for number, count in counts.items():
-        tokens = [row for row in range(len(ids)) if image[row] == number and alive[row]]
-        score = {row: sum(float(probabilities[head, query, row]) for head in served for query in rows) for row in tokens}
-        best = sorted(tokens, key=lambda row: (-score[row], row))[: math.ceil(round(entry.tokens * count, 6))]
+        of_image = [row for row in range(len(ids)) if image[row] == number]
+        tokens = [row for row in of_image if alive[row]]
+        num_kept = math.ceil(round(entry.tokens * count, 6))
+        if entry.rank.by == "uniform":
+            middles = [(2 * part + 1) * len(tokens) // (2 * num_kept) for part in range(num_kept)]
+            kept[[tokens[middle] for middle in middles]] = True
+            continue
+        if entry.rank.by == "random":
+            score = {row: _drawn(entry.rank.seed, number, of_image.index(row)) for row in tokens}
+        elif entry.rank.by == "cls_attention":
+            score = {row: sum(class_attention[row].tolist()[-entry.rank.tower_layers :]) for row in tokens}
+        else:
+            queries = tokens if entry.rank.by == "image_attention" else _text_queries(image, entry.rank.rows, supervised)
+            heads, units = probabilities.shape[0], _units(above.heads, probabilities.num_units)
+            served = [head for head in range(heads) if head // (heads // probabilities.num_units) in units]
+            score = {row: sum(float(probabilities[head, query, row]) for head in served for query in queries) for row in tokens}
+        best = sorted(tokens, key=lambda row: (-score[row], row))[:num_kept]
         kept[best] = True
     return kept
+
+
+def _drawn(seed: int, image: int, token: int) -> int:
+    """The plan's random number of a token, in Python's integers."""
+
+    def mixed(value: int) -> int:
+        for _ in range(2):
+            value %= 2**32
+            value = (value ^ value >> 16) * 73244475
+        value %= 2**32
+        return value ^ value >> 16
+
+    return mixed(token + mixed(image + mixed(seed + 2654435769)))
+
+
+def _text_queries(image, ranking_rows, supervised) -> list[int]:
+    """The text rows by whose attention visual tokens are ranked."""
+    is_text = image < 0
+    length = len(image)
+    rows = [row for row in range(length) if is_text[row]]
+    if ranking_rows == "last":
+        if supervised is None:
+            return rows[-1:]
+        return [row for row in rows if row + 1 < length and supervised[row + 1] and not supervised[row]]
+    last_image = max(row for row in range(length) if not is_text[row])
+    return [row for row in rows if row > last_image and (supervised is None or not supervised[row])]
 
 
 class _Probabilities(torch.Tensor):

@@ -1,6 +1,7 @@
 """The FLOPs counter: published anchors, hand counts, and what FlopCounterMode sees executed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from modeling.visual_flops import (
     visual_fraction,
     visual_fraction_by_layer,
 )
-from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+from modeling.visual_plan import RANKING_ROWS, RANKINGS, LayerPlan, Rank, VisualPlan, num_served
 from tests.modeling.random_plans import random_plan
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"
@@ -117,6 +118,11 @@ def test_one_layer_by_hand():
     to_text = 2 * (t * n * 48 + before * query_slots * 2 * hd)
     ranking = (t - before) * (n + t) * 48
     assert cost.flops_prefill == 2 * (cost.macs_visual + text + reads + to_text + ranking)
+    by_images = VisualPlan((layers[0], replace(layers[1], rank=Rank(by="image_attention")), *layers[2:]))
+    ranking = n * (n + t) * 48
+    assert plan_cost(by_images, SMALL, grids, t, before).flops_prefill == 2 * (cost.macs_visual + text + reads + to_text + ranking)
+    by_place = VisualPlan((layers[0], replace(layers[1], rank=Rank(by="uniform")), *layers[2:]))
+    assert plan_cost(by_place, SMALL, grids, t, before).flops_prefill == 2 * (cost.macs_visual + text + reads + to_text)
 
 
 def test_fractions_and_bytes():
@@ -177,7 +183,15 @@ def execute(model, plan, num_images):
     return flops, outputs.past_key_values
 
 
-PLANS = {"dense": VisualPlan.dense(6), **{f"random {seed}": random_plan(seed, 6, 4, 160) for seed in range(9)}}
+RANKED = VisualPlan((
+    LayerPlan(tokens=0.9, rank=Rank(by="cls_attention"), heads=3),
+    LayerPlan(tokens=0.8, rank=Rank(by="image_attention"), read=False, radius=1),
+    LayerPlan(tokens=0.7, rank=Rank(by="image_attention"), heads=(1, 2)),
+    LayerPlan(tokens=0.5, rank=Rank()),
+    LayerPlan(tokens=0.3, rank=Rank(rows="instruction")),
+    LayerPlan(tokens=0.2, rank=Rank(by="random")),
+))
+PLANS = {"dense": VisualPlan.dense(6), "ranked": RANKED, **{f"random {seed}": random_plan(seed, 6, 4, 160) for seed in range(8)}}
 
 
 @pytest.mark.parametrize("number, plan", list(enumerate(PLANS.values())), ids=PLANS.keys())
@@ -193,7 +207,7 @@ def test_claimed_is_executed(model, number, plan):
     assert kv_bytes(plan, decoder, grids, TEXT_TOKENS, 4) == cache.num_bytes()
 
     # A counter told of another plan must be caught: one layer's FFN, opened or closed, is far beyond the margin.
-    other = plan.replace(0, ffn=0 if plan.layers[0].ffn is None else None)
+    other = plan.replace(0, ffn=0 if num_served(plan.layers[0].ffn, 160) > 80 else None)
     if other.live(4, 160) != plan.live(4, 160):
         assert plan_cost(other, decoder, grids, TEXT_TOKENS, TEXT_BEFORE).flops_prefill != pytest.approx(executed, rel=0.02)
 
@@ -202,7 +216,7 @@ def test_random_plans_cover_tiles_and_rankings():
     """What the comparison above claims to compare does occur in its plans."""
     live = [layer for plan in PLANS.values() for layer in plan.live(4, 160)]
     assert any(layer.radius == 1 and layer.tokens == 1 for layer in live)
-    assert any(layer.keep and layer.rank.rows == "instruction" for layer in live)
-    assert any(layer.keep and layer.rank.rows == "last" for layer in live)
+    assert {layer.rank.by for layer in live if layer.keep} == set(RANKINGS)
+    assert {layer.rank.rows for layer in live if layer.keep and layer.rank.by == "text_attention"} == set(RANKING_ROWS)
     assert any(not layer.read and layer.attend for layer in live)
     assert tiles_pay(SIDE**2, tile_slots([(SIDE, SIDE)], 1)[1])
