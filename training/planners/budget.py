@@ -1,4 +1,7 @@
-"""What a planned model may cost, and how a plan's cost is counted while it is searched for."""
+"""What a planned model may cost, how a plan's cost is counted while it is searched for, and the largest plan that fits."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 
 from pydantic import Field
 from transformers import PreTrainedConfig
@@ -7,6 +10,10 @@ from checkpoints.families import reference_images
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_plan import VisualPlan
 from training.schema import Strict
+
+SHARE_STEPS = 1024
+SHARES = tuple(step / SHARE_STEPS for step in range(SHARE_STEPS + 1))
+"""The shares of visual tokens that budgets are solved for, from none to all."""
 
 
 class Budget(Strict):
@@ -26,3 +33,23 @@ class PlanPrice:
 
     def __call__(self, plan: VisualPlan) -> float:
         return visual_fraction(plan, self._shape, self._images)
+
+
+def largest_within(
+    budget: Budget, config: PreTrainedConfig, sizes: Sequence[float], plan_of: Callable[[float], VisualPlan], least: str
+) -> VisualPlan:
+    """The plan of the largest size that fits the budget, by bisection.
+
+    Args:
+        sizes: ascending; plans of larger ones cost no less.
+        least: what the plan of the smallest size is, in words.
+
+    Raises:
+        ValueError: not even that one fits.
+    """
+    price = PlanPrice(config)
+    num_fitting = bisect_right(sizes, budget.visual_flops, key=lambda size: price(plan_of(size)))
+    if num_fitting == 0:
+        got, cost = budget.visual_flops, price(plan_of(sizes[0]))
+        raise ValueError(f"plan.budget.visual_flops: got {got:g}, allowed: {cost:.4g} or more, the cost of {least}")
+    return plan_of(sizes[num_fitting - 1])

@@ -1,0 +1,211 @@
+"""Token schedules: what FastV, PyramidDrop and P-Sigmoid keep is what a plain reading of each keeps, within the budget."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import LlavaConfig
+
+from modeling.visual_plan import VisualPlan
+from tests.families.family import as_batch, batch_of
+from tests.families.llava import LLAVA
+from tests.families.llava_next import LLAVA_NEXT
+from tests.training.planners.plain_pruning import plain_survivors
+from tests.training.planners.tiny_calibration import NUM_LAYERS, tiny_config
+from training.planners.budget import SHARES, PlanPrice
+from training.planners.fastv import FastvSettings, plan_fastv
+from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
+from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
+from training.recipe import RECIPES
+
+CONFIG, LAYERS = tiny_config(), 6
+PRICE = PlanPrice(CONFIG)
+
+
+def fastv(config=CONFIG, **settings) -> VisualPlan:
+    return plan_fastv(config, FastvSettings(planner="fastv", **settings))
+
+
+def pyramid_drop(config=CONFIG, **settings) -> VisualPlan:
+    return plan_pyramid_drop(config, PyramidDropSettings(planner="pyramid_drop", **settings))
+
+
+def p_sigmoid(config=CONFIG, **settings) -> VisualPlan:
+    return plan_p_sigmoid(config, PSigmoidSettings(planner="p_sigmoid", **settings))
+
+
+def tokens(plan: VisualPlan) -> list[float]:
+    return [layer.tokens for layer in plan.layers]
+
+
+# ---- what is kept ----
+
+# Per rule: its plan, the share it sees in layer l of 6 (counted from 0), and whether the whole instruction ranks.
+RULES = {
+    "fastv": (lambda config: fastv(config, layer=2, keep=0.3), lambda l: 1.0 if l < 2 else 0.3, False),
+    "pyramid_drop": (
+        lambda config: pyramid_drop(config, depths=(1 / 6, 0.5, 0.8), keep=0.5),
+        lambda l: 1.0 if l < 1 else 0.5 if l < 3 else 0.25 if l < 5 else 0.125,
+        False,
+    ),
+    "p_sigmoid": (
+        lambda config: p_sigmoid(config, k=0.9, alpha=3.5),
+        lambda l: 1.0 if l + 1 < 3 else 1 / (1 + math.exp(0.9 * (l + 1 - 3.5))),
+        True,
+    ),
+}
+
+
+def deeper(family):
+    """Six layers."""
+
+    def config():
+        made = family.config()
+        made.text_config.num_hidden_layers = LAYERS
+        return made
+
+    return replace(family, config=config)
+
+
+FAMILIES = [deeper(LLAVA[0]), deeper(LLAVA_NEXT[0])]  # one size of pictures, and several within a sample
+
+
+def executed_survivors(model, batch) -> list[torch.Tensor]:
+    """Per layer, [B, S] bool: the visual rows it is given."""
+    with torch.no_grad():
+        states = model(**batch, output_hidden_states=True, use_cache=False).hidden_states
+    is_visual = batch["input_ids"] == model.config.image_token_id
+    return [layer.abs().sum(-1).gt(0) & is_visual for layer in states[:LAYERS]]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("rule", RULES)
+def test_survivors_are_those_of_a_plain_reading(family, rule):
+    plan, share, instruction = RULES[rule]
+    model, samples = family.sparse(), [sample for sample in family.samples(0) if "pixel_values" in sample]
+    model.set_visual_plan(plan(model.config))
+    batch = batch_of(samples, "left")
+    executed = executed_survivors(model, batch)
+    fewer = set()
+    for number, sample in enumerate(samples):
+        laid_out = family.layout(model, as_batch(sample))
+        with torch.no_grad():
+            expected = plain_survivors(model, laid_out, share, instruction)
+            wrong = plain_survivors(model, laid_out, share, not instruction)
+        # Newlines between a picture's rows are image tokens to the prompt, and text to the plan.
+        own = [layer[number, -len(laid_out.image) :] & (laid_out.image >= 0) for layer in executed]
+        assert all(map(torch.equal, own, expected))
+        assert not all(map(torch.equal, own, wrong)), "ranked from other rows, others survive"
+        fewer.add(tuple(int(layer.sum()) for layer in own))
+    assert len(fewer) == len(samples) and all(min(counts) > 0 for counts in fewer)
+
+
+@pytest.mark.parametrize("rule", ["fastv", "pyramid_drop"])  # of several rows, rounding breaks the ties
+def test_ties_keep_the_earlier_token_of_each_picture(rule):
+    plan, share, _ = RULES[rule]
+    family = FAMILIES[1]
+    model, sample = family.sparse(), family.samples(0)[-1]
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    model.set_visual_plan(plan(model.config))
+    image = family.layout(model, as_batch(sample)).image
+    sizes = [int((image == number).sum()) for number in range(2)]
+    assert sizes[0] != sizes[1]
+    for index, layer in enumerate(executed_survivors(model, as_batch(sample))):
+        for number, size in enumerate(sizes):
+            keep = math.ceil(round(share(index) * size, 6))
+            assert layer[0][image == number].tolist() == [True] * keep + [False] * (size - keep)
+
+
+# ---- budgets ----
+
+SOLVED = {
+    "fastv": (fastv, {}, 0.05),
+    "fastv after one layer": (fastv, {"layer": 1}, 0.05),
+    "pyramid_drop": (pyramid_drop, {}, 0.05),
+    "p_sigmoid": (p_sigmoid, {"k": 0.5}, 0.02),
+    "p_sigmoid, steep": (p_sigmoid, {"k": 1e3}, 1 / NUM_LAYERS),
+}
+"""Planner, settings, and the cost of the next larger plan: a token in each layer that has lost some, or a whole layer."""
+
+
+@pytest.mark.parametrize("rule", SOLVED)
+def test_budgets_are_met_from_below_and_larger_ones_keep_no_less(rule):
+    planner, settings, step = SOLVED[rule]
+    before = [0.0] * NUM_LAYERS
+    for share in (0.3, 0.35, 0.5, 0.75, 0.9, 1.0):
+        plan = planner(budget={"visual_flops": share}, **settings)
+        assert share - step <= PRICE(plan) <= share or tokens(plan) == [1.0] * NUM_LAYERS
+        assert all(less <= more for less, more in zip(before, tokens(plan), strict=True))
+        before = tokens(plan)
+    assert before == [1.0] * NUM_LAYERS
+
+
+@pytest.mark.parametrize("rule", SOLVED)
+def test_an_unreachable_budget_is_refused_in_one_line(rule):
+    planner, settings, _ = SOLVED[rule]
+    least = 0.3 if "one layer" not in rule else 0.05
+    with pytest.raises(ValueError, match=r"^plan.budget.visual_flops: got 0.01, allowed: 0\.\d+ or more, the cost of ") as error:
+        planner(budget={"visual_flops": 0.01}, **settings)
+    allowed = float(str(error.value).split("allowed: ")[1].split(" or")[0])
+    assert allowed < least
+    assert planner(budget={"visual_flops": allowed + 1e-3}, **settings)
+
+
+@pytest.mark.parametrize("planner", [fastv, pyramid_drop])
+def test_the_share_is_the_largest_that_fits(planner):
+    for budget in (0.3, 0.5, 0.8):
+        fitting = [plan for plan in (planner(keep=share) for share in SHARES) if PRICE(plan) <= budget]
+        assert planner(budget={"visual_flops": budget}) == fitting[-1] != fitting[0]
+
+
+def test_alpha_is_the_largest_that_fits():
+    for budget in (0.3, 0.5, 0.8):
+        costs = [PRICE(p_sigmoid(k=0.5, alpha=step / 50)) for step in range(-1500, 2000, 7)]
+        assert costs == sorted(costs)
+        found = PRICE(p_sigmoid(k=0.5, budget={"visual_flops": budget}))
+        assert found >= max(cost for cost in costs if cost <= budget)
+
+
+# ---- as published ----
+
+
+def shape(name: str) -> LlavaConfig:
+    return LlavaConfig.from_json_file(RECIPES / "shapes" / f"{name}.json")
+
+
+def test_published_schedules():
+    config = shape("llava-1.5-7b")
+    assert tokens(fastv(config, keep=0.5)) == [1.0] * 2 + [0.5] * 30
+    assert tokens(pyramid_drop(config, keep=0.5)) == [1.0] * 8 + [0.5] * 8 + [0.25] * 8 + [0.125] * 8
+    assert sum(tokens(pyramid_drop(config, keep=0.5))) / 32 == pytest.approx(0.469, abs=5e-4)
+    # The mean share of tokens that the published TFLOPs come to, at the published k.
+    published = ((0.3558, 2.9, 0.13), (0.4808, 6.0, 0.18), (0.4568, 9.1, 0.27), (0.7478, 12.8, 0.38), (0.933, 16.5, 0.50))
+    for k, alpha, mean in published:
+        assert sum(tokens(p_sigmoid(config, k=k, alpha=alpha))) / 32 == pytest.approx(mean, abs=0.005)
+
+
+def test_a_share_of_next_to_nothing_withdraws_the_tokens():
+    steep = tokens(p_sigmoid(shape("llava-1.5-13b"), k=0.933, alpha=16.5))
+    assert steep[-1] == 0.0 and min(share for share in steep if share) >= 1e-6
+    assert tokens(pyramid_drop(keep=1 / 1024))[-2:] == [0.0, 0.0]
+    assert tokens(p_sigmoid(k=1e6, alpha=4.5)) == [1.0] * 4 + [0.0] * 4
+
+
+def test_settings_that_contradict_or_do_not_fit_are_refused():
+    budget = {"visual_flops": 0.5}
+    for planner, wrong in (
+        (fastv, {}), (fastv, {"keep": 0.5, "budget": budget}), (fastv, {"keep": 0.5, "layer": 0}), (fastv, {"keep": 1.5}),
+        (pyramid_drop, {}), (pyramid_drop, {"keep": 0.5, "budget": budget}), (pyramid_drop, {"keep": 0.5, "depths": []}),
+        (pyramid_drop, {"keep": 0.5, "depths": [0.0]}), (p_sigmoid, {"k": 0.5}), (p_sigmoid, {"alpha": 3}),
+        (p_sigmoid, {"k": 0, "alpha": 3}), (p_sigmoid, {"k": math.inf, "alpha": 3}), (p_sigmoid, {"k": 1, "alpha": 3, "budget": budget}),
+    ):  # fmt: skip
+        with pytest.raises(ValidationError):
+            planner(**wrong)
+    with pytest.raises(ValueError, match=r"plan.layer: got 8, allowed: 1 to 7, as the model has 8 layers"):
+        fastv(keep=0.5, layer=8)
+    with pytest.raises(ValueError, match=r"plan.depths: got 0.9, allowed: up to 0.875, as the model has 8 layers"):
+        pyramid_drop(keep=0.5, depths=(0.5, 0.9))

@@ -1,0 +1,53 @@
+"""FastV's rule (arXiv 2403.06764): the first layers carry all visual tokens, the others those the last token attends to most.
+
+As in the released in-place mode, survivors keep their positions; unlike it, each image of a sample keeps its share, and the
+choice made in prefill holds for every generated token.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from transformers import PreTrainedConfig
+
+from modeling.visual_plan import Rank, VisualPlan
+from training.planners.budget import SHARES, Budget, largest_within
+from training.planners.token_schedule import token_schedule
+from training.schema import Strict
+
+RANK = Rank(by="text_attention", rows="last")
+
+
+class FastvSettings(Strict):
+    """Either a budget or `keep`."""
+
+    planner: Literal["fastv"]
+    budget: Budget | None = None
+    """Solves `keep`."""
+    layer: int = Field(default=2, ge=1)
+    """Published as K: how many layers carry all visual tokens; the last of them ranks."""
+    keep: float | None = Field(default=None, ge=0, le=1)
+    """Share of the tokens that stay; published as 1 - R, 0.5 and 0.25."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "FastvSettings":
+        if (self.budget is None) == (self.keep is None):
+            raise ValueError("give either a budget or keep")
+        return self
+
+
+def plan_fastv(config: PreTrainedConfig, settings: FastvSettings) -> VisualPlan:
+    """The plan of the given share, or of the largest that fits the budget.
+
+    Raises:
+        ValueError: `layer` is not below the model's number of layers, or the budget below what the layers before it cost.
+    """
+    num_layers = config.text_config.num_hidden_layers
+    if settings.layer >= num_layers:
+        raise ValueError(f"plan.layer: got {settings.layer}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers")
+
+    def plan(keep: float) -> VisualPlan:
+        return token_schedule([1.0] * settings.layer + [keep] * (num_layers - settings.layer), RANK)
+
+    if settings.budget is None:
+        return plan(settings.keep)
+    return largest_within(settings.budget, config, SHARES, plan, f"all tokens in the first layers (plan.layer: {settings.layer})")

@@ -1,0 +1,56 @@
+"""PyramidDrop's rule (arXiv 2410.17247): at a few depths, the same share of the visual tokens still carried is let go.
+
+Ranked by the attention of the instruction's last token (in training: of every token before an answer). The released code asks
+the layer that comes next, and numbers positions anew; here the layer before is asked, whose attention is at hand, and
+survivors keep their positions.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from transformers import PreTrainedConfig
+
+from modeling.visual_plan import Rank, VisualPlan
+from training.planners.budget import SHARES, Budget, largest_within
+from training.planners.token_schedule import token_schedule
+from training.schema import Strict
+
+RANK = Rank(by="text_attention", rows="last")
+
+
+class PyramidDropSettings(Strict):
+    """Either a budget or `keep`."""
+
+    planner: Literal["pyramid_drop"]
+    budget: Budget | None = None
+    """Solves `keep`."""
+    depths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
+    """Where stages begin, as shares of the number of layers; published: layers 8, 16 and 24 of 32."""
+    keep: float | None = Field(default=None, ge=0, le=1)
+    """Share of the stage before that each stage keeps; published as lambda, 0.5."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "PyramidDropSettings":
+        if (self.budget is None) == (self.keep is None):
+            raise ValueError("give either a budget or keep")
+        return self
+
+
+def plan_pyramid_drop(config: PreTrainedConfig, settings: PyramidDropSettings) -> VisualPlan:
+    """The plan of the given share, or of the largest that fits the budget.
+
+    Raises:
+        ValueError: a depth beyond the last layer, or a budget below what the layers before the first depth cost.
+    """
+    num_layers = config.text_config.num_hidden_layers
+    given, deepest = max(settings.depths), (num_layers - 1) / num_layers
+    if given > deepest:
+        raise ValueError(f"plan.depths: got {given}, allowed: up to {deepest:.4g}, as the model has {num_layers} layers")
+    stage = [sum(index / num_layers >= depth for depth in settings.depths) for index in range(num_layers)]
+
+    def plan(keep: float) -> VisualPlan:
+        return token_schedule([keep**number for number in stage], RANK)
+
+    if settings.budget is None:
+        return plan(settings.keep)
+    return largest_within(settings.budget, config, SHARES, plan, "all tokens in the layers before the first of plan.depths")
