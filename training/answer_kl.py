@@ -24,6 +24,31 @@ def rows_with_images(batch: dict, visual_token_ids: Iterable[int]) -> dict:
     return {key: value[keep] if key in TEXT_KEYS else value for key, value in batch.items()}
 
 
+@torch.no_grad()
+def answer_inputs(model: PreTrainedModel, batches: Sequence[dict]) -> list[dict]:
+    """A forward's inputs for each batch that has answers in samples with images, of these samples alone.
+
+    Returns:
+        Dicts on the model's device, with the pictures already through the vision tower and the projector; `logits_mask` [B, T]
+        is true at the rows that predict an answer.
+
+    Raises:
+        ValueError: no answer in `batches` belongs to a sample with an image.
+    """
+    found = []
+    for batch in batches:
+        placeholders = model.visual_tokens(model.config).values()
+        rows = {key: value.to(model.device) for key, value in rows_with_images(batch, placeholders).items()}
+        supervised = predicts_answer(rows["labels"])
+        if supervised.any():
+            # Labels tell which rows rank visual tokens, as in training; with `logits_mask` no loss is computed.
+            inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {"logits_mask": supervised}
+            found.append(inputs | model.encode_pictures(pictures_of(rows)))
+    if not found:
+        raise ValueError("calibration data: no supervised answer in a sample with an image; nothing to measure a plan by")
+    return found
+
+
 class AnswerKL:
     """Mean over supervised tokens of KL(dense plan || plan), in nats, computed in fp32.
 
@@ -39,9 +64,7 @@ class AnswerKL:
         self.model = model.eval()
         config = model.config.text_config
         self._sizes = {"num_units": config.num_key_value_heads, "intermediate_size": config.intermediate_size}
-        self._inputs = [inputs for inputs in map(self._prepare, batches) if inputs["logits_mask"].any()]
-        if not self._inputs:
-            raise ValueError("calibration data: no supervised answer in a sample with an image; nothing to measure a plan by")
+        self._inputs = answer_inputs(model, batches)
         dense = VisualPlan.dense(config.num_hidden_layers)
         self._dense_logits = list(self._logits(dense))
         self._known = {dense.live(**self._sizes): 0.0}
@@ -56,18 +79,6 @@ class AnswerKL:
         if live not in self._known:
             self._known[live] = self.distance(plan)["kl"]
         return self._known[live]
-
-    @torch.no_grad()
-    def _prepare(self, batch: dict) -> dict:
-        """The forward's inputs, with the pictures already through the vision tower and the projector."""
-        placeholders = self.model.visual_tokens(self.model.config).values()
-        rows = {key: value.to(self.model.device) for key, value in rows_with_images(batch, placeholders).items()}
-        supervised = predicts_answer(rows["labels"])  # [B, T]
-        # Labels tell which rows rank visual tokens, as in training; with `logits_mask` no loss is computed.
-        inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {"logits_mask": supervised}
-        if supervised.any():
-            inputs |= self.model.encode_pictures(pictures_of(rows))
-        return inputs
 
     @torch.no_grad()
     def _logits(self, plan: VisualPlan, gates: list[LayerGates] | None = None):

@@ -14,8 +14,14 @@ from training.budget import GateBudget
 from training.calibration import Calibration
 from training.costs import TEXT_TOKENS, cost_sheet
 from training.lora import add_lora
+from training.planners import PlannerSettings
 from training.planners.budget import Budget
+from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
+from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
+from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
+from training.planners.stack import StackSettings, stacked
+from training.planners.vtw import VtwSettings, withdrawal_within
 from training.planners.yopo import YopoSettings, plan_yopo
 from training.recipe import DenseRecipe, FrontierRecipe, SparsifyRecipe, StudentRecipe
 from training.trainer import TrainingSettings
@@ -77,10 +83,10 @@ def points_table(recipe: FrontierRecipe) -> Table:
 
 def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     """Dense against plan; where the plan is still to be found, what its budget allows at most."""
-    plan = known_plan(recipe, config)
+    plan = known_plan(recipe.plan, config)
     sheet = cost_sheet(plan or VisualPlan.dense(config.text_config.num_hidden_layers), config, bytes_per_value(recipe))
     dense = sheet["dense"]
-    left = sheet["plan"] if plan else budget_costs(dense, recipe.plan.budget)
+    left = sheet["plan"] if plan else budget_costs(dense, None if isinstance(recipe.plan, StackSettings) else recipe.plan.budget)
     origin = f"plan ({recipe.plan.planner})" if plan else f"plan ({recipe.plan.planner}): at most"
     grids, size = reference_images(config)[0], " x ".join(map(str, PICTURE))
     picture = f"a picture of {size} pixels: {num_tokens(grids)} visual tokens in {len(grids)} {'grid' if len(grids) == 1 else 'grids'}"
@@ -93,16 +99,35 @@ def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     return table
 
 
-def known_plan(recipe: SparsifyRecipe, config: PreTrainedConfig) -> VisualPlan | None:
+def known_plan(settings: PlannerSettings, config: PreTrainedConfig) -> VisualPlan | None:
     """The plan as far as its cost goes, where no calibration data decides it."""
-    settings, text = recipe.plan, config.text_config
-    if isinstance(settings, FileSettings):
-        return plan_from_file(text, settings)
-    if not isinstance(settings, YopoSettings):
-        return None
+    match settings:
+        case FileSettings():
+            return plan_from_file(config.text_config, settings)
+        case FastvSettings():
+            return plan_fastv(config, settings)
+        case PyramidDropSettings():
+            return plan_pyramid_drop(config, settings)
+        case PSigmoidSettings():
+            return plan_p_sigmoid(config, settings)
+        case VtwSettings(budget=Budget() as budget):
+            return withdrawal_within(config, budget)
+        case YopoSettings():
+            return _like_yopo(config, settings)
+        case StackSettings():
+            parts = [known_plan(part, config) for part in settings.of]
+            # Which units two lists have in common only calibration can tell.
+            known = None not in parts and sum(not part.is_integer for part in parts) < 2
+            return stacked(parts) if known else None
+    return None
+
+
+def _like_yopo(config: PreTrainedConfig, settings: YopoSettings) -> VisualPlan:
+    """A plan of the same cost: calibration decides which heads and neurons stay; the cost depends on how many. All layers are
+    taken for equally active."""
     if settings.activity_threshold is not None:
         raise ValueError("plan.activity_threshold: how many heads pass it only calibration can tell; give heads_kept for a dry run")
-    # Calibration decides which heads and neurons stay; the cost depends on how many. All layers are taken for equally active.
+    text = config.text_config
     layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
     flat = Calibration(
         activity=torch.linspace(1, 0, units).expand(1, layers, units),
@@ -113,10 +138,10 @@ def known_plan(recipe: SparsifyRecipe, config: PreTrainedConfig) -> VisualPlan |
     return plan_yopo(config, flat, settings)
 
 
-def budget_costs(dense: dict, budget: Budget | GateBudget) -> dict:
-    """Upper bounds in each convention, None where the budget sets none. Visual FLOPs fall to their bound, the work that text
-    shares with visual tokens may stay."""
-    bounds = budget.model_dump(exclude_none=True)
+def budget_costs(dense: dict, budget: Budget | GateBudget | None) -> dict:
+    """Upper bounds in each convention, None where the budget, if there is one, sets none. Visual FLOPs fall to their bound, the
+    work that text shares with visual tokens may stay."""
+    bounds = budget.model_dump(exclude_none=True) if budget else {}
     at_most = dict.fromkeys(dense)
     if "visual_flops" in bounds:
         at_most |= {name: bounds["visual_flops"] * dense[name] for name in ("A", "B")}

@@ -20,6 +20,7 @@ from training.planners import PlannerSettings
 from training.planners.file import FileSettings
 from training.planners.gates import GateSettings
 from training.planners.random_plan import RandomSettings
+from training.planners.stack import StackSettings
 from training.recipe_errors import describe
 from training.schema import Strict
 from training.teacher import TeacherSettings
@@ -185,8 +186,8 @@ class RivalSettings(Strict):
 
     @model_validator(mode="after")
     def _has_a_budget(self):
-        if isinstance(self.plan, FileSettings):
-            raise ValueError("plan: a plan from a file has no budget to vary")
+        if isinstance(self.plan, FileSettings | StackSettings):
+            raise ValueError("plan: a plan from a file, or a stack of plans, has no budget to vary")
         if self.plan.budget is None:
             raise ValueError("plan: give a budget, of any size, rather than shares or thresholds: it is replaced")
         return self
@@ -251,7 +252,7 @@ class FrontierRecipe(StudentRecipe):
 def _with_budget(settings: PlannerSettings, share: float) -> PlannerSettings:
     changes = {"budget": type(settings.budget)(visual_flops=share)}
     start = settings.start if isinstance(settings, GateSettings) else None
-    if start is not None and not isinstance(start, FileSettings) and start.budget is not None:
+    if start is not None and not isinstance(start, FileSettings | StackSettings) and start.budget is not None:
         wider = start.budget.visual_flops / settings.budget.share  # as in the recipe
         changes["start"] = _with_budget(start, min(1.0, wider * share))
     return settings.model_copy(update=changes)

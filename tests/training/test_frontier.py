@@ -67,6 +67,10 @@ def test_gates_start_from_a_plan_of_their_own_budget(tmp_path):
     wider = student({"planner": "vica", "budget": {"visual_flops": 0.4}}, budget=0.2)
     assert wider.plan.budget.visual_flops == 0.3 and wider.plan.start.budget.visual_flops == 0.6
     assert student({"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}).plan.start.budget is None
+    assert student({"planner": "vtw", "budget": {"visual_flops": 1.0}}).plan.start.budget.visual_flops == 0.3
+    assert student({"planner": "vtw", "tolerance": 0.01}).plan.start.budget is None
+    parts = [{"planner": "vica", "budget": {"visual_flops": 1.0}}, {"planner": "vtw", "tolerance": 0.01}]
+    assert student({"planner": "stack", "of": parts}).plan.start.of[0].budget.visual_flops == 1.0
     assert student({"planner": "file", "path": "plan.json"}).plan.start.path.name == "plan.json"
 
 
@@ -106,7 +110,8 @@ def test_a_rival_out_of_reach_of_its_budget_stops_the_run_before_anything_is_lea
 @pytest.mark.parametrize(
     "planner, message",
     [
-        ({"plan": {"planner": "file", "path": "x.json"}}, "a plan from a file has no budget to vary"),
+        ({"plan": {"planner": "file", "path": "x.json"}}, "a plan from a file, or a stack of plans, has no budget to vary"),
+        ({"plan": {"planner": "fastv", "keep": 0.5}}, "give a budget, of any size"),
         ({"plan": {"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}}, "give a budget, of any size"),
         ({"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.4]}, r"\[0.4\] are not among budgets"),
         ({"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 3}}, "plan.steps: got 3, allowed: less than"),

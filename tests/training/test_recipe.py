@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.dry_run import dry_run
+from checkpoints.build import dense_config
+from modeling.visual_plan import VisualPlan
+from training.dry_run import console, cost_table, dry_run
 from training.recipe import RECIPES, BaseRecipe, find_recipe, load_recipe
 from training.run import Stage, execute
 
@@ -55,7 +57,11 @@ WRONG = {
     "plan.budget.visual_flop=0.1": r"unknown key plan.budget.visual_flop, did you mean plan.budget.visual_flops\?",
     "compare.1.plan.budgt=1": r"unknown key compare.1.plan.budgt, did you mean compare.1.plan.budget\?",
     "task=sparsfy": r"task: got 'sparsfy'; allowed: 'dense', 'sparsify'",
-    "plan.planner=gredy": r"plan.planner: got 'gredy'; allowed: 'gates', 'greedy', 'yopo', 'shortv', 'vica', 'uniform', 'random', 'file'",
+    "plan.planner=gredy": r"plan.planner: got 'gredy'; allowed: 'gates', 'greedy', 'yopo', 'shortv', 'vica', 'vtw', ",
+    "plan={planner: vtw, budget: {visual_flops: 0.5}, hold_out: 0.5}": r"plan: a budget decides without measuring: hold_out go with tolerance",
+    "plan={planner: stack, of: [{planner: vica, budget: {visual_flop: 1}}, {planner: file, path: x}]}": (
+        r"unknown key plan.of.0.budget.visual_flop, did you mean plan.of.0.budget.visual_flops\?"
+    ),
     "seed=many": r"seed: got 'many'; input should be a valid integer",
     "training.micro_batch_size=0": r"training.micro_batch_size: got 0; input should be greater than or equal to 1",
     "plan.budget.visual_flops=1.5": r"plan.budget.visual_flops: got 1.5; input should be less than or equal to 1",
@@ -107,6 +113,37 @@ def test_the_budget_of_a_dry_run_is_that_of_the_literature(capsys):
     output = capsys.readouterr().out
     for figure in ("3.82 T", "7.63 T", "8.5 T", "8.89 T", "12.0%", "24.5%"):
         assert figure in output
+
+
+KNOWN = {  # left of the visual FLOPs of LLaVA-1.5-7B; the last layer's updates, which nobody reads, are not counted
+    "{planner: fastv, keep: 0.5}": "51.3%",
+    "{planner: pyramid_drop, budget: {visual_flops: 0.47}}": "47.0%",
+    "{planner: p_sigmoid, k: 0.48, budget: {visual_flops: 0.2}}": "20.0%",
+    "{planner: vtw, budget: {visual_flops: 0.5}}": "47.4%",
+    "{planner: stack, of: [{planner: fastv, keep: 0.5}, {planner: yopo, budget: {visual_flops: 0.12}}]}": "8.3%",
+}
+OPEN = (
+    "{planner: vtw, tolerance: 0.01}",
+    "{planner: stack, of: [{planner: vica, budget: {visual_flops: 1}}, {planner: fastv, keep: 0.5}]}",
+    "{planner: stack, of: [{planner: file, path: recipes/plans/lists.json}, {planner: yopo, budget: {visual_flops: 0.12}}]}",
+)
+
+
+def printed_costs(plan: str, capsys) -> str:
+    recipe = load_recipe("llava_sparse", [f"plan={plan}"])
+    console.print(cost_table(recipe, dense_config(recipe.model.config)))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plan", KNOWN)
+def test_dry_runs_count_what_a_config_decides(plan, capsys):
+    assert KNOWN[plan] in printed_costs(plan, capsys)
+
+
+@pytest.mark.parametrize("plan", OPEN)
+def test_dry_runs_leave_open_what_the_search_finds(plan, capsys, tmp_path):
+    VisualPlan.dense(32).replace(0, ffn=(1, 3)).save(tmp_path / "lists.json")
+    assert printed_costs(plan.replace("recipes/plans", str(tmp_path)), capsys).count("as the search finds") == 5
 
 
 def test_the_command_line_answers_in_one_line(tmp_path):

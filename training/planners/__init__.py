@@ -8,13 +8,18 @@ from transformers import PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
+from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.gates import GateSettings, SearchSettings
 from training.planners.greedy import GreedySettings, plan_greedy
+from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
+from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.planners.random_plan import RandomSettings, plan_random
 from training.planners.shortv import ShortvSettings, plan_shortv
+from training.planners.stack import StackSettings, stacked
 from training.planners.uniform import UniformSettings, plan_uniform
 from training.planners.vica import VicaSettings, plan_vica
+from training.planners.vtw import VtwSettings, plan_vtw
 from training.planners.yopo import YopoSettings, plan_yopo
 
 PlannerSettings = Annotated[GateSettings | SearchSettings, Field(discriminator="planner")]
@@ -44,9 +49,19 @@ def find_plan(
             return plan_shortv(model, batches, settings)
         case VicaSettings():
             return plan_vica(model.config, calibration, settings)
+        case VtwSettings():
+            return plan_vtw(model, batches, settings)
+        case FastvSettings():
+            return plan_fastv(model.config, settings)
+        case PyramidDropSettings():
+            return plan_pyramid_drop(model.config, settings)
+        case PSigmoidSettings():
+            return plan_p_sigmoid(model.config, settings)
         case UniformSettings():
             return plan_uniform(model.config, calibration, settings)
         case RandomSettings():
             return plan_random(model.config, calibration, settings)
         case FileSettings():
             return plan_from_file(model.config.text_config, settings)
+        case StackSettings():
+            return stacked([find_plan(model, batches, calibration, part) for part in settings.of])

@@ -17,19 +17,11 @@ from modeling.visual_gates import FAMILIES, VisualGates
 from modeling.visual_plan import LayerPlan, VisualPlan, num_served
 from training.budget import GateBudget, GatedCost
 from training.calibration import Calibration
-from training.planners.file import FileSettings
-from training.planners.greedy import GreedySettings
-from training.planners.random_plan import RandomSettings
-from training.planners.shortv import ShortvSettings
-from training.planners.uniform import UniformSettings
-from training.planners.vica import VicaSettings
-from training.planners.yopo import YopoSettings
+from training.planners.stack import Part, StackSettings
 from training.schema import Strict
 
 Family = Literal["attend", "ffn", "read", "heads", "neurons"]
-SearchSettings = (
-    GreedySettings | YopoSettings | ShortvSettings | VicaSettings | UniformSettings | RandomSettings | FileSettings
-)
+SearchSettings = Part | StackSettings
 """Of the planners that find a plan without training."""
 
 SERVABLE = ("attend", "ffn", "neurons")
