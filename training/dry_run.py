@@ -18,6 +18,7 @@ from training.planners import PlannerSettings
 from training.planners.budget import Budget
 from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
+from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.planners.stack import StackSettings, stacked
@@ -108,6 +109,8 @@ def known_plan(settings: PlannerSettings, config: PreTrainedConfig) -> VisualPla
             return plan_fastv(config, settings)
         case PyramidDropSettings():
             return plan_pyramid_drop(config, settings)
+        case HimapSettings():
+            return plan_himap(config, settings)
         case PSigmoidSettings():
             return plan_p_sigmoid(config, settings)
         case VtwSettings(budget=Budget() as budget):

@@ -12,6 +12,7 @@ from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.gates import GateSettings, SearchSettings
 from training.planners.greedy import GreedySettings, plan_greedy
+from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.planners.random_plan import RandomSettings, plan_random
@@ -55,6 +56,8 @@ def find_plan(
             return plan_fastv(model.config, settings)
         case PyramidDropSettings():
             return plan_pyramid_drop(model.config, settings)
+        case HimapSettings():
+            return plan_himap(model.config, settings)
         case PSigmoidSettings():
             return plan_p_sigmoid(model.config, settings)
         case UniformSettings():

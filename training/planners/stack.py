@@ -22,6 +22,7 @@ from modeling.visual_plan import LayerPlan, Rank, VisualPlan
 from training.planners.fastv import FastvSettings
 from training.planners.file import FileSettings
 from training.planners.greedy import GreedySettings
+from training.planners.himap import HimapSettings
 from training.planners.p_sigmoid import PSigmoidSettings
 from training.planners.pyramid_drop import PyramidDropSettings
 from training.planners.random_plan import RandomSettings
@@ -40,6 +41,7 @@ Part = (
     | VtwSettings
     | FastvSettings
     | PyramidDropSettings
+    | HimapSettings
     | PSigmoidSettings
     | UniformSettings
     | RandomSettings

@@ -11,23 +11,24 @@ from tests.modeling.masked_reference import Layout
 
 
 def plain_survivors(
-    model: nn.Module, laid_out: Layout, share: Callable[[int], float], instruction: bool
+    model: nn.Module, laid_out: Layout, share: Callable[[int], float], ranked_by: Callable[[int], str]
 ) -> list[torch.Tensor]:
     """Per layer, [S] bool: the visual rows it sees.
 
     Args:
         share: a layer, counted from 0 -> the share of each image's original tokens it sees.
-        instruction: ranked from all text after the last image; else from the last row.
+        ranked_by: a layer -> whose attention decides what it sees: "last", the last row's; "instruction", all text's after the
+            last image; "image", that of the image's own rows that are left.
     """
     states, image = laid_out.states, laid_out.image
     alive, probabilities, seen = image >= 0, None, []
     last_image = int((image >= 0).nonzero().max())
-    readers = range(last_image + 1 if instruction else len(image) - 1, len(image))
     for index, layer in enumerate(model.model.language_model.layers):
         for number in range(int(image.max()) + 1):
             rows = [row for row in range(len(image)) if image[row] == number and alive[row]]
             keep = math.ceil(round(share(index) * int((image == number).sum()), 6))
             if keep < len(rows):
+                readers = {"last": [len(image) - 1], "instruction": range(last_image + 1, len(image)), "image": rows}[ranked_by(index)]
                 received = {row: sum(float(probabilities[:, reader, row].sum()) for reader in readers) for row in rows}
                 for row in sorted(rows, key=lambda row: (-received[row], row))[keep:]:
                     alive[row] = False

@@ -1,4 +1,4 @@
-"""Token schedules: what FastV, PyramidDrop and P-Sigmoid keep is what a plain reading of each keeps, within the budget."""
+"""Token schedules: what FastV, PyramidDrop, HiMAP and P-Sigmoid keep is what a plain reading of each keeps, within the budget."""
 
 import math
 from dataclasses import replace
@@ -16,6 +16,7 @@ from tests.training.planners.plain_pruning import plain_survivors
 from tests.training.planners.tiny_calibration import NUM_LAYERS, tiny_config
 from training.planners.budget import SHARES, PlanPrice
 from training.planners.fastv import FastvSettings, plan_fastv
+from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.recipe import RECIPES
@@ -36,24 +37,33 @@ def p_sigmoid(config=CONFIG, **settings) -> VisualPlan:
     return plan_p_sigmoid(config, PSigmoidSettings(planner="p_sigmoid", **settings))
 
 
+def himap(config=CONFIG, **settings) -> VisualPlan:
+    return plan_himap(config, HimapSettings(planner="himap", **settings))
+
+
 def tokens(plan: VisualPlan) -> list[float]:
     return [layer.tokens for layer in plan.layers]
 
 
 # ---- what is kept ----
 
-# Per rule: its plan, the share it sees in layer l of 6 (counted from 0), and whether the whole instruction ranks.
+# Per rule: its plan, the share it sees in layer l of 6 (counted from 0), and whose attention decides that.
 RULES = {
-    "fastv": (lambda config: fastv(config, layer=2, keep=0.3), lambda l: 1.0 if l < 2 else 0.3, False),
+    "fastv": (lambda config: fastv(config, layer=2, keep=0.3), lambda l: 1.0 if l < 2 else 0.3, lambda l: "last"),
     "pyramid_drop": (
         lambda config: pyramid_drop(config, depths=(1 / 6, 0.5, 0.8), keep=0.5),
         lambda l: 1.0 if l < 1 else 0.5 if l < 3 else 0.25 if l < 5 else 0.125,
-        False,
+        lambda l: "last",
     ),
     "p_sigmoid": (
         lambda config: p_sigmoid(config, k=0.9, alpha=3.5),
         lambda l: 1.0 if l + 1 < 3 else 1 / (1 + math.exp(0.9 * (l + 1 - 3.5))),
-        True,
+        lambda l: "instruction",
+    ),
+    "himap": (
+        lambda config: himap(config, layers=(2, 4), keep=(0.5, 0.125)),
+        lambda l: 1.0 if l < 2 else 0.5 if l < 4 else 0.125,
+        lambda l: "instruction" if l == 2 else "image",
     ),
 }
 
@@ -83,7 +93,7 @@ def executed_survivors(model, batch) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("rule", RULES)
 def test_survivors_are_those_of_a_plain_reading(family, rule):
-    plan, share, instruction = RULES[rule]
+    plan, share, ranked_by = RULES[rule]
     model, samples = family.sparse(), [sample for sample in family.samples(0) if "pixel_values" in sample]
     model.set_visual_plan(plan(model.config))
     batch = batch_of(samples, "left")
@@ -92,8 +102,8 @@ def test_survivors_are_those_of_a_plain_reading(family, rule):
     for number, sample in enumerate(samples):
         laid_out = family.layout(model, as_batch(sample))
         with torch.no_grad():
-            expected = plain_survivors(model, laid_out, share, instruction)
-            wrong = plain_survivors(model, laid_out, share, not instruction)
+            expected = plain_survivors(model, laid_out, share, ranked_by)
+            wrong = plain_survivors(model, laid_out, share, lambda l: "last" if ranked_by(l) == "instruction" else "instruction")
         # Newlines between a picture's rows are image tokens to the prompt, and text to the plan.
         own = [layer[number, -len(laid_out.image) :] & (laid_out.image >= 0) for layer in executed]
         assert all(map(torch.equal, own, expected))
@@ -126,6 +136,7 @@ SOLVED = {
     "fastv": (fastv, {}, 0.05),
     "fastv after one layer": (fastv, {"layer": 1}, 0.05),
     "pyramid_drop": (pyramid_drop, {}, 0.05),
+    "himap": (himap, {"layers": (2, 4)}, 0.05),
     "p_sigmoid": (p_sigmoid, {"k": 0.5}, 0.02),
     "p_sigmoid, steep": (p_sigmoid, {"k": 1e3}, 1 / NUM_LAYERS),
 }
@@ -182,6 +193,10 @@ def test_published_schedules():
     assert tokens(fastv(config, keep=0.5)) == [1.0] * 2 + [0.5] * 30
     assert tokens(pyramid_drop(config, keep=0.5)) == [1.0] * 8 + [0.5] * 8 + [0.25] * 8 + [0.125] * 8
     assert sum(tokens(pyramid_drop(config, keep=0.5))) / 32 == pytest.approx(0.469, abs=5e-4)
+    assert tokens(himap(config, keep=(0.5, 0.125))) == [1.0] * 2 + [0.5] * 6 + [0.125] * 24
+    published = PlanPrice(config)(himap(config, keep=(0.5, 0.125)))
+    assert published == pytest.approx(0.246, abs=0.005)
+    assert himap(config, budget={"visual_flops": published}) == himap(config, keep=(0.5, 0.125))
     # The mean share of tokens that the published TFLOPs come to, at the published k.
     published = ((0.3558, 2.9, 0.13), (0.4808, 6.0, 0.18), (0.4568, 9.1, 0.27), (0.7478, 12.8, 0.38), (0.933, 16.5, 0.50))
     for k, alpha, mean in published:
@@ -202,10 +217,13 @@ def test_settings_that_contradict_or_do_not_fit_are_refused():
         (pyramid_drop, {}), (pyramid_drop, {"keep": 0.5, "budget": budget}), (pyramid_drop, {"keep": 0.5, "depths": []}),
         (pyramid_drop, {"keep": 0.5, "depths": [0.0]}), (p_sigmoid, {"k": 0.5}), (p_sigmoid, {"alpha": 3}),
         (p_sigmoid, {"k": 0, "alpha": 3}), (p_sigmoid, {"k": math.inf, "alpha": 3}), (p_sigmoid, {"k": 1, "alpha": 3, "budget": budget}),
+        (himap, {}), (himap, {"keep": (0.1, 0.5)}), (himap, {"keep": (0.5, 0.1), "layers": (4, 4)}), (himap, {"keep": [0.5]}),
     ):  # fmt: skip
         with pytest.raises(ValidationError):
             planner(**wrong)
     with pytest.raises(ValueError, match=r"plan.layer: got 8, allowed: 1 to 7, as the model has 8 layers"):
         fastv(keep=0.5, layer=8)
+    with pytest.raises(ValueError, match=r"plan.layers: got 8, allowed: 1 to 7, as the model has 8 layers"):
+        himap(keep=(0.5, 0.125))
     with pytest.raises(ValueError, match=r"plan.depths: got 0.9, allowed: up to 0.875, as the model has 8 layers"):
         pyramid_drop(keep=0.5, depths=(0.5, 0.9))

@@ -1,0 +1,69 @@
+"""HiMAP's rule (arXiv 2503.13108): tokens fall twice, first by what text attends to, deeper by what the image itself attends to.
+
+Before the first layer named, tokens are ranked by the attention they receive from all text after the image, before the second
+by that from the surviving tokens of their own image, each in the layer before, mean over heads. Survivors keep their
+positions.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from transformers import PreTrainedConfig
+
+from modeling.visual_plan import Rank, VisualPlan
+from training.planners.budget import SHARES, Budget, largest_within
+from training.planners.token_schedule import DIGITS
+from training.schema import Strict
+
+BY_TEXT = Rank(by="text_attention", rows="instruction")
+BY_IMAGE = Rank(by="image_attention")
+
+Layer = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class HimapSettings(Strict):
+    """Either a budget or `keep`."""
+
+    planner: Literal["himap"]
+    budget: Budget | None = None
+    """Solves `keep`: the second share is the cube of the first, as published."""
+    layers: tuple[Layer, Layer] = (2, 8)
+    """The first layers with fewer tokens; published as K1 and K2, of 32 layers."""
+    keep: tuple[Share, Share] | None = None
+    """Shares of each image's original tokens from then on; published: 1/2 and 1/8."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "HimapSettings":
+        if (self.budget is None) == (self.keep is None):
+            raise ValueError("give either a budget or keep")
+        if self.layers[0] >= self.layers[1]:
+            raise ValueError("layers: the second comes after the first")
+        if self.keep is not None and self.keep[1] > self.keep[0]:
+            raise ValueError("keep: the second share is no larger than the first")
+        return self
+
+
+def plan_himap(config: PreTrainedConfig, settings: HimapSettings) -> VisualPlan:
+    """The plan of the given shares, or of the largest that fit the budget.
+
+    Raises:
+        ValueError: a layer that the model does not have, or a budget below what the layers before the first cost.
+    """
+    num_layers, (first, second) = config.text_config.num_hidden_layers, settings.layers
+    if second >= num_layers:
+        raise ValueError(f"plan.layers: got {second}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers")
+
+    def plan(by_text: float, by_image: float) -> VisualPlan:
+        dense = VisualPlan.dense(num_layers)
+        return dense.replace(first, tokens=by_text, rank=BY_TEXT).replace(second, tokens=by_image, rank=BY_IMAGE)
+
+    if settings.budget is None:
+        return plan(*settings.keep)
+    return largest_within(
+        settings.budget,
+        config,
+        SHARES,
+        lambda share: plan(share, round(share**3, DIGITS)),
+        f"all tokens in the first layers (plan.layers: {first}, {second})",
+    )
