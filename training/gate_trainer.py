@@ -40,7 +40,8 @@ class GateTrainer(DistillationTrainer):
         """The distillation loss under one draw of the gates, and this micro-batch's share of the Lagrangian."""
         gated, settings = self.model, self.settings
         progress = self.state.global_step / (settings.budget_reached * self.state.max_steps)
-        gated.target, gated.target_rests = falling_target(self._start, settings.budget.share, progress), progress >= 1
+        gated.target = falling_target(self._start, settings.budget.share, progress)
+        gated.target_rests = progress >= 1 or self._start <= settings.budget.share
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         share = 1 / self.args.gradient_accumulation_steps
         of_all = share / self.accelerator.num_processes

@@ -102,6 +102,12 @@ def test_multipliers_climb_while_the_cost_is_above_its_target(tmp_path):
     assert one.model.lagrangian.quadratic.item() > 1.1 and one.model.lagrangian.linear.item() > 0.01
 
 
+def test_a_target_that_need_not_fall_rests_from_the_first_step(tmp_path):
+    one = trainer(tmp_path, steps=1, share=1.0)
+    one.train()
+    assert one.model.lagrangian.linear.item() != 0
+
+
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 4:
