@@ -33,7 +33,7 @@ class GateSettings(Strict):
     planner: Literal["gates"]
     budget: GateBudget
     start: Annotated[SearchSettings, Field(discriminator="planner")] | None = None
-    """The plan whose gates are open at first; null: the dense one."""
+    """The plan whose gates are open at first; null: the dense one. One that costs no more than the budget is hardly left."""
     profile: Literal["max", "servable"] = "max"
     """servable: freezing and FFN narrowing only, which servers with paged attention can execute."""
     off: tuple[Family, ...] = ()
