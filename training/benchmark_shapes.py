@@ -31,7 +31,7 @@ def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> Lla
         raise ValueError(f"layers: got {num_layers}, allowed: 1 or more")
     side = math.isqrt(max(visual_tokens, 0))
     if side == 0 or side**2 != visual_tokens:
-        raise ValueError(f"visual tokens: got {visual_tokens}, allowed: a square number (576, 1024, 4096, ...)")
+        raise ValueError(f"visual tokens: got {visual_tokens}, allowed: a square number")
     text = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden_size,
