@@ -2,8 +2,9 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedConfig
 
 from checkpoints.families import reference_images
@@ -22,6 +23,20 @@ class Budget(Strict):
     visual_flops: float = Field(ge=0, le=1)
     """Share of the dense model's FLOPs on visual tokens left in prefill (convention B of modeling/visual_flops.py), for a
     sample with one image."""
+
+
+class SolvedSettings(Strict):
+    """Settings of which either a budget is given or the one that it solves."""
+
+    solves: ClassVar[str]
+    """Name of that one, None where a budget is given."""
+    budget: Budget | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if (self.budget is None) == (getattr(self, self.solves) is None):
+            raise ValueError(f"give either a budget or {self.solves}")
+        return self
 
 
 class PlanPrice:

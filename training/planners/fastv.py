@@ -6,33 +6,25 @@ choice made in prefill holds for every generated token.
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from transformers import PreTrainedConfig
 
 from modeling.visual_plan import Rank, VisualPlan
-from training.planners.budget import SHARES, Budget, largest_within
+from training.planners.budget import SHARES, SolvedSettings, largest_within
 from training.planners.token_schedule import token_schedule
-from training.schema import Strict
 
 RANK = Rank(by="text_attention", rows="last")
 
 
-class FastvSettings(Strict):
+class FastvSettings(SolvedSettings):
     """Either a budget or `keep`."""
 
+    solves = "keep"
     planner: Literal["fastv"]
-    budget: Budget | None = None
-    """Solves `keep`."""
     layer: int = Field(default=2, ge=1)
     """Published as K: how many layers carry all visual tokens; the last of them ranks."""
     keep: float | None = Field(default=None, ge=0, le=1)
     """Share of the tokens that stay; published as 1 - R, 0.5 and 0.25."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "FastvSettings":
-        if (self.budget is None) == (self.keep is None):
-            raise ValueError("give either a budget or keep")
-        return self
 
 
 def plan_fastv(config: PreTrainedConfig, settings: FastvSettings) -> VisualPlan:

@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedConfig
 
 from modeling.visual_plan import Rank, VisualPlan
-from training.planners.budget import SHARES, Budget, largest_within
+from training.planners.budget import SHARES, SolvedSettings, largest_within
 from training.planners.token_schedule import DIGITS
-from training.schema import Strict
 
 BY_TEXT = Rank(by="text_attention", rows="instruction")
 BY_IMAGE = Rank(by="image_attention")
@@ -22,21 +21,19 @@ Layer = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class HimapSettings(Strict):
+class HimapSettings(SolvedSettings):
     """Either a budget or `keep`."""
 
+    solves = "keep"
     planner: Literal["himap"]
-    budget: Budget | None = None
-    """Solves `keep`: the second share is the cube of the first, as published."""
     layers: tuple[Layer, Layer] = (2, 8)
     """The first layers with fewer tokens; published as K1 and K2, of 32 layers."""
     keep: tuple[Share, Share] | None = None
-    """Shares of each image's original tokens from then on; published: 1/2 and 1/8."""
+    """Shares of each image's original tokens from then on; published: 1/2 and 1/8.
+    A budget solves the first; the second is its cube, as published."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> "HimapSettings":
-        if (self.budget is None) == (self.keep is None):
-            raise ValueError("give either a budget or keep")
+    def _falling(self) -> "HimapSettings":
         if self.layers[0] >= self.layers[1]:
             raise ValueError("layers: the second comes after the first")
         if self.keep is not None and self.keep[1] > self.keep[0]:

@@ -11,13 +11,12 @@ six decimals, so that one of less than half a millionth withdraws the tokens.
 import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from transformers import PreTrainedConfig
 
 from modeling.visual_plan import Rank, VisualPlan
-from training.planners.budget import Budget, largest_within
+from training.planners.budget import SolvedSettings, largest_within
 from training.planners.token_schedule import token_schedule
-from training.schema import Strict
 
 RANK = Rank(by="text_attention", rows="instruction")
 FULL_LAYERS = 2
@@ -26,23 +25,16 @@ FLAT = 15.0
 """A sigmoid this far from its middle, in units of 1 / k, is rounded to 0 or 1."""
 
 
-class PSigmoidSettings(Strict):
+class PSigmoidSettings(SolvedSettings):
     """`k`, and either a budget or `alpha`."""
 
+    solves = "alpha"
     planner: Literal["p_sigmoid"]
-    budget: Budget | None = None
-    """Solves `alpha`."""
     k: float = Field(gt=0, allow_inf_nan=False)
     """How steeply shares fall, per layer. Found by search for LLaVA-1.5-7B (32 layers): 0.3558, 0.4808, 0.4568, 0.7478 and
     0.933 at 2.24, 2.66, 3.38, 4.26 and 5.2 TFLOPs of 9.18."""
     alpha: float | None = Field(default=None, allow_inf_nan=False)
     """The layer, counted from 1, before which half of the tokens stay."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "PSigmoidSettings":
-        if (self.budget is None) == (self.alpha is None):
-            raise ValueError("give either a budget or alpha")
-        return self
 
 
 def plan_p_sigmoid(config: PreTrainedConfig, settings: PSigmoidSettings) -> VisualPlan:

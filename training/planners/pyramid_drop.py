@@ -7,33 +7,25 @@ survivors keep their positions.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from transformers import PreTrainedConfig
 
 from modeling.visual_plan import Rank, VisualPlan
-from training.planners.budget import SHARES, Budget, largest_within
+from training.planners.budget import SHARES, SolvedSettings, largest_within
 from training.planners.token_schedule import token_schedule
-from training.schema import Strict
 
 RANK = Rank(by="text_attention", rows="last")
 
 
-class PyramidDropSettings(Strict):
+class PyramidDropSettings(SolvedSettings):
     """Either a budget or `keep`."""
 
+    solves = "keep"
     planner: Literal["pyramid_drop"]
-    budget: Budget | None = None
-    """Solves `keep`."""
     depths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
     """Where stages begin, as shares of the number of layers; published: layers 8, 16 and 24 of 32."""
     keep: float | None = Field(default=None, ge=0, le=1)
     """Share of the stage before that each stage keeps; published as lambda, 0.5."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "PyramidDropSettings":
-        if (self.budget is None) == (self.keep is None):
-            raise ValueError("give either a budget or keep")
-        return self
 
 
 def plan_pyramid_drop(config: PreTrainedConfig, settings: PyramidDropSettings) -> VisualPlan:

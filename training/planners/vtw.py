@@ -23,19 +23,17 @@ from data.conversations import IGNORE_INDEX
 from modeling.visual_layout import join_streams
 from modeling.visual_plan import VisualPlan
 from training.answer_kl import answer_inputs
-from training.planners.budget import Budget, largest_within
-from training.schema import Strict
+from training.planners.budget import Budget, SolvedSettings, largest_within
 
 OF_THE_KL = ("at", "for_all_later", "hold_out")
 """Settings that mean nothing where a budget decides."""
 
 
-class VtwSettings(Strict):
-    """Either a budget or `tolerance`."""
+class VtwSettings(SolvedSettings):
+    """Either a budget or `tolerance`. With a budget: the last layer at which a withdrawal fits; nothing is measured."""
 
+    solves = "tolerance"
     planner: Literal["vtw"]
-    budget: Budget | None = None
-    """The last layer at which a withdrawal fits; nothing is measured."""
     tolerance: float | None = Field(default=None, ge=0)
     """Largest mean KL, in nats. Published, for `at: prompt`: 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for NeXT-7B."""
     at: Literal["answers", "prompt"] = "answers"
@@ -47,9 +45,7 @@ class VtwSettings(Strict):
     """Share of the calibration samples that have no say: the KL on them tells what to expect of new data."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> "VtwSettings":
-        if (self.budget is None) == (self.tolerance is None):
-            raise ValueError("give either a budget or tolerance")
+    def _measured_or_not(self) -> "VtwSettings":
         changed = [name for name in OF_THE_KL if getattr(self, name) != type(self).model_fields[name].default]
         if self.budget is not None and changed:
             raise ValueError(f"a budget decides without measuring: {', '.join(changed)} go with tolerance")
