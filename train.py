@@ -34,7 +34,7 @@ def main() -> None:
         return
     if recipe.task == "dense":
         from training.teacher import stages
-    elif recipe.task == "frontier":
+    elif recipe.task in ("frontier", "planners"):
         from training.frontier import stages
     else:
         from training.pipeline import stages

@@ -280,6 +280,10 @@ class VisualPlan:
         partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
 
+    def at_depth(self, num_layers: int) -> "VisualPlan":
+        """The plan for a model of another depth: each layer as the one at its relative depth."""
+        return VisualPlan(tuple(self.layers[index * len(self) // num_layers] for index in range(num_layers)))
+
     def replace(self, index: int, **changes) -> "VisualPlan":
         """This plan with fields of layer `index` changed. Fewer `tokens` also hold for the layers after it."""
         layers = list(self.layers)

@@ -99,3 +99,17 @@ class AnswerKL:
             agreeing += int((dense.argmax(-1) == sparse.argmax(-1)).sum())
             num_tokens += len(dense)
         return {"kl": total / num_tokens, "agreement": agreeing / num_tokens}
+
+    def accuracy(self, plan: VisualPlan) -> float:
+        """Share of answers that are right in every token, given the true tokens before it: those that greedy decoding gets
+        right. A conversation has several."""
+        right, num_answers = 0, 0
+        for inputs, logits in zip(self._inputs, self._logits(plan), strict=True):
+            rows = inputs["logits_mask"]  # [B, T]; an answer's rows stand together
+            begins = rows & ~F.pad(rows, (1, 0))[:, :-1]
+            answer = begins.flatten().cumsum(0)[rows.flatten()] - 1  # [A]: its number in the batch
+            wrong = logits.argmax(-1) != inputs["labels"].roll(-1, dims=1)[rows]
+            num_wrong = len(answer[wrong].unique())
+            num_answers += int(begins.sum())
+            right += int(begins.sum()) - num_wrong
+        return right / num_answers

@@ -86,8 +86,6 @@ def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> Visu
     if given is None:
         raise ValueError(f"{path}: holds no visual_plan, so it is not a sparse checkpoint")
     plan, source, target = VisualPlan.from_dict(given), shape_of_file(path).text_config, shape.text_config
-    num_layers = target.num_hidden_layers
-    picked = [plan.layers[index * len(plan) // num_layers] for index in range(num_layers)]
     return VisualPlan(
         tuple(
             replace(
@@ -95,7 +93,7 @@ def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> Visu
                 heads=_share(layer.heads, source.num_key_value_heads, target.num_key_value_heads),
                 ffn=_share(layer.ffn, source.intermediate_size, target.intermediate_size),
             )
-            for layer in picked
+            for layer in plan.at_depth(target.num_hidden_layers).layers
         )
     )
 

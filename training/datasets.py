@@ -29,15 +29,18 @@ def mixture(
 
 def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> list[dict]:
     """`calibration.num_samples` samples in batches. Raises ValueError where there are fewer."""
-    dataset, settings = mixture(recipe, "calibration", processor), recipe.calibration
-    if len(dataset) < settings.num_samples:
-        raise ValueError(f"calibration.num_samples: got {settings.num_samples}, data.calibration has {len(dataset)} usable samples")
-    collator = Collator(processor)
-    starts = range(0, settings.num_samples, settings.batch_size)
-    return [
-        collator([dataset[index] for index in range(start, min(start + settings.batch_size, settings.num_samples))])
-        for start in starts
-    ]
+    settings, dataset = recipe.calibration, mixture(recipe, "calibration", processor)
+    return in_batches(dataset, settings.num_samples, settings.batch_size, processor, "calibration.num_samples")
+
+
+def in_batches(
+    dataset: ConversationDataset, num_samples: int, batch_size: int, processor: ProcessorMixin, asked_by: str
+) -> list[dict]:
+    """The first samples, collated. Raises ValueError, with the name of the setting that asked, where there are fewer."""
+    if len(dataset) < num_samples:
+        raise ValueError(f"{asked_by}: got {num_samples}, there are {len(dataset)} usable samples")
+    collator, starts = Collator(processor), range(0, num_samples, batch_size)
+    return [collator([dataset[index] for index in range(start, min(start + batch_size, num_samples))]) for start in starts]
 
 
 def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[Source]:

@@ -14,15 +14,9 @@ from training.budget import GateBudget
 from training.calibration import Calibration
 from training.costs import TEXT_TOKENS, cost_sheet
 from training.lora import add_lora
-from training.planners import PlannerSettings
+from training.planners import PlannerSettings, budget_of, plan_of_config
 from training.planners.budget import Budget
-from training.planners.fastv import FastvSettings, plan_fastv
-from training.planners.file import FileSettings, plan_from_file
-from training.planners.himap import HimapSettings, plan_himap
-from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
-from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.planners.stack import StackSettings, stacked
-from training.planners.vtw import VtwSettings, withdrawal_within
 from training.planners.yopo import YopoSettings, plan_yopo
 from training.recipe import DenseRecipe, FrontierRecipe, SparsifyRecipe, StudentRecipe
 from training.trainer import TrainingSettings
@@ -74,11 +68,12 @@ def parameter_table(student: nn.Module) -> Table:
 
 
 def points_table(recipe: FrontierRecipe) -> Table:
-    """How many students a frontier trains."""
+    """How many students a frontier has."""
     table = Table("planner", "budgets", "seeds", "students", title=f"{len(recipe.students)} students")
     for name, rival in recipe.planners.items():
-        budgets = rival.budgets or recipe.budgets
-        table.add_row(name, ", ".join(f"{budget:.0%}" for budget in budgets), str(len(rival.seeds)), str(len(budgets) * len(rival.seeds)))
+        budgets = ["its own" if budget is None else f"{budget:.0%}" for budget in recipe.budgets_of(rival)]
+        num_students = sum(planner == name for planner, *_ in recipe.points())
+        table.add_row(name, ", ".join(budgets), str(len(rival.seeds)), str(num_students))
     return table
 
 
@@ -87,7 +82,7 @@ def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     plan = known_plan(recipe.plan, config)
     sheet = cost_sheet(plan or VisualPlan.dense(config.text_config.num_hidden_layers), config, bytes_per_value(recipe))
     dense = sheet["dense"]
-    left = sheet["plan"] if plan else budget_costs(dense, None if isinstance(recipe.plan, StackSettings) else recipe.plan.budget)
+    left = sheet["plan"] if plan else budget_costs(dense, budget_of(recipe.plan))
     origin = f"plan ({recipe.plan.planner})" if plan else f"plan ({recipe.plan.planner}): at most"
     grids, size = reference_images(config)[0], " x ".join(map(str, PICTURE))
     picture = f"a picture of {size} pixels: {num_tokens(grids)} visual tokens in {len(grids)} {'grid' if len(grids) == 1 else 'grids'}"
@@ -102,26 +97,17 @@ def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
 
 def known_plan(settings: PlannerSettings, config: PreTrainedConfig) -> VisualPlan | None:
     """The plan as far as its cost goes, where no calibration data decides it."""
+    known = plan_of_config(config, settings)
+    if known is not None:
+        return known
     match settings:
-        case FileSettings():
-            return plan_from_file(config.text_config, settings)
-        case FastvSettings():
-            return plan_fastv(config, settings)
-        case PyramidDropSettings():
-            return plan_pyramid_drop(config, settings)
-        case HimapSettings():
-            return plan_himap(config, settings)
-        case PSigmoidSettings():
-            return plan_p_sigmoid(config, settings)
-        case VtwSettings(budget=Budget() as budget):
-            return withdrawal_within(config, budget)
         case YopoSettings():
             return _like_yopo(config, settings)
         case StackSettings():
             parts = [known_plan(part, config) for part in settings.of]
             # Which units two lists have in common only calibration can tell.
-            known = None not in parts and sum(not part.is_integer for part in parts) < 2
-            return stacked(parts) if known else None
+            decided = None not in parts and sum(not part.is_integer for part in parts) < 2
+            return stacked(parts) if decided else None
     return None
 
 

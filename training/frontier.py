@@ -1,10 +1,13 @@
 """The story of `task: frontier`: students of several planners at several budgets, distilled alike; accuracy against cost.
+`task: planners` is the same with each plan twice: as it was found, and distilled.
 
-After the stages that every run of students shares (training/student_stages.py), it leaves in the run's folder:
+After the stages that every run of students shares (training/student_stages.py), it leaves in the run's folder, TASK being
+frontier or planners:
 
-    prefill.json             measured prefill speed-up of each plan
-    frontier.json            one object per student: planner, budget, seed, costs, accuracy, prefill_speedup
-    frontier.md              the same as a table, means over seeds
+    speed.json               measured speed-up of each student's plan, of prefill and of decoding
+    TASK.json                one object per student: planner, budget (null: its own cost), seed, distilled, costs, accuracy, over all
+                             questions and by family, speed-up
+    TASK.md                  the same as tables, means over seeds
     visual_flops.png, model_flops.png, prefill_speedup.png, plans.png
     evaluation/              every question and answer of every student
 """
@@ -17,7 +20,7 @@ from training.benchmark import benchmark
 from training.costs import TEXT_TOKENS, fractions
 from training.datasets import mixture
 from training.evaluation import Evaluation, relative_accuracy
-from training.frontier_pictures import AXES, frontier_picture, frontier_table
+from training.frontier_pictures import AXES, families_table, frontier_picture, frontier_table
 from training.gate_pictures import plans_picture
 from training.pictures import save
 from training.recipe import FrontierRecipe
@@ -33,8 +36,8 @@ from training.student_stages import (
 )
 from training.students import load_model, untrained_student
 
-BATCH_SIZE, REPEATS = 8, 5
-"""Of the timed prefills."""
+BATCH_SIZE, REPEATS, DECODE_TOKENS = 8, 5, 8
+"""Of the timed prefills and decodes."""
 
 
 def stages(recipe: FrontierRecipe) -> list[Stage]:
@@ -61,26 +64,31 @@ def evaluate_all(run: Run) -> dict:
 
 
 def time_plans(run: Run) -> dict:
-    """Prefill of the dense weights under each plan against the stock model, in turn, in this process."""
-    speedup: dict[str, float] = {}
-    of_plan: dict = {}
+    """Prefill and decode of the dense weights under each plan against the stock model, in turn, in this process."""
+    speed: dict[str, dict[str, float]] = {}
+    of_plan: dict[VisualPlan, dict[str, float]] = {}
     for student in run.recipe.students:
         plan = load_plan(run, student.name)
         if plan not in of_plan:
             model = untrained_student(run.recipe.model, plan).to(device())
-            figures = benchmark(
-                model, text_tokens=TEXT_TOKENS, batch_sizes=[BATCH_SIZE], decode_tokens=1, repeats=REPEATS, say=lambda line: None
-            )
-            of_plan[plan] = figures["batches"][0]["prefill"]["speedup"]
-        speedup[student.name] = of_plan[plan]
-    write_json(run.directory / "prefill.json", speedup)
+            (figures,) = benchmark(
+                model,
+                text_tokens=TEXT_TOKENS,
+                batch_sizes=[BATCH_SIZE],
+                decode_tokens=DECODE_TOKENS,
+                repeats=REPEATS,
+                say=lambda line: None,
+            )["batches"]
+            of_plan[plan] = {f"{part}_speedup": figures[part]["speedup"] for part in ("prefill", "decode")}
+        speed[student.name] = of_plan[plan]
+    write_json(run.directory / "speed.json", speed)
     return {}
 
 
 def report(run: Run) -> dict:
-    """frontier.json, and the pictures."""
+    """The figures of all students, as JSON, tables and pictures."""
     recipe, config = run.recipe, dense_config(run.recipe.model.path)
-    speedup = json.loads((run.directory / "prefill.json").read_text(encoding="utf-8"))
+    speed = json.loads((run.directory / "speed.json").read_text(encoding="utf-8"))
     teacher = Evaluation.load(evaluation_path(run, TEACHER))
     points = []
     for planner, budget, seed, student in recipe.points():
@@ -90,25 +98,28 @@ def report(run: Run) -> dict:
                 "planner": planner,
                 "budget": budget,
                 "seed": seed,
+                "distilled": student.distil,
                 **fractions(load_plan(run, student.name), config),
                 "accuracy": evaluation.accuracy,
                 "low": evaluation.low,
                 "high": evaluation.high,
                 "relative_accuracy": relative_accuracy(evaluation, teacher),
-                "prefill_speedup": speedup[student.name],
+                "accuracy_by_family": {family: score._asdict() for family, score in evaluation.families.items()},
+                **speed[student.name],
             }
         )
-    write_json(run.directory / "frontier.json", points)
+    write_json(run.directory / f"{recipe.task}.json", points)
     for axis in AXES:
         save(frontier_picture(points, axis), run.directory / f"{axis}.png")
-    smallest: dict[str, VisualPlan] = {}
-    least = min(budget for _, budget, *_ in recipe.points())
+    plans: dict[str, VisualPlan] = {}
+    budgets = [budget for _, budget, *_ in recipe.points() if budget is not None]
     for planner, budget, _, student in recipe.points():
-        if budget == least:
-            smallest.setdefault(f"{planner} {budget:.0%}", load_plan(run, student.name))
+        if budget is None or budget == min(budgets):
+            name = f"{planner}, its own cost" if budget is None else f"{planner} {budget:.0%}"
+            plans.setdefault(name, load_plan(run, student.name))
     text = config.text_config
-    save(plans_picture(smallest, text.num_key_value_heads, text.intermediate_size), run.directory / "plans.png")
-    table = frontier_table(points)
-    (run.directory / "frontier.md").write_text(table, encoding="utf-8")
+    save(plans_picture(plans, text.num_key_value_heads, text.intermediate_size), run.directory / "plans.png")
+    table = f"{frontier_table(points)}\n{families_table(points)}"
+    (run.directory / f"{recipe.task}.md").write_text(table, encoding="utf-8")
     console.print(table, soft_wrap=True)
-    return {"frontier": "frontier.json"}
+    return {recipe.task: f"{recipe.task}.json"}

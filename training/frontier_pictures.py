@@ -1,11 +1,12 @@
 """The frontier drawn and tabulated: relative accuracy against what it costs, a line per planner.
 
-A point is the mean over seeds. Its interval, 95 %, is Student's over seeds where there are several, else Wilson's over the
+Where plans stand both as they were found and distilled, each kind has its own half of a picture and its own lines of a table. A
+point is the mean over seeds. Its interval, 95 %, is Student's over seeds where there are several, else Wilson's over the
 questions of the one student.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 
 from matplotlib.figure import Figure
@@ -23,13 +24,16 @@ MARKERS = "os^Dv<>P"
 QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def by_planner(points: Sequence[Mapping]) -> dict[str, dict[float, list[Mapping]]]:
-    """Planner -> budget -> its points, one per seed; budgets rise."""
-    found: dict[str, dict[float, list[Mapping]]] = {}
-    for point in sorted(points, key=lambda point: point["budget"]):
-        found.setdefault(point["planner"], {}).setdefault(point["budget"], []).append(point)
-    order = dict.fromkeys(point["planner"] for point in points)
-    return {planner: found[planner] for planner in order}
+Group = tuple[str, bool]
+"""Planner, and whether its students are distilled."""
+
+
+def by_planner(points: Sequence[Mapping]) -> dict[Group, dict[float | None, list[Mapping]]]:
+    """Planner and kind -> budget -> its points, one per seed; budgets rise, a plan's own cost (None) comes last."""
+    found: dict[Group, dict[float | None, list[Mapping]]] = {(point["planner"], point["distilled"]): {} for point in points}
+    for point in sorted(points, key=lambda point: _order(point["budget"])):
+        found[point["planner"], point["distilled"]].setdefault(point["budget"], []).append(point)
+    return found
 
 
 def interval(points: Sequence[Mapping]) -> tuple[float, float, float]:
@@ -45,10 +49,15 @@ def interval(points: Sequence[Mapping]) -> tuple[float, float, float]:
 
 def frontier_picture(points: Sequence[Mapping], axis: str) -> Figure:
     """Relative accuracy against one of `AXES`; every student is a faint point, a planner's means are joined."""
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for number, (planner, budgets) in enumerate(by_planner(points).items()):
-        color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+    kinds = sorted({point["distilled"] for point in points})
+    planners = list(dict.fromkeys(point["planner"] for point in points))
+    figure = Figure(figsize=(WIDTH, 4.4 + 0.2 * math.ceil(len(planners) / 4)), layout="constrained")
+    halves = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    lines = {}
+    for (planner, distilled), budgets in by_planner(points).items():
+        number = planners.index(planner)
+        color, marker = SERIES[number % len(SERIES)], MARKERS[number // len(SERIES) % len(MARKERS)]
+        axes = halves[kinds.index(distilled)]
         line = []
         for students in budgets.values():
             place = mean(point[axis] for point in students)
@@ -58,28 +67,28 @@ def frontier_picture(points: Sequence[Mapping], axis: str) -> Figure:
             for point in students:
                 axes.plot(point[axis], point["relative_accuracy"], marker, color=color, markersize=4, alpha=0.4, markeredgewidth=0)
         places, values = zip(*sorted(line), strict=True)
-        axes.plot(places, values, marker=marker, color=color, linewidth=1.6, markersize=7, label=label(planner))
-    axes.set(xlabel=AXES[axis], ylabel="accuracy, of the dense model's")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    if axis == "visual_flops":
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({point["budget"] for point in points}))
-        axes.minorticks_off()
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    elif axis == "model_flops":
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
-    else:
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.legend(frameon=False, loc="lower left" if axis == "prefill_speedup" else "lower right")
-    plain(axes, grid="y")
+        (lines[planner],) = axes.plot(places, values, marker=marker, color=color, linewidth=1.6, markersize=7, label=label(planner))
+    for axes, distilled in zip(halves, kinds, strict=True):
+        axes.set(xlabel=AXES[axis])
+        if len(kinds) > 1:
+            axes.set_title("distilled" if distilled else "as found, untrained", fontsize=10)
+        if axis == "visual_flops":
+            axes.set_xscale("log")
+            axes.set_xticks(sorted({point["budget"] for point in points} - {None}))
+            axes.minorticks_off()
+        axes.xaxis.set_major_formatter(ScalarFormatter() if axis == "prefill_speedup" else PercentFormatter(1, decimals=0))
+        plain(axes, grid="y")
+    halves[0].set_ylabel("accuracy, of the dense model's")
+    halves[0].yaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
 def frontier_table(points: Sequence[Mapping]) -> str:
     """Markdown: a line per planner, a column per budget: mean relative accuracy, its interval, and the FLOPs really used."""
-    budgets = sorted({point["budget"] for point in points}, reverse=True)
-    lines = ["| planner | " + " | ".join(f"budget {budget:.0%}" for budget in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
-    for planner, found in by_planner(points).items():
+    budgets = sorted({point["budget"] for point in points}, key=_order, reverse=True)
+    lines = [_header("planner", ("its own cost" if budget is None else f"budget {budget:.0%}" for budget in budgets))]
+    for group, found in by_planner(points).items():
         cells = []
         for budget in budgets:
             if budget not in found:
@@ -88,5 +97,39 @@ def frontier_table(points: Sequence[Mapping]) -> str:
             value, low, high = interval(found[budget])
             used = mean(point["visual_flops"] for point in found[budget])
             cells.append(f"{percent(value)} ({100 * low:.1f} to {100 * min(high, 1.0):.1f}), at {percent(used)}")
-        lines.append(f"| {planner} | " + " | ".join(cells) + " |")
+        lines.append(_line(_name(group), cells))
     return "\n".join(lines) + "\n"
+
+
+def families_table(points: Sequence[Mapping]) -> str:
+    """Markdown: a line per planner and budget: measured speed-up of prefill and decode, and accuracy by family, with the 95 %
+    interval where there is one student (means over seeds have none)."""
+    families = list(points[0]["accuracy_by_family"])
+    lines = [_header("planner, budget", ("prefill", "decode", *families))]
+    for group, budgets in by_planner(points).items():
+        for budget, students in reversed(budgets.items()):
+            cells = [f"× {mean(point[f'{part}_speedup'] for point in students):.2f}" for part in ("prefill", "decode")]
+            for family in families:
+                scores = [point["accuracy_by_family"][family] for point in students]
+                interval = f" ({100 * scores[0]['low']:.0f} to {100 * scores[0]['high']:.0f})" if len(scores) == 1 else ""
+                cells.append(percent(mean(score["accuracy"] for score in scores)) + interval)
+            lines.append(_line(f"{_name(group)}, {'its own cost' if budget is None else f'{budget:.0%}'}", cells))
+    return "\n".join(lines) + "\n"
+
+
+def _order(budget: float | None) -> float:
+    return math.inf if budget is None else budget
+
+
+def _name(group: Group) -> str:
+    planner, distilled = group
+    return planner if distilled else f"{planner}, untrained"
+
+
+def _header(first: str, others: Iterable[str]) -> str:
+    titles = [first, *others]
+    return f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|"
+
+
+def _line(first: str, cells: Iterable[str]) -> str:
+    return f"| {' | '.join([first, *cells])} |"

@@ -16,11 +16,12 @@ from data.shapes import WorldSettings
 from training.calibration import CalibrationSettings
 from training.distillation import DistillationSettings
 from training.lora import LoraSettings
-from training.planners import PlannerSettings
-from training.planners.file import FileSettings
+from training.planners import PlannerSettings, budget_of
+from training.planners.g_search import GSearchSettings
 from training.planners.gates import GateSettings
+from training.planners.p_sigmoid import PSigmoidSettings
+from training.planners.pre_pruning import PrePruningSettings
 from training.planners.random_plan import RandomSettings
-from training.planners.stack import StackSettings
 from training.recipe_errors import describe
 from training.schema import Strict
 from training.teacher import TeacherSettings
@@ -179,17 +180,16 @@ class RivalSettings(Strict):
     """One curve of a frontier."""
 
     plan: PlannerSettings
-    """Its budget is replaced by each of the frontier's in turn, which bound visual FLOPs; so is that of the plan where gates start."""
+    """Its budget is replaced by each of the frontier's in turn, which bound visual FLOPs; so is that of the plan where gates start.
+    A plan without a budget is one point, at its own cost."""
     budgets: tuple[float, ...] | None = None
     """Those this planner is asked for; null: all."""
     seeds: tuple[int, ...] = (0,)
 
     @model_validator(mode="after")
     def _has_a_budget(self):
-        if isinstance(self.plan, FileSettings | StackSettings):
-            raise ValueError("plan: a plan from a file, or a stack of plans, has no budget to vary")
-        if self.plan.budget is None:
-            raise ValueError("plan: give a budget, of any size, rather than shares or thresholds: it is replaced")
+        if self.budgets is not None and budget_of(self.plan) is None:
+            raise ValueError("budgets: the plan has no budget to vary; give it one, of any size, or leave budgets out")
         return self
 
 
@@ -229,36 +229,58 @@ class FrontierRecipe(StudentRecipe):
             return self.training
         return self.training.model_copy(update={"max_steps": self.training.max_steps - student.plan.steps})
 
-    def points(self) -> list[tuple[str, float, int, CompareSettings]]:
+    def budgets_of(self, rival: RivalSettings) -> tuple[float | None, ...]:
+        """Those the planner is asked for; None where its plan has its own cost."""
+        return (None,) if budget_of(rival.plan) is None else rival.budgets or self.budgets
+
+    def points(self) -> list[tuple[str, float | None, int, CompareSettings]]:
         """Planner, budget, seed and student of every point."""
         return [
-            (planner, budget, seed, self._student(planner, budget, seed))
+            (planner, budget, seed, self._student(planner, budget, seed, distil))
             for planner, rival in self.planners.items()
-            for budget in rival.budgets or self.budgets
+            for budget in self.budgets_of(rival)
             for seed in rival.seeds
+            for distil in self._distil
         ]
 
     @property
     def students(self) -> tuple[CompareSettings, ...]:
         return tuple(student for *_, student in self.points())
 
-    def _student(self, planner: str, budget: float, seed: int) -> CompareSettings:
-        plan = _with_budget(self.planners[planner].plan, budget)
-        if isinstance(plan, RandomSettings):
+    @property
+    def _distil(self) -> tuple[bool, ...]:
+        return (True,)
+
+    def _student(self, planner: str, budget: float | None, seed: int, distil: bool) -> CompareSettings:
+        plan = self.planners[planner].plan
+        if budget is not None:
+            plan = _with_budget(plan, budget)
+        if isinstance(plan, RandomSettings | PrePruningSettings | PSigmoidSettings | GSearchSettings):
             plan = plan.model_copy(update={"seed": seed})
-        return CompareSettings(name=f"{planner}-{budget:g}-{seed}", plan=plan, distil=True, seed=seed)
+        name = f"{planner}-{'own' if budget is None else f'{budget:g}'}-{seed}{'' if distil else '-untrained'}"
+        return CompareSettings(name=name, plan=plan, distil=distil, seed=seed)
+
+
+class PlannersRecipe(FrontierRecipe):
+    """A frontier in which every plan stands twice: as it was found, and distilled."""
+
+    task: Literal["planners"]
+
+    @property
+    def _distil(self) -> tuple[bool, ...]:
+        return (False, True)
 
 
 def _with_budget(settings: PlannerSettings, share: float) -> PlannerSettings:
     changes = {"budget": type(settings.budget)(visual_flops=share)}
     start = settings.start if isinstance(settings, GateSettings) else None
-    if start is not None and not isinstance(start, FileSettings | StackSettings) and start.budget is not None:
+    if start is not None and budget_of(start) is not None:
         wider = start.budget.visual_flops / settings.budget.share  # as in the recipe
         changes["start"] = _with_budget(start, min(1.0, wider * share))
     return settings.model_copy(update=changes)
 
 
-Recipe = Annotated[DenseRecipe | SparsifyRecipe | FrontierRecipe, Field(discriminator="task")]
+Recipe = Annotated[DenseRecipe | SparsifyRecipe | FrontierRecipe | PlannersRecipe, Field(discriminator="task")]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -277,7 +299,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values, got {type(content).__name__}")
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     try:
         return TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
@@ -294,7 +316,8 @@ def find_recipe(name_or_path: str) -> Path:
     raise ValueError(f"no recipe {name_or_path!r}: neither a file nor one of recipes/ ({available})")
 
 
-def _apply_override(content: dict, override: str) -> None:
+def apply_override(content: dict, override: str) -> None:
+    """Sets `key.sub=value` in what was read from YAML. Raises ValueError where it has no such place."""
     key, separator, text = override.partition("=")
     if not (separator and key):
         raise ValueError(f"override {override!r}: expected key.sub=value")

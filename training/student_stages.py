@@ -5,6 +5,7 @@ in the run's folder and leaves its own there:
     latency.json             timings of this machine, where a budget bounds latency (training/latency.py)
     teacher_answers.safetensors   where these are kept (training/teacher_answers.py)
     gates/NAME/              what was learned for the plan of each student whose plan is learned (training/gate_learning.py)
+    search/NAME/             what was measured to find the plan of a student, for planners that search (training/planners/)
     plans/NAME.json          the plan of each student, with lists of units of the dense model
     students/NAME/           the training of each distilled student
     evaluation/NAME.json     each model's answers to the held-out questions
@@ -32,7 +33,7 @@ from training.planners import find_plan
 from training.planners.gates import GateSettings
 from training.recipe import CompareSettings, StudentRecipe
 from training.run import Run, Stage, device, write_json
-from training.students import dense_processor, train_student, trained_student, untrained_student
+from training.students import dense_processor, dense_student, train_student, trained_student, untrained_student
 from training.teacher_answers import AnsweredDataset, keep_answers
 
 TEACHER, GREY = "teacher", "grey"
@@ -102,7 +103,7 @@ def read_data(run: Run) -> dict:
 def measure(run: Run) -> dict:
     """Fills the calibration cache that the planners read, and finds the plans that learning starts from."""
     recipe = run.recipe
-    model, processor = dense_student(recipe)
+    model, processor = dense_student(recipe.model), dense_processor(recipe.model)
     batches = calibration_batches(recipe, processor)
     statistics = calibrate(model, batches, run.directory / "calibration")
     statistics.save(run.directory / CALIBRATION)
@@ -122,7 +123,7 @@ def measure(run: Run) -> dict:
 def ask_teacher(run: Run) -> dict:
     """Keeps the dense model's answers to the training data."""
     recipe = run.recipe
-    model, processor = dense_student(recipe)
+    model, processor = dense_student(recipe.model), dense_processor(recipe.model)
     keep_answers(
         model,
         mixture(recipe, "train", processor),
@@ -147,10 +148,14 @@ def learn_plans(run: Run) -> dict:
 
 def find_plans(run: Run) -> dict:
     """The plans that are not learned; students with the same planner settings share one."""
-    model, processor = dense_student(run.recipe)
+    model, processor = dense_student(run.recipe.model), dense_processor(run.recipe.model)
     batches = calibration_batches(run.recipe, processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
-    return _keep_plans(run, False, lambda student: find_plan(model, batches, statistics, student.plan))
+
+    def found(student: CompareSettings) -> VisualPlan:
+        return find_plan(model, batches, statistics, student.plan, run.directory / "search" / student.name)
+
+    return _keep_plans(run, False, found)
 
 
 def harden_plans(run: Run) -> dict:
@@ -232,13 +237,6 @@ def evaluation_of(
             title=name,
         ).save(path)
     return Evaluation.load(path)
-
-
-def dense_student(recipe: StudentRecipe) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The dense model in the class that can run any plan, and its processor."""
-    config = dense_config(recipe.model.path)
-    model = untrained_student(recipe.model, VisualPlan.dense(config.text_config.num_hidden_layers))
-    return model.to(device()), dense_processor(recipe.model)
 
 
 def plan_path(run: Run, name: str) -> Path:

@@ -22,7 +22,7 @@ from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from training.lora import add_lora, permuted_adapters
 from training.recipe import ModelSettings, StudentRecipe
-from training.run import is_main_process
+from training.run import device, is_main_process
 from training.trainer import DistillationTrainer
 
 
@@ -43,6 +43,12 @@ def untrained_student(settings: ModelSettings, plan: VisualPlan) -> PreTrainedMo
     student = build_student(dense, plan)
     student.set_attn_implementation({"text_config": settings.attention})  # the tower, without gradients, stays fused
     return student
+
+
+def dense_student(settings: ModelSettings) -> PreTrainedModel:
+    """The dense model in the class that can run any plan."""
+    num_layers = dense_config(settings.path).text_config.num_hidden_layers
+    return untrained_student(settings, VisualPlan.dense(num_layers)).to(device())
 
 
 def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> PreTrainedModel:

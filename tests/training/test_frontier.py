@@ -110,9 +110,9 @@ def test_a_rival_out_of_reach_of_its_budget_stops_the_run_before_anything_is_lea
 @pytest.mark.parametrize(
     "planner, message",
     [
-        ({"plan": {"planner": "file", "path": "x.json"}}, "a plan from a file, or a stack of plans, has no budget to vary"),
-        ({"plan": {"planner": "fastv", "keep": 0.5}}, "give a budget, of any size"),
-        ({"plan": {"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}}, "give a budget, of any size"),
+        ({"plan": {"planner": "file", "path": "x.json"}, "budgets": [0.3]}, "budgets: the plan has no budget to vary; give it one"),
+        ({"plan": {"planner": "fastv", "keep": 0.5}, "budgets": [0.3]}, "budgets: the plan has no budget to vary"),
+        ({"plan": {"planner": "g_search", "tolerance": 0.1}, "budgets": [0.3]}, "budgets: the plan has no budget to vary"),
         ({"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.4]}, r"\[0.4\] are not among budgets"),
         ({"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 3}}, "plan.steps: got 3, allowed: less than"),
     ],
@@ -123,7 +123,9 @@ def test_what_cannot_be_varied_is_refused(tmp_path, planner, message):
 
 
 def point(planner, budget, seed, relative, **changes):
-    values = {"planner": planner, "budget": budget, "seed": seed, "visual_flops": 0.9 * budget, "model_flops": 0.5, "prefill_speedup": 1.5}
+    values = {"planner": planner, "budget": budget, "seed": seed, "distilled": True, "visual_flops": 0.9 * budget, "model_flops": 0.5}
+    family = {"accuracy": relative / 2, "low": relative / 2 - 0.1, "high": relative / 2 + 0.1, "count": 50}
+    values |= {"prefill_speedup": 1.5, "decode_speedup": 1.1, "accuracy_by_family": {"colour": family, "count": family}}
     return values | {"relative_accuracy": relative, "accuracy": relative / 2, "low": relative / 2 - 0.01, "high": relative / 2 + 0.01} | changes
 
 

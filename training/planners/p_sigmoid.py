@@ -6,59 +6,114 @@ Layers are counted from 1. The first two carry all visual tokens; before every l
 image's N original tokens stay that received most attention in layer i - 1. The paper names neither the query rows of that
 attention nor its rounding: here it is the mean over heads and over the prompt after the image, and shares are rounded to
 six decimals, so that one of less than half a millionth withdraws the tokens.
+
+A budget decides alpha. Where k is not given, the one whose plan moves the answers least is searched by Bayesian optimisation,
+starting from the published ones.
 """
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-from transformers import PreTrainedConfig
+from optuna.distributions import FloatDistribution
+from pydantic import Field, model_validator
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from modeling.visual_plan import Rank, VisualPlan
+from modeling.visual_plan import VisualPlan
+from training.answer_kl import AnswerKL
 from training.planners.budget import SolvedSettings, largest_within
-from training.planners.token_schedule import token_schedule
+from training.planners.token_schedule import RECEIVED, token_schedule
+from training.planners.trials import Trials
 
-RANK = Rank(by="text_attention", rows="instruction")
-FULL_LAYERS = 2
+PUBLISHED_K, PUBLISHED_LAYERS = (0.3558, 0.4808, 0.4568, 0.7478, 0.933), 32
+"""Found by search for LLaVA-1.5-7B, at 2.24, 2.66, 3.38, 4.26 and 5.2 TFLOPs of 9.18."""
+SEARCHED = (0.05, 20.0)
+"""k of a model with as many layers; a sigmoid as steep relative to depth has a k in inverse proportion to them."""
 ALPHA_STEPS = 2**20
 FLAT = 15.0
 """A sigmoid this far from its middle, in units of 1 / k, is rounded to 0 or 1."""
 
 
 class PSigmoidSettings(SolvedSettings):
-    """`k`, and either a budget or `alpha`."""
+    """Either a budget or `alpha`; `k`, or with a budget its search."""
 
     solves = "alpha"
     planner: Literal["p_sigmoid"]
-    k: float = Field(gt=0, allow_inf_nan=False)
-    """How steeply shares fall, per layer. Found by search for LLaVA-1.5-7B (32 layers): 0.3558, 0.4808, 0.4568, 0.7478 and
-    0.933 at 2.24, 2.66, 3.38, 4.26 and 5.2 TFLOPs of 9.18."""
+    k: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """How steeply shares fall, per layer; null: searched."""
     alpha: float | None = Field(default=None, allow_inf_nan=False)
     """The layer, counted from 1, before which half of the tokens stay."""
+    full_layers: int = Field(default=2, ge=1)
+    """How many layers carry all visual tokens."""
+    trials: int = Field(default=16, ge=1)
+    """How many k are tried."""
+    seed: int = Field(default=0, ge=0)
+    """Of the search."""
+
+    @model_validator(mode="after")
+    def _searched_within_a_budget(self) -> "PSigmoidSettings":
+        if self.k is None and self.budget is None:
+            raise ValueError("k is searched within a budget: give k, or a budget rather than alpha")
+        return self
 
 
-def plan_p_sigmoid(config: PreTrainedConfig, settings: PSigmoidSettings) -> VisualPlan:
-    """The plan of the given `alpha`, or of the largest that fits the budget.
+def plan_p_sigmoid(
+    model: PreTrainedModel, batches: Sequence[dict], settings: PSigmoidSettings, journal: Path | None = None
+) -> VisualPlan:
+    """The plan of the given `k`, or of the one with the least answer KL.
+
+    Args:
+        batches, journal: of the search: calibration data, and where trials are kept.
 
     Raises:
-        ValueError: the budget is below what the first two layers cost.
+        ValueError: the budget is below what the first layers cost.
     """
-    num_layers = config.text_config.num_hidden_layers
+    config = model.config
+    if settings.k is not None:
+        return sigmoid_plan(config, settings)
+    scale = PUBLISHED_LAYERS / config.text_config.num_hidden_layers
+    low, high = (bound * scale for bound in SEARCHED)
+
+    def plan(k: float) -> VisualPlan:
+        return sigmoid_plan(config, settings.model_copy(update={"k": k}))
+
+    answer_kl = AnswerKL(model, batches)
+    best = Trials(journal).least(
+        "k",
+        FloatDistribution(low, high, log=True),
+        lambda k: answer_kl(plan(k)),
+        first=[k * scale for k in PUBLISHED_K],
+        count=settings.trials,
+        seed=settings.seed,
+    )
+    tqdm.write(f"p_sigmoid plan: k {best:.4g}, answer KL {answer_kl(plan(best)):.3g}")
+    return plan(best)
+
+
+def sigmoid_plan(config: PreTrainedConfig, settings: PSigmoidSettings) -> VisualPlan:
+    """The plan of the given `k`, with the given `alpha` or the largest that fits the budget.
+
+    Raises:
+        ValueError: the budget is below what the first layers cost.
+    """
+    num_layers, full = config.text_config.num_hidden_layers, settings.full_layers
 
     def plan(alpha: float) -> VisualPlan:
-        shares = [1.0 if i <= FULL_LAYERS else _share(i, settings.k, alpha) for i in range(1, num_layers + 1)]
-        return token_schedule(shares, RANK)
+        shares = [1.0 if i <= full else _share(i, settings.k, alpha) for i in range(1, num_layers + 1)]
+        return token_schedule(shares, RECEIVED)
 
     if settings.budget is None:
         return plan(settings.alpha)
     # From no token after the full layers to all tokens in every layer.
-    low, high = FULL_LAYERS + 1 - FLAT / settings.k, num_layers + FLAT / settings.k
+    low, high = full + 1 - FLAT / settings.k, num_layers + FLAT / settings.k
     return largest_within(
         settings.budget,
         config,
         range(ALPHA_STEPS + 1),
         lambda step: plan(low + (high - low) * step / ALPHA_STEPS),
-        f"all tokens in the first {FULL_LAYERS} layers",
+        f"all tokens in the first layers (plan.full_layers: {full})",
     )
 
 

@@ -21,9 +21,11 @@ from pydantic import Field
 from modeling.visual_plan import LayerPlan, Rank, VisualPlan
 from training.planners.fastv import FastvSettings
 from training.planners.file import FileSettings
+from training.planners.g_search import GSearchSettings
 from training.planners.greedy import GreedySettings
 from training.planners.himap import HimapSettings
 from training.planners.p_sigmoid import PSigmoidSettings
+from training.planners.pre_pruning import PrePruningSettings
 from training.planners.pyramid_drop import PyramidDropSettings
 from training.planners.random_plan import RandomSettings
 from training.planners.shortv import ShortvSettings
@@ -43,6 +45,8 @@ Part = (
     | PyramidDropSettings
     | HimapSettings
     | PSigmoidSettings
+    | GSearchSettings
+    | PrePruningSettings
     | UniformSettings
     | RandomSettings
     | FileSettings

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from modeling.visual_plan import LayerPlan, Rank, VisualPlan
 
+RECEIVED = Rank(by="text_attention", rows="instruction")
+"""By the attention received in the layer before, from the prompt after the image: the ranking of G-Search and P-Sigmoid."""
 DIGITS = 6
 """Decimals of a share: one that is not 0 still keeps a token of every image, as `num_kept` counts."""
 

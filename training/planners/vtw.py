@@ -10,6 +10,7 @@ L (L - 1) / 2 more on all rows, ten times as long each where a prompt is nine te
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from modeling.visual_layout import join_streams
 from modeling.visual_plan import VisualPlan
 from training.answer_kl import answer_inputs
 from training.planners.budget import Budget, SolvedSettings, largest_within
+from training.run import write_json
 
 OF_THE_KL = ("at", "for_all_later", "hold_out")
 """Settings that mean nothing where a budget decides."""
@@ -52,8 +54,13 @@ class VtwSettings(SolvedSettings):
         return self
 
 
-def plan_vtw(model: PreTrainedModel, batches: Sequence[dict], settings: VtwSettings) -> VisualPlan:
+def plan_vtw(
+    model: PreTrainedModel, batches: Sequence[dict], settings: VtwSettings, curve_path: Path | None = None
+) -> VisualPlan:
     """The plan of the first layer within the tolerance (the dense one, where no layer is), or of the last within the budget.
+
+    Args:
+        curve_path: where the `withdrawal_curve` is left as JSON.
 
     Raises:
         ValueError: the budget is below what one layer costs, or one side of `hold_out` is left without an answer.
@@ -61,6 +68,8 @@ def plan_vtw(model: PreTrainedModel, batches: Sequence[dict], settings: VtwSetti
     if settings.budget is not None:
         return withdrawal_within(model.config, settings.budget)
     curve = withdrawal_curve(model, batches, settings.at, settings.hold_out)
+    if curve_path is not None:
+        write_json(curve_path, curve)
     chosen = _first_within(curve, settings.tolerance, settings.for_all_later)
     layer, num_layers, held = chosen["layer"], len(curve), chosen["kl_hold_out"]
     if layer == num_layers:

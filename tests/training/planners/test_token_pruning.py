@@ -17,7 +17,7 @@ from tests.training.planners.tiny_calibration import NUM_LAYERS, tiny_config
 from training.planners.budget import SHARES, PlanPrice
 from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.himap import HimapSettings, plan_himap
-from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid
+from training.planners.p_sigmoid import PSigmoidSettings, sigmoid_plan
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.recipe import RECIPES
 
@@ -34,7 +34,7 @@ def pyramid_drop(config=CONFIG, **settings) -> VisualPlan:
 
 
 def p_sigmoid(config=CONFIG, **settings) -> VisualPlan:
-    return plan_p_sigmoid(config, PSigmoidSettings(planner="p_sigmoid", **settings))
+    return sigmoid_plan(config, PSigmoidSettings(planner="p_sigmoid", **settings))
 
 
 def himap(config=CONFIG, **settings) -> VisualPlan:
@@ -215,7 +215,7 @@ def test_settings_that_contradict_or_do_not_fit_are_refused():
     for planner, wrong in (
         (fastv, {}), (fastv, {"keep": 0.5, "budget": budget}), (fastv, {"keep": 0.5, "layer": 0}), (fastv, {"keep": 1.5}),
         (pyramid_drop, {}), (pyramid_drop, {"keep": 0.5, "budget": budget}), (pyramid_drop, {"keep": 0.5, "depths": []}),
-        (pyramid_drop, {"keep": 0.5, "depths": [0.0]}), (p_sigmoid, {"k": 0.5}), (p_sigmoid, {"alpha": 3}),
+        (pyramid_drop, {"keep": 0.5, "depths": [0.0]}), (p_sigmoid, {}), (p_sigmoid, {"k": 0.5}), (p_sigmoid, {"alpha": 3}),
         (p_sigmoid, {"k": 0, "alpha": 3}), (p_sigmoid, {"k": math.inf, "alpha": 3}), (p_sigmoid, {"k": 1, "alpha": 3, "budget": budget}),
         (himap, {}), (himap, {"keep": (0.1, 0.5)}), (himap, {"keep": (0.5, 0.1), "layers": (4, 4)}), (himap, {"keep": [0.5]}),
     ):  # fmt: skip

@@ -1,0 +1,128 @@
+"""Finds a plan for a dense model, without training, and writes it as a plan file with a picture of the search.
+
+    python scripts/search.py --planner g_search --model checkpoints/tiny-llava --data shapes tolerance=0.003 full_layers=1
+    python scripts/search.py --planner p_sigmoid --model DENSE --budget 0.25 --data mix665k.json --images images/
+    python scripts/search.py --planner fastv --model recipes/shapes/llava-1.5-7b.json --budget 0.25
+
+key=value sets what a recipe's `plan` section would. A search that was stopped goes on when the same command is given again; the
+same command in several processes at once shares the trials of Bayesian optimisation. `scripts/sparsify.py --plan` applies the
+plan; a recipe distils it: plan='{planner: file, path: plan.json}'.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from checkpoints.build import dense_config
+from checkpoints.card import cost_table
+from data.mixture import Source, build_mixture
+from data.shapes import WORLDS, SplitSettings, WorldSettings, write_world
+from modeling.visual_plan import VisualPlan
+from training import cli
+from training.calibration import calibrate
+from training.costs import fractions
+from training.datasets import in_batches
+from training.pictures import save
+from training.planners import SearchSettings, find_plan, needs_calibration, plan_of_config
+from training.recipe import ModelSettings, apply_override
+from training.recipe_errors import describe
+from training.run import write_json
+from training.search_pictures import search_picture
+from training.students import dense_processor, dense_student
+
+SHAPES = "shapes"
+
+
+def main() -> None:
+    args = parse_args()
+    settings = read_settings(args)
+    config = dense_config(args.model)
+    plan = plan_of_config(config, settings)
+    folder = args.output.with_suffix(".search")
+    if plan is None and args.data is None:
+        raise ValueError(f"--planner {args.planner}: measures the model, give --data (a LLaVA JSON, or {SHAPES!r})")
+    open_folder(folder, args, settings)
+    if plan is None:
+        plan = search(args, settings, folder)
+    plan.save(args.output)
+    save(search_picture(plan, fractions(plan, config)["visual_flops"], settings, folder), args.output.with_suffix(".png"))
+    print(cost_table(plan, config))
+    print(f"\nwritten: {args.output}, {args.output.with_suffix('.png')}")
+
+
+def read_settings(args: argparse.Namespace) -> SearchSettings:
+    """The planner's settings. Raises ValueError with one line."""
+    given: dict = {"planner": args.planner}
+    if args.budget is not None:
+        given["budget"] = {"visual_flops": args.budget}
+    for override in args.overrides:
+        apply_override(given, override)
+    schema = Annotated[SearchSettings, Field(discriminator="planner")]
+    try:
+        return TypeAdapter(schema).validate_python(given)
+    except ValidationError as error:
+        raise ValueError(f"--planner {args.planner}: {describe(error, schema)}") from error
+
+
+def open_folder(folder: Path, args: argparse.Namespace, settings: SearchSettings) -> None:
+    """Makes the search's folder, or sees that it is this search's. Raises ValueError where something else is in the way."""
+    asked = {
+        "settings": settings.model_dump(mode="json"),
+        **{name: getattr(args, name) for name in ("model", "data", "images", "num_samples", "batch_size", "max_length", "dtype")},
+    }
+    path = folder / "search.json"
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != asked:
+            raise ValueError(f"--output: {path} is of another search, choose another name or remove {folder}")
+    elif args.output.exists():
+        raise ValueError(f"--output: {args.output} exists and is not of such a search, choose another name")
+    write_json(path, asked)
+
+
+def search(args: argparse.Namespace, settings: SearchSettings, folder: Path) -> VisualPlan:
+    """The plan, measured on `--data`."""
+    model_settings = ModelSettings(path=args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    processor = dense_processor(model_settings)
+    if args.data == SHAPES:
+        split = SplitSettings(part="calibration", rows=args.num_samples)
+        path = write_world(WORLDS, WorldSettings(seed=0, splits={"calibration": split}))["calibration"]
+        source = Source(path=path, images=path.parent)
+    elif args.images is None:
+        raise ValueError("--images is missing: the folder that the image paths in --data are relative to")
+    else:
+        source = Source(path=Path(args.data), images=Path(args.images), num_samples=args.num_samples)
+    dataset = build_mixture([source], processor, max_length=args.max_length, seed=0, on_bad_sample="error", max_bad_share=0.0)
+    batches = in_batches(dataset, args.num_samples, args.batch_size, processor, "--num-samples")
+    model = dense_student(model_settings)
+    statistics = calibrate(model, batches, folder / "calibration") if needs_calibration(settings) else None
+    return find_plan(model, batches, statistics, settings, folder)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--planner", required=True, help="vtw, g_search, p_sigmoid, fastv, ...: those of training/planners but gates")
+    parser.add_argument("--model", required=True, help="dense model: a folder, a model id on the Hub, or a config's JSON where it suffices")
+    parser.add_argument("--budget", type=float, help="share of the dense model's visual FLOPs")
+    parser.add_argument("--data", help=f"LLaVA JSON with samples to measure on, or {SHAPES!r}, the embedded world's")
+    parser.add_argument("--images", help="folder of the JSON's images")
+    parser.add_argument("--num-samples", type=int, default=48, help="of the data (default 48)")
+    parser.add_argument("--batch-size", type=int, default=8, help="samples measured together (default 8)")
+    parser.add_argument("--max-length", type=int, default=4096, help="tokens; longer samples are left out (default 4096)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default float32)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="lets the processor run code that comes with it")
+    parser.add_argument("--output", type=Path, default=Path("plan.json"), help="plan file (default plan.json); .png and .search stand beside it")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the planner")
+    args = parser.parse_intermixed_args()
+    for name in ("num_samples", "batch_size", "max_length"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, allowed: 1 or more")
+    if args.output.suffix != ".json":
+        raise ValueError(f"--output: got {args.output}, allowed: a name that ends in .json")
+    return args
+
+
+if __name__ == "__main__":
+    cli.run(main)
