@@ -57,6 +57,38 @@ def test_every_planner_budget_and_seed_is_a_point(run):
     assert len(answers) == 1 + len(points) and "learned-0.3-1" in answers
 
 
+def test_plans_stand_untrained_and_distilled(tmp_path):
+    planners = {
+        "fastv": {"plan": {"planner": "fastv", "budget": {"visual_flops": 1.0}, "layer": 1}, "budgets": [0.5]},
+        "g_search": {"plan": {"planner": "g_search", "tolerance": 1.0, "trials": 2}},
+        "random_tokens": {"plan": {"planner": "pre_pruning", "by": "random", "budget": {"visual_flops": 1.0}}, "seeds": [0, 4]},
+    }
+    recipe = load_recipe(str(small_recipe(tmp_path, "checkpoints/tiny-llava", task="planners", planners=planners)))
+    run = execute(recipe, stages(recipe), tmp_path / "run")
+    points = json.loads((run.directory / "planners.json").read_text())
+    assert [(point["planner"], point["budget"], point["seed"], point["distilled"]) for point in points] == [
+        (*point, distilled)
+        for point in (("fastv", 0.5, 0), ("g_search", None, 0), *(("random_tokens", b, s) for b in (0.5, 0.3) for s in (0, 4)))
+        for distilled in (False, True)
+    ]
+    answers = {path.stem for path in (run.directory / "evaluation").iterdir()}
+    assert answers >= {"teacher", "fastv-0.5-0", "fastv-0.5-0-untrained", "g_search-own-0", "g_search-own-0-untrained"}
+    trained = {path.name for path in (run.directory / "students").iterdir()}
+    assert trained == {"fastv-0.5-0", "g_search-own-0", *(f"random_tokens-{b}-{s}" for b in (0.5, 0.3) for s in (0, 4))}
+    by_name = {(one["planner"], one["budget"], one["seed"], one["distilled"]): one for one in points}
+    for key, one in by_name.items():
+        families = one["accuracy_by_family"]
+        asked = sum(score["count"] for score in families.values())
+        assert one["accuracy"] == pytest.approx(sum(score["accuracy"] * score["count"] for score in families.values()) / asked)
+        assert one["prefill_speedup"] > 0 and one["decode_speedup"] > 0
+        assert one["visual_flops"] == by_name[(*key[:3], not key[3])]["visual_flops"]
+    plans = [(run.directory / "plans" / f"random_tokens-0.5-{seed}.json").read_text() for seed in (0, 4)]
+    assert plans[0] != plans[1], "the seed is the ranking's"
+    assert (run.directory / "search" / "g_search-own-0-untrained" / "trials.journal").exists()
+    table = (run.directory / "planners.md").read_text()
+    assert "| fastv, untrained |" in table and "| g_search |" in table and "its own cost" in table
+
+
 def test_gates_start_from_a_plan_of_their_own_budget(tmp_path):
     def student(start, budget=1.0):
         learned = {"plan": {"planner": "gates", "budget": {"visual_flops": budget}, "steps": 2, "start": start}}

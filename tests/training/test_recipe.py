@@ -120,9 +120,12 @@ KNOWN = {  # left of the visual FLOPs of LLaVA-1.5-7B; the last layer's updates,
     "{planner: pyramid_drop, budget: {visual_flops: 0.47}}": "47.0%",
     "{planner: p_sigmoid, k: 0.48, budget: {visual_flops: 0.2}}": "20.0%",
     "{planner: vtw, budget: {visual_flops: 0.5}}": "47.4%",
+    "{planner: p_sigmoid, budget: {visual_flops: 0.2}}": "20.0%",
+    "{planner: pre_pruning, keep: 0.25}": "23.9%",
     "{planner: stack, of: [{planner: fastv, keep: 0.5}, {planner: yopo, budget: {visual_flops: 0.12}}]}": "8.3%",
 }
 OPEN = (
+    "{planner: g_search, tolerance: 0.01}",
     "{planner: vtw, tolerance: 0.01}",
     "{planner: stack, of: [{planner: vica, budget: {visual_flops: 1}}, {planner: fastv, keep: 0.5}]}",
     "{planner: stack, of: [{planner: file, path: recipes/plans/lists.json}, {planner: yopo, budget: {visual_flops: 0.12}}]}",

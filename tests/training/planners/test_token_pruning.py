@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from transformers import LlavaConfig
 
-from modeling.visual_plan import VisualPlan
+from modeling.visual_plan import Rank, VisualPlan
 from tests.families.family import as_batch, batch_of
 from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
@@ -16,8 +16,10 @@ from tests.training.planners.plain_pruning import plain_survivors
 from tests.training.planners.tiny_calibration import NUM_LAYERS, tiny_config
 from training.planners.budget import SHARES, PlanPrice
 from training.planners.fastv import FastvSettings, plan_fastv
+from training.planners.file import FileSettings, plan_from_file
 from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, sigmoid_plan
+from training.planners.pre_pruning import PrePruningSettings, plan_pre_pruning
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.recipe import RECIPES
 
@@ -39,6 +41,10 @@ def p_sigmoid(config=CONFIG, **settings) -> VisualPlan:
 
 def himap(config=CONFIG, **settings) -> VisualPlan:
     return plan_himap(config, HimapSettings(planner="himap", **settings))
+
+
+def pre_pruning(config=CONFIG, **settings) -> VisualPlan:
+    return plan_pre_pruning(config, PrePruningSettings(planner="pre_pruning", **settings))
 
 
 def tokens(plan: VisualPlan) -> list[float]:
@@ -166,7 +172,7 @@ def test_an_unreachable_budget_is_refused_in_one_line(rule):
     assert planner(budget={"visual_flops": allowed + 1e-3}, **settings)
 
 
-@pytest.mark.parametrize("planner", [fastv, pyramid_drop])
+@pytest.mark.parametrize("planner", [fastv, pyramid_drop, pre_pruning])
 def test_the_share_is_the_largest_that_fits(planner):
     for budget in (0.3, 0.5, 0.8):
         fitting = [plan for plan in (planner(keep=share) for share in SHARES) if PRICE(plan) <= budget]
@@ -179,6 +185,40 @@ def test_alpha_is_the_largest_that_fits():
         assert costs == sorted(costs)
         found = PRICE(p_sigmoid(k=0.5, budget={"visual_flops": budget}))
         assert found >= max(cost for cost in costs if cost <= budget)
+
+
+def test_pre_pruning_carries_one_share_ranked_before_the_first_layer():
+    plan = pre_pruning(keep=0.25)
+    assert tokens(plan) == [0.25] * NUM_LAYERS and plan.layers[0].rank == Rank(by="cls_attention")
+    assert pre_pruning(keep=0.25, tower_layers=7).layers[0].rank == Rank(by="cls_attention", tower_layers=7)
+    assert pre_pruning(keep=0.25, by="uniform", seed=3).layers[0].rank == Rank(by="uniform")
+    assert pre_pruning(keep=0.25, by="random", seed=3).layers[0].rank == Rank(by="random", seed=3)
+    for budget in (0.12, 0.3, 0.5):
+        assert budget - 0.04 < PRICE(pre_pruning(budget={"visual_flops": budget})) <= budget
+
+
+# ---- from another model ----
+
+
+def test_a_schedule_goes_to_another_depth_by_relative_depth(tmp_path):
+    path = tmp_path / "plan.json"
+
+    def carried(plan, num_layers, **settings):
+        plan.save(path)
+        text = LlavaConfig(text_config={"model_type": "llama", "num_hidden_layers": num_layers}).text_config
+        return plan_from_file(text, FileSettings(planner="file", path=path, relative_depth=True))
+
+    schedule = fastv(shape("llava-1.5-7b"), keep=0.5, layer=8)
+    assert tokens(carried(schedule, 24)) == [1.0] * 6 + [0.5] * 18 and tokens(carried(schedule, 40)) == [1.0] * 10 + [0.5] * 30
+    assert carried(schedule, 24).layers[6].rank == schedule.layers[8].rank and carried(schedule, 32) == schedule
+    frozen = VisualPlan.dense(4).replace(2, attend=False, ffn=0, read=False)
+    assert carried(frozen, 8) == VisualPlan.dense(8).replace(4, attend=False, ffn=0, read=False).replace(5, attend=False, ffn=0, read=False)
+    for units in ({"heads": (1,)}, {"heads": 4}, {"ffn": 7}):
+        with pytest.raises(ValueError, match=f"plan.json: layer 3: got {next(iter(units))}, allowed with relative_depth"):
+            carried(VisualPlan.dense(4).replace(3, **units), 8)
+    with pytest.raises(ValueError, match="got 4 layers, the model has 8"):
+        VisualPlan.dense(4).save(path)
+        plan_from_file(CONFIG.text_config, FileSettings(planner="file", path=path))
 
 
 # ---- as published ----
@@ -217,6 +257,7 @@ def test_settings_that_contradict_or_do_not_fit_are_refused():
         (pyramid_drop, {}), (pyramid_drop, {"keep": 0.5, "budget": budget}), (pyramid_drop, {"keep": 0.5, "depths": []}),
         (pyramid_drop, {"keep": 0.5, "depths": [0.0]}), (p_sigmoid, {}), (p_sigmoid, {"k": 0.5}), (p_sigmoid, {"alpha": 3}),
         (p_sigmoid, {"k": 0, "alpha": 3}), (p_sigmoid, {"k": math.inf, "alpha": 3}), (p_sigmoid, {"k": 1, "alpha": 3, "budget": budget}),
+        (pre_pruning, {}), (pre_pruning, {"keep": 0.5, "by": "text_attention"}), (pre_pruning, {"keep": 0.5, "by": "uniform", "tower_layers": 2}),
         (himap, {}), (himap, {"keep": (0.1, 0.5)}), (himap, {"keep": (0.5, 0.1), "layers": (4, 4)}), (himap, {"keep": [0.5]}),
     ):  # fmt: skip
         with pytest.raises(ValidationError):
