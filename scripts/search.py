@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
+from torch.utils.data import Subset
 
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from data.mixture import Source, build_mixture
 from data.shapes import WORLDS, SplitSettings, WorldSettings, write_world
+from data.shapes_questions import FAMILIES
 from modeling.visual_plan import VisualPlan
 from training import cli
 from training.calibration import calibrate
@@ -71,7 +73,7 @@ def open_folder(folder: Path, args: argparse.Namespace, settings: SearchSettings
     """Makes the search's folder, or sees that it is this search's. Raises ValueError where something else is in the way."""
     asked = {
         "settings": settings.model_dump(mode="json"),
-        **{name: getattr(args, name) for name in ("model", "data", "images", "num_samples", "batch_size", "max_length", "dtype")},
+        **{name: getattr(args, name) for name in ("model", "data", "images", "family", "num_samples", "batch_size", "max_length", "dtype")},
     }
     path = folder / "search.json"
     if path.exists():
@@ -87,14 +89,17 @@ def search(args: argparse.Namespace, settings: SearchSettings, folder: Path) -> 
     model_settings = ModelSettings(path=args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     processor = dense_processor(model_settings)
     if args.data == SHAPES:
-        split = SplitSettings(part="calibration", rows=args.num_samples)
+        rows = args.num_samples * (len(FAMILIES) if args.family else 1)  # they take turns
+        split = SplitSettings(part="calibration", rows=rows)
         path = write_world(WORLDS, WorldSettings(seed=0, splits={"calibration": split}))["calibration"]
         source = Source(path=path, images=path.parent)
     elif args.images is None:
         raise ValueError("--images is missing: the folder that the image paths in --data are relative to")
     else:
-        source = Source(path=Path(args.data), images=Path(args.images), num_samples=args.num_samples)
+        source = Source(path=Path(args.data), images=Path(args.images), num_samples=None if args.family else args.num_samples)
     dataset = build_mixture([source], processor, max_length=args.max_length, seed=0, on_bad_sample="error", max_bad_share=0.0)
+    if args.family is not None:
+        dataset = Subset(dataset, [index for index, sample in enumerate(dataset.samples) if sample.family == args.family])
     batches = in_batches(dataset, args.num_samples, args.batch_size, processor, "--num-samples")
     model = dense_student(model_settings)
     statistics = calibrate(model, batches, folder / "calibration") if needs_calibration(settings) else None
@@ -108,6 +113,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="share of the dense model's visual FLOPs")
     parser.add_argument("--data", help=f"LLaVA JSON with samples to measure on, or {SHAPES!r}, the embedded world's")
     parser.add_argument("--images", help="folder of the JSON's images")
+    parser.add_argument("--family", help="samples of this family alone, for a plan of one task (default: all)")
     parser.add_argument("--num-samples", type=int, default=48, help="of the data (default 48)")
     parser.add_argument("--batch-size", type=int, default=8, help="samples measured together (default 8)")
     parser.add_argument("--max-length", type=int, default=4096, help="tokens; longer samples are left out (default 4096)")

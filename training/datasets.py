@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from data.collator import Collator
@@ -34,7 +35,7 @@ def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> lis
 
 
 def in_batches(
-    dataset: ConversationDataset, num_samples: int, batch_size: int, processor: ProcessorMixin, asked_by: str
+    dataset: Dataset, num_samples: int, batch_size: int, processor: ProcessorMixin, asked_by: str
 ) -> list[dict]:
     """The first samples, collated. Raises ValueError, with the name of the setting that asked, where there are fewer."""
     if len(dataset) < num_samples:

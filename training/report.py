@@ -10,6 +10,7 @@ It reads from the run's folder:
     table.json                 rows of the comparison, the dense model first: {name, plan, distilled, visual_flops,
                                model_flops, accuracy, low, high, relative_accuracy, families: {family: accuracy}}
     metrics.jsonl              one object per logged step: `step`, `loss` and the parts of the loss
+    search/student/            what was measured where the student's plan was searched (training/planners/)
     gates/student/             where the student's plan was learned: trainer/gates.jsonl, trainer/metrics.jsonl, hardening.json
     evaluation/teacher.json, evaluation/student.json, evaluation/grey.json
                                `Evaluation` of the dense model, the student, and the dense model shown grey pictures
@@ -27,12 +28,15 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from pydantic import TypeAdapter
 
 from data.images import open_image
 from modeling.visual_plan import VisualPlan
 from training.evaluation import Evaluation, Record
 from training.gate_pictures import budget_picture, gates_picture, plans_picture
 from training.pictures import comparison_picture, curves_picture, families_picture, percent, plan_picture, png
+from training.planners import PlannerSettings
+from training.search_pictures import search_picture
 from training.trainer import read_metrics
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -80,6 +84,8 @@ class Inputs:
     """By the name they have in the report."""
     plans: dict[str, VisualPlan]
     """Of the table's rows, each plan once, by the first row that has it."""
+    search: Figure | None
+    """What was measured, where the plan was searched."""
     learned: dict | None
     """Where the plan was learned: `history` (gates.jsonl), `metrics` and `hardening`."""
 
@@ -123,16 +129,21 @@ def read_inputs(run_directory: Path) -> Inputs:
             "metrics": [row for row in read_metrics(run_directory / "gates/student/trainer/metrics.jsonl") if "cost" in row],
             "hardening": parsed("gates/student/hardening.json"),
         }
+    recipe, result, plan = yaml.safe_load(text("recipe.yaml")), parsed("result.json"), VisualPlan.load(run_directory / "plan.json")
+    search = None
+    if (run_directory / "search" / "student").is_dir():
+        settings = TypeAdapter(PlannerSettings).validate_python(recipe["plan"])
+        search = search_picture(plan, result["visual_flops"], settings, run_directory / "search" / "student")
     rows = parsed("table.json")
     plans: dict[str, VisualPlan] = {}
     for row in rows:
         if row["plan"] is not None and (plan := VisualPlan.load(run_directory / row["plan"])) not in plans.values():
             plans[row["name"]] = plan
     return Inputs(
-        recipe=yaml.safe_load(text("recipe.yaml")),
+        recipe=recipe,
         environment=parsed("env.json"),
-        result=parsed("result.json"),
-        plan=VisualPlan.load(run_directory / "plan.json"),
+        result=result,
+        plan=plan,
         cost=parsed("cost.json"),
         rows=rows,
         metrics=read_metrics(run_directory / "metrics.jsonl"),
@@ -140,6 +151,7 @@ def read_inputs(run_directory: Path) -> Inputs:
             name: Evaluation.load(run_directory / "evaluation" / f"{file}.json") for name, file in evaluations.items()
         },
         plans=plans,
+        search=search,
         learned=learned,
     )
 
@@ -163,6 +175,7 @@ def render(inputs: Inputs) -> str:
             "curves": data_uri(curves_picture(curves(inputs.metrics))),
             "plans": data_uri(plans_picture(inputs.plans, inputs.cost["num_units"], inputs.cost["intermediate_size"])),
         },
+        search=None if inputs.search is None else data_uri(inputs.search),
         learned=None if inputs.learned is None else learned_section(**inputs.learned),
         costs=cost_rows(inputs.cost),
         rows=inputs.rows,

@@ -77,6 +77,18 @@ def test_your_own_data_is_measured_on(dense, tmp_path, run):
     assert "--images is missing" in run(*arguments, "--output", tmp_path / "other.json", "tolerance=0.1").stderr
 
 
+def test_a_family_is_measured_alone(dense, tmp_path, run):
+    def curve(*arguments):
+        done = run("--planner", "vtw", "--model", dense, "--data", "shapes", *FEW, "--output", tmp_path / f"{len(arguments)}.json",
+                   "tolerance=0.5", "hold_out=0", *arguments)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / f"{len(arguments)}.search" / CURVE).read_text())
+
+    assert curve("--family", "caption") != curve()
+    done = run("--planner", "vtw", "--model", dense, "--data", "shapes", "--output", tmp_path / "x.json", "tolerance=0.5", "--family", "poem")
+    assert done.returncode == 2 and "--num-samples: got 48, there are 0 usable samples" in done.stderr
+
+
 def test_bad_input_is_one_line_and_exit_code_2(dense, tmp_path, run):
     def refusal(*arguments, output=tmp_path / "plan.json"):
         done = run("--model", dense, "--output", output, *arguments)

@@ -167,6 +167,18 @@ def test_a_missing_file_is_named_and_no_page_is_written(broken, name):
     assert not list(broken.glob("report.html*"))
 
 
+def test_a_searched_plan_is_shown_with_what_was_measured(broken):
+    before = write_report(broken).read_text(encoding="utf-8")
+    assert "How the plan was searched" not in before
+    recipe = {"name": "searched", "plan": {"planner": "vtw", "tolerance": 0.1}}
+    (broken / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    curve = [{"layer": layer, "kl": 1.0 / layer, "kl_hold_out": None} for layer in range(1, 9)]
+    (broken / "search" / "student").mkdir(parents=True)
+    (broken / "search" / "student" / "curve.json").write_text(json.dumps(curve))
+    page = write_report(broken).read_text(encoding="utf-8")
+    assert "How the plan was searched" in page and page.count("data:image/png") == before.count("data:image/png") + 1
+
+
 def test_a_plan_that_was_not_learned_has_no_such_section(broken):
     shutil.rmtree(broken / "gates")
     page = write_report(broken).read_text(encoding="utf-8")
