@@ -1,8 +1,10 @@
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from tests.checkpoints.tiny_dense import tiny_dense
 from tests.conftest import Done
 
 
@@ -10,3 +12,13 @@ from tests.conftest import Done
 def run(request, run_script) -> Callable[..., Done]:
     """Runs `python scripts/NAME.py arguments ...`, where the test stands in test_NAME.py."""
     return partial(run_script, request.path.name.removeprefix("test_"))
+
+
+@pytest.fixture(scope="session")
+def dense_folder(tmp_path_factory) -> Path:
+    """A tiny dense model with its processor, to be read only."""
+    folder = tmp_path_factory.mktemp("models") / "dense"
+    model, processor = tiny_dense()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -10,22 +10,13 @@ from PIL import Image
 
 from modeling.visual_plan import VisualPlan
 from scripts import search
-from tests.checkpoints.tiny_dense import NUM_LAYERS, tiny_dense
+from tests.checkpoints.tiny_dense import NUM_LAYERS
 from training.planners import CURVE, TRIALS
 from training.planners.trials import read_trials
 from training.recipe import RECIPES
 
 LLAVA_7B = RECIPES / "shapes" / "llava-1.5-7b.json"
 FEW = ("--num-samples", 4, "--batch-size", 2)
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "dense"
-    model, processor = tiny_dense()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -40,10 +31,10 @@ def dense(tmp_path_factory):
     ],
     ids=lambda planner: planner[0],
 )
-def test_a_plan_is_found_and_drawn(dense, tmp_path, run, planner):
+def test_a_plan_is_found_and_drawn(dense_folder, tmp_path, run, planner):
     name, *settings = planner
     output = tmp_path / "found" / "plan.json"
-    done = run("--planner", name, "--model", dense, "--data", "shapes", *FEW, "--output", output, *settings)
+    done = run("--planner", name, "--model", dense_folder, "--data", "shapes", *FEW, "--output", output, *settings)
     assert done.returncode == 0, done.stderr
     plan = VisualPlan.load(output)
     assert len(plan) == NUM_LAYERS
@@ -51,7 +42,7 @@ def test_a_plan_is_found_and_drawn(dense, tmp_path, run, planner):
     assert "B: FLOPs, visual tokens" in done.stdout and f"written: {output}" in done.stdout
     measured = {path.name for path in output.with_suffix(".search").iterdir()} - {"search.json", "calibration"}
     assert measured == {"vtw": {CURVE}, "g_search": {TRIALS}, "p_sigmoid": {TRIALS}}.get(name, set())
-    again = run("--planner", name, "--model", dense, "--data", "shapes", *FEW, "--output", output, *settings)
+    again = run("--planner", name, "--model", dense_folder, "--data", "shapes", *FEW, "--output", output, *settings)
     assert again.returncode == 0 and VisualPlan.load(output) == plan
 
 
@@ -66,32 +57,32 @@ def test_a_config_suffices_where_nothing_is_measured(tmp_path, run):
     assert [layer.tokens for layer in VisualPlan.load(shorter).layers] == [1.0] * 2 + [VisualPlan.load(output).layers[2].tokens] * 30
 
 
-def test_your_own_data_is_measured_on(dense, tmp_path, run):
+def test_your_own_data_is_measured_on(dense_folder, tmp_path, run):
     Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "red.png")
     turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "red"}]
     rows = [{"id": str(number), "image": "red.png", "conversations": turns} for number in range(4)]
     (tmp_path / "own.json").write_text(json.dumps(rows))
-    arguments = ("--planner", "vtw", "--model", dense, "--data", tmp_path / "own.json", "--output", tmp_path / "plan.json", *FEW)
+    arguments = ("--planner", "vtw", "--model", dense_folder, "--data", tmp_path / "own.json", "--output", tmp_path / "plan.json", *FEW)
     done = run(*arguments, "--images", tmp_path, "tolerance=0.1")
     assert done.returncode == 0, done.stderr
     assert "--images is missing" in run(*arguments, "--output", tmp_path / "other.json", "tolerance=0.1").stderr
 
 
-def test_a_family_is_measured_alone(dense, tmp_path, run):
+def test_a_family_is_measured_alone(dense_folder, tmp_path, run):
     def curve(*arguments):
-        done = run("--planner", "vtw", "--model", dense, "--data", "shapes", *FEW, "--output", tmp_path / f"{len(arguments)}.json",
+        done = run("--planner", "vtw", "--model", dense_folder, "--data", "shapes", *FEW, "--output", tmp_path / f"{len(arguments)}.json",
                    "tolerance=0.5", "hold_out=0", *arguments)  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / f"{len(arguments)}.search" / CURVE).read_text())
 
     assert curve("--family", "caption") != curve()
-    done = run("--planner", "vtw", "--model", dense, "--data", "shapes", "--output", tmp_path / "x.json", "tolerance=0.5", "--family", "poem")
+    done = run("--planner", "vtw", "--model", dense_folder, "--data", "shapes", "--output", tmp_path / "x.json", "tolerance=0.5", "--family", "poem")
     assert done.returncode == 2 and "--num-samples: got 48, there are 0 usable samples" in done.stderr
 
 
-def test_bad_input_is_one_line_and_exit_code_2(dense, tmp_path, run):
+def test_bad_input_is_one_line_and_exit_code_2(dense_folder, tmp_path, run):
     def refusal(*arguments, output=tmp_path / "plan.json"):
-        done = run("--model", dense, "--output", output, *arguments)
+        done = run("--model", dense_folder, "--output", output, *arguments)
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in done.stderr
         assert not output.exists() or output.read_text() == "mine"
@@ -109,14 +100,14 @@ def test_bad_input_is_one_line_and_exit_code_2(dense, tmp_path, run):
     mine = tmp_path / "mine.json"
     mine.write_text("mine")
     assert "exists and is not of such a search" in refusal("--planner", "fastv", "keep=0.5", output=mine)
-    assert run("--model", dense, "--planner", "fastv", "keep=0.5", "--output", tmp_path / "two.json").returncode == 0
-    done = run("--model", dense, "--planner", "fastv", "keep=0.6", "--output", tmp_path / "two.json")
+    assert run("--model", dense_folder, "--planner", "fastv", "keep=0.5", "--output", tmp_path / "two.json").returncode == 0
+    done = run("--model", dense_folder, "--planner", "fastv", "keep=0.6", "--output", tmp_path / "two.json")
     assert done.returncode == 2 and "is of another search" in done.stderr
 
 
-def test_another_models_units_are_refused(dense, tmp_path, run):
+def test_another_models_units_are_refused(dense_folder, tmp_path, run):
     VisualPlan.dense(6).replace(2, heads=(0,)).save(tmp_path / "units.json")
-    done = run("--model", dense, "--planner", "file", "--output", tmp_path / "plan.json", f"path={tmp_path / 'units.json'}", "relative_depth=true")
+    done = run("--model", dense_folder, "--planner", "file", "--output", tmp_path / "plan.json", f"path={tmp_path / 'units.json'}", "relative_depth=true")
     assert done.returncode == 2 and "layer 2: got heads, allowed with relative_depth: all or none of them" in done.stderr
 
 

@@ -6,20 +6,10 @@ from pathlib import Path
 import pytest
 
 from scripts import sparsify
-from tests.checkpoints.tiny_dense import tiny_dense
 from training import cli
 
 SCRIPT = Path(sparsify.__file__)
 GOOD_PLAN = {"layers": [{"heads": [1], "ffn": [5, 60], "radius": 1}, {"attend": False, "ffn": 0}, {"tokens": 0.0}]}
-
-
-@pytest.fixture(scope="module")
-def dense_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "dense"
-    model, processor = tiny_dense()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def write_plan(folder, content):
