@@ -1,7 +1,7 @@
 """The stages that every run of students shares, from the data to the distilled students. Each reads what earlier stages left
 in the run's folder and leaves its own there:
 
-    calibration/             cached statistics of the dense model, and calibration.safetensors, the run's own
+    calibration/             cached statistics of the dense model, and calibration.safetensors, the run's own, where a planner asks
     latency.json             timings of this machine, where a budget bounds latency (training/latency.py)
     teacher_answers.safetensors   where these are kept (training/teacher_answers.py)
     gates/NAME/              what was learned for the plan of each student whose plan is learned (training/gate_learning.py)
@@ -29,7 +29,7 @@ from training.datasets import calibration_batches, mixture
 from training.evaluation import Evaluation, evaluate
 from training.gate_learning import gated_student, hardened_plan, learn_gates, learned_adapters
 from training.latency import LatencyTable, measure_latency
-from training.planners import find_plan
+from training.planners import find_plan, needs_calibration
 from training.planners.gates import GateSettings
 from training.recipe import CompareSettings, StudentRecipe
 from training.run import Run, Stage, device, write_json
@@ -48,6 +48,7 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
     out of reach stops the run before hours of work."""
     searched = any(not isinstance(student.plan, GateSettings) for student in recipe.students)
     search = [Stage("plan", "find the plans", find_plans)] if searched else []
+    measured = [Stage("calibrate", "measure how the dense model sees", measure)] if calibrated(recipe) else []
     ask = [Stage("ask", "ask the dense model for all its answers", ask_teacher)]
     learn = [
         Stage("learn", "learn which visual work is needed", learn_plans, distributed=True),
@@ -55,11 +56,16 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
     ]
     return [
         Stage("data", "read and check the data", read_data),
-        Stage("calibrate", "measure how the dense model sees", measure),
+        *measured,
         *search,
         *(ask if recipe.distillation.keep_answers else []),
         *(learn if learned(recipe) else []),
     ]
+
+
+def calibrated(recipe: StudentRecipe) -> bool:
+    """Whether any plan asks for the dense model's statistics."""
+    return any(isinstance(student.plan, GateSettings) or needs_calibration(student.plan) for student in recipe.students)
 
 
 def learned(recipe: StudentRecipe) -> list[CompareSettings]:
@@ -150,7 +156,7 @@ def find_plans(run: Run) -> dict:
     """The plans that are not learned; students with the same planner settings share one."""
     model, processor = dense_student(run.recipe.model), dense_processor(run.recipe.model)
     batches = calibration_batches(run.recipe, processor)
-    statistics = Calibration.load(run.directory / CALIBRATION)
+    statistics = Calibration.load(run.directory / CALIBRATION) if calibrated(run.recipe) else None
 
     def found(student: CompareSettings) -> VisualPlan:
         return find_plan(model, batches, statistics, student.plan, run.directory / "search" / student.name)
