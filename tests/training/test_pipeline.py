@@ -113,6 +113,29 @@ def learned(run, tmp_path_factory):
     return execute(recipe, stages(recipe), tmp_path_factory.mktemp("learned") / "run")
 
 
+def test_statistics_are_gathered_where_a_planner_reads_them():
+    def names(plan, compare=()):
+        recipe = load_recipe("debug", [f"plan={json.dumps(plan)}", f"compare={json.dumps(list(compare))}"])
+        return [stage.name for stage in stages(recipe)]
+
+    search = {"planner": "g_search", "tolerance": 0.1}
+    assert names(search) == [name for name in STAGES if name != "calibrate"]
+    assert names({"planner": "stack", "of": [search, search]}) == names(search)
+    vica = {"planner": "vica", "budget": {"visual_flops": 0.5}}
+    assert names(vica) == names(search, [{"name": "vica", "plan": vica, "distil": False}]) == STAGES
+    assert names({"planner": "stack", "of": [search, vica]}) == STAGES
+
+
+def test_a_searched_plan_goes_the_same_way(run, tmp_path):
+    plan = {"planner": "g_search", "tolerance": 0.5, "full_layers": 1, "trials": 3}
+    recipe = load_recipe("debug", [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "name=searched"])
+    searched = execute(recipe, stages(recipe), tmp_path / "run")
+    assert not (searched.directory / "calibration").exists()
+    assert (searched.directory / "search" / "student" / "trials.journal").exists()
+    assert "How the plan was searched" in (searched.directory / "report.html").read_text()
+    assert load_checkpoint(searched.directory / "checkpoint", "auto")[0].visual_plan == load_plan(searched, "student")
+
+
 def test_a_learned_plan_goes_the_same_way(learned):
     assert [stage.name for stage in stages(learned.recipe)] == ["data", "calibrate", "ask", "learn", "harden", *STAGES[3:]]
     result = json.loads((learned.directory / "result.json").read_text())
