@@ -3,6 +3,7 @@
 As in training/pictures.py, every function returns a matplotlib `Figure`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from modeling.visual_plan import VisualPlan
 from training.pictures import BLUE, FAINT, GREY, INK, ORANGE, WIDTH, label, percent, plain, shade
 
+PLANS_ACROSS = 5
 TITLES = {"read": "heads read by text", "attend": "heads that update visual tokens", "ffn": "FFN neurons"}
 
 
@@ -65,16 +67,22 @@ def budget_picture(metrics: Sequence[Mapping], budget: float, hard: float) -> Fi
 
 
 def plans_picture(plans: Mapping[str, VisualPlan], num_units: int, intermediate_size: int) -> Figure:
-    """Plans side by side: layers from top to bottom; how much of the heads reads and queries, and of the FFN serves vision."""
+    """Plans side by side: layers from top to bottom; how many of the tokens are carried, how much of the heads reads and queries,
+    and of the FFN serves them."""
     columns = {
+        "tokens": lambda live: live.tokens,
         "read": lambda live: live.num_heads / num_units if live.read else 0.0,
         "attend": lambda live: live.num_heads / num_units if live.attend else 0.0,
         "FFN": lambda live: live.num_ffn / intermediate_size,
     }
     num_layers = len(next(iter(plans.values())))
-    figure = Figure(figsize=(max(3.0, 1.7 * len(plans)), 1.4 + 0.24 * num_layers), layout="constrained")
-    panels = figure.subplots(1, len(plans), sharey=True, squeeze=False)[0]
-    for axes, (name, plan) in zip(panels, plans.items(), strict=True):
+    across = min(len(plans), PLANS_ACROSS)
+    down = math.ceil(len(plans) / across)
+    figure = Figure(figsize=(max(3.0, 2.1 * across), (1.4 + 0.24 * num_layers) * down), layout="constrained")
+    panels = figure.subplots(down, across, sharey=True, squeeze=False)
+    for axes in panels.flat[len(plans) :]:
+        axes.set_visible(False)
+    for axes, (name, plan) in zip(panels.flat, plans.items(), strict=False):
         for layer, live in enumerate(plan.live(num_units, intermediate_size)):
             for column, share in enumerate(value(live) for value in columns.values()):
                 axes.add_patch(
@@ -89,5 +97,6 @@ def plans_picture(plans: Mapping[str, VisualPlan], num_units: int, intermediate_
         axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         plain(axes)
         axes.tick_params(length=0, labelsize=8)
-    panels[0].set_ylabel("decoder layer", fontsize=9, color=INK)
+    for row in panels:
+        row[0].set_ylabel("decoder layer", fontsize=9, color=INK)
     return figure

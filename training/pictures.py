@@ -62,7 +62,7 @@ def plan_picture(plan: VisualPlan, num_units: int, intermediate_size: int, layer
     bars.bar(range(num_layers), layer_flops, width=0.82, color=BLUE)
     for index, share in enumerate(layer_flops):
         if share:
-            text = f"{100 * share:.2g}"
+            text = f"{100 * share:.2g}" if share < 0.095 else f"{100 * share:.0f}"
             bars.text(index, share + 0.03, text, ha="center", va="bottom", fontsize=_small(num_layers), color=INK)
     bars.set(ylim=(0, 1.2), yticks=(0, 0.5, 1), ylabel="FLOPs\nleft, %")
     bars.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))

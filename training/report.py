@@ -137,8 +137,8 @@ def read_inputs(run_directory: Path) -> Inputs:
     rows = parsed("table.json")
     plans: dict[str, VisualPlan] = {}
     for row in rows:
-        if row["plan"] is not None and (plan := VisualPlan.load(run_directory / row["plan"])) not in plans.values():
-            plans[row["name"]] = plan
+        if row["plan"] is not None and (of_row := VisualPlan.load(run_directory / row["plan"])) not in plans.values():
+            plans[row["name"]] = of_row
     return Inputs(
         recipe=recipe,
         environment=parsed("env.json"),

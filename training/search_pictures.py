@@ -93,7 +93,7 @@ def _shares_tried(axes: Axes, searches: dict[str, list[tuple[float, float]]]) ->
 
 def _slopes_tried(axes: Axes, trials: list[tuple[float, float]]) -> None:
     slopes, divergences = zip(*trials, strict=True)
-    points = axes.scatter(slopes, divergences, c=range(len(trials)), cmap="Blues", vmin=-len(trials) / 2, s=36, edgecolors=INK, linewidths=0.4)
+    points = axes.scatter(slopes, divergences, c=range(1, len(trials) + 1), cmap="Blues", s=36, edgecolors=INK, linewidths=0.4)
     best = min(trials, key=lambda trial: trial[1])
     axes.plot(*best, "o", color=ORANGE, markersize=12, markerfacecolor="none", markeredgewidth=2, label=f"taken: k = {best[0]:.3g}")
     axes.set(xlabel="k, how steeply shares fall", ylabel="KL of the answers, nats", xscale="log", yscale="log")

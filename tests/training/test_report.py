@@ -22,6 +22,7 @@ from training.report import (
     figure,
     is_right,
     quantity,
+    read_inputs,
     stage_rows,
     write_report,
 )
@@ -165,6 +166,16 @@ def test_a_missing_file_is_named_and_no_page_is_written(broken, name):
     with pytest.raises(ValueError, match=re.escape(str(broken / name))):
         write_report(broken)
     assert not list(broken.glob("report.html*"))
+
+
+def test_the_plan_shown_is_the_students_own_and_not_that_of_another_row(broken):
+    rows = json.loads((broken / "table.json").read_text())
+    assert rows[-1]["plan"] is None
+    VisualPlan.dense(len(PLAN)).save(broken / "other.json")
+    rows[-1]["plan"] = "other.json"
+    (broken / "table.json").write_text(json.dumps(rows))
+    inputs = read_inputs(broken)
+    assert inputs.plan == PLAN and VisualPlan.dense(len(PLAN)) in inputs.plans.values()
 
 
 def test_a_searched_plan_is_shown_with_what_was_measured(broken):
