@@ -104,7 +104,8 @@ def report(run: Run) -> dict:
                 "low": evaluation.low,
                 "high": evaluation.high,
                 "relative_accuracy": relative_accuracy(evaluation, teacher),
-                "accuracy_by_family": {family: score._asdict() for family, score in evaluation.families.items()},
+                "accuracy_by_family": {family: score.accuracy for family, score in evaluation.families.items()},
+                "interval_by_family": {family: [score.low, score.high] for family, score in evaluation.families.items()},
                 **speed[student.name],
             }
         )

@@ -110,9 +110,9 @@ def families_table(points: Sequence[Mapping]) -> str:
         for budget, students in reversed(budgets.items()):
             cells = [f"× {mean(point[f'{part}_speedup'] for point in students):.2f}" for part in ("prefill", "decode")]
             for family in families:
-                scores = [point["accuracy_by_family"][family] for point in students]
-                interval = f" ({100 * scores[0]['low']:.0f} to {100 * scores[0]['high']:.0f})" if len(scores) == 1 else ""
-                cells.append(percent(mean(score["accuracy"] for score in scores)) + interval)
+                low, high = students[0]["interval_by_family"][family]
+                between = f" ({100 * low:.0f} to {100 * high:.0f})" if len(students) == 1 else ""
+                cells.append(percent(mean(point["accuracy_by_family"][family] for point in students)) + between)
             lines.append(_line(f"{_name(group)}, {'its own cost' if budget is None else f'{budget:.0%}'}", cells))
     return "\n".join(lines) + "\n"
 

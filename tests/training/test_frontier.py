@@ -7,7 +7,7 @@ import yaml
 
 from tests.checkpoints.tiny_dense import tiny_dense
 from training.frontier import stages
-from training.frontier_pictures import AXES, frontier_picture, frontier_table, interval
+from training.frontier_pictures import AXES, families_table, frontier_picture, frontier_table, interval
 from training.pictures import png
 from training.recipe import RECIPES, load_recipe
 from training.run import execute
@@ -77,9 +77,9 @@ def test_plans_stand_untrained_and_distilled(tmp_path):
     assert trained == {"fastv-0.5-0", "g_search-own-0", *(f"random_tokens-{b}-{s}" for b in (0.5, 0.3) for s in (0, 4))}
     by_name = {(one["planner"], one["budget"], one["seed"], one["distilled"]): one for one in points}
     for key, one in by_name.items():
-        families = one["accuracy_by_family"]
-        asked = sum(score["count"] for score in families.values())
-        assert one["accuracy"] == pytest.approx(sum(score["accuracy"] * score["count"] for score in families.values()) / asked)
+        families, intervals = one["accuracy_by_family"], one["interval_by_family"]
+        assert one["accuracy"] == pytest.approx(sum(families.values()) / len(families)), "families take turns, twice each"
+        assert all(intervals[name][0] <= accuracy <= intervals[name][1] for name, accuracy in families.items())
         assert one["prefill_speedup"] > 0 and one["decode_speedup"] > 0
         assert one["visual_flops"] == by_name[(*key[:3], not key[3])]["visual_flops"]
     plans = [(run.directory / "plans" / f"random_tokens-0.5-{seed}.json").read_text() for seed in (0, 4)]
@@ -156,8 +156,8 @@ def test_what_cannot_be_varied_is_refused(tmp_path, planner, message):
 
 def point(planner, budget, seed, relative, **changes):
     values = {"planner": planner, "budget": budget, "seed": seed, "distilled": True, "visual_flops": 0.9 * budget, "model_flops": 0.5}
-    family = {"accuracy": relative / 2, "low": relative / 2 - 0.1, "high": relative / 2 + 0.1, "count": 50}
-    values |= {"prefill_speedup": 1.5, "decode_speedup": 1.1, "accuracy_by_family": {"colour": family, "count": family}}
+    values |= {"prefill_speedup": 1.5, "decode_speedup": 1.1, "accuracy_by_family": {"caption": relative / 2, "choice": 0.5}}
+    values |= {"interval_by_family": {"caption": [0.25, 0.75], "choice": [0.4, 0.6]}}
     return values | {"relative_accuracy": relative, "accuracy": relative / 2, "low": relative / 2 - 0.01, "high": relative / 2 + 0.01} | changes
 
 
@@ -172,5 +172,8 @@ def test_the_table_and_the_pictures_hold_every_planner():
     points.append(point("b $x$", 0.25, 0, 0.8))
     table = frontier_table(points)
     assert "| b $x$ | 80.0 % (78.0 to 82.0), at 22.5 % | – |" in table and table.count("\n") == 4
+    by_family = families_table(points)
+    assert "| b $x$, 25% | × 1.50 | × 1.10 | 40.0 % (25 to 75) | 50.0 % (40 to 60) |" in by_family
+    assert "| a, 2% | × 1.50 | × 1.10 | 45.6 % | 50.0 % |" in by_family and by_family.count("\n") == 5
     for axis in AXES:
         assert png(frontier_picture(points, axis)).startswith(b"\x89PNG")
