@@ -96,7 +96,8 @@ def _slopes_tried(axes: Axes, trials: list[tuple[float, float]]) -> None:
     points = axes.scatter(slopes, divergences, c=range(1, len(trials) + 1), cmap="Blues", s=36, edgecolors=INK, linewidths=0.4)
     best = min(trials, key=lambda trial: trial[1])
     axes.plot(*best, "o", color=ORANGE, markersize=12, markerfacecolor="none", markeredgewidth=2, label=f"taken: k = {best[0]:.3g}")
-    axes.set(xlabel="k, how steeply shares fall", ylabel="KL of the answers, nats", xscale="log", yscale="log")
+    scale = "log" if min(divergences) > 0 else "linear"  # a budget that lets all tokens stay moves nothing
+    axes.set(xlabel="k, how steeply shares fall", ylabel="KL of the answers, nats", xscale="log", yscale=scale)
     axes.figure.colorbar(points, ax=axes, label="trial")
     axes.legend(frameon=False, fontsize=9)
     plain(axes, grid="y")

@@ -73,4 +73,10 @@ def test_the_slope_taken_is_ringed(tmp_path):
     (tried,) = read_trials(tmp_path / "trials.journal").values()
     best = min(tried, key=lambda trial: trial[1])
     (ring,) = figure.axes[1].lines
+    assert figure.axes[1].get_yscale() == "log"
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == best and legend(figure.axes[1]) == [f"taken: k = {best[0]:.3g}"]
+
+
+def test_a_budget_that_lets_all_tokens_stay_has_no_logarithm(tmp_path):
+    _, figure = picture(PSigmoidSettings(planner="p_sigmoid", budget={"visual_flops": 1.0}, trials=3), tmp_path)
+    assert figure.axes[1].get_yscale() == "linear" and len(figure.axes[1].collections[0].get_offsets()) == 3
