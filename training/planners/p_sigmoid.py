@@ -62,7 +62,7 @@ class PSigmoidSettings(SolvedSettings):
 def plan_p_sigmoid(
     model: PreTrainedModel, batches: Sequence[dict], settings: PSigmoidSettings, journal: Path | None = None
 ) -> VisualPlan:
-    """The plan of the given `k`, or of the one with the least answer KL.
+    """The plan of the `k` with the least answer KL within the budget.
 
     Args:
         batches, journal: of the search: calibration data, and where trials are kept.
@@ -71,8 +71,6 @@ def plan_p_sigmoid(
         ValueError: the budget is below what the first layers cost.
     """
     config = model.config
-    if settings.k is not None:
-        return sigmoid_plan(config, settings)
     scale = PUBLISHED_LAYERS / config.text_config.num_hidden_layers
     low, high = (bound * scale for bound in SEARCHED)
 

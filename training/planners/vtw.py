@@ -57,16 +57,14 @@ class VtwSettings(SolvedSettings):
 def plan_vtw(
     model: PreTrainedModel, batches: Sequence[dict], settings: VtwSettings, curve_path: Path | None = None
 ) -> VisualPlan:
-    """The plan of the first layer within the tolerance (the dense one, where no layer is), or of the last within the budget.
+    """The plan of the first layer within the tolerance, the dense one where no layer is.
 
     Args:
         curve_path: where the `withdrawal_curve` is left as JSON.
 
     Raises:
-        ValueError: the budget is below what one layer costs, or one side of `hold_out` is left without an answer.
+        ValueError: one side of `hold_out` is left without an answer.
     """
-    if settings.budget is not None:
-        return withdrawal_within(model.config, settings.budget)
     curve = withdrawal_curve(model, batches, settings.at, settings.hold_out)
     if curve_path is not None:
         write_json(curve_path, curve)
