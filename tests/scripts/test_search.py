@@ -41,7 +41,8 @@ def test_a_plan_is_found_and_drawn(dense_folder, tmp_path, run, planner):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "B: FLOPs, visual tokens" in done.stdout and f"written: {output}" in done.stdout
     measured = {path.name for path in output.with_suffix(".search").iterdir()} - {"search.json", "calibration"}
-    assert measured == {"vtw": {CURVE}, "g_search": {TRIALS}, "p_sigmoid": {TRIALS}}.get(name, set())
+    tried = {TRIALS, f"{TRIALS}.guard"}
+    assert measured == {"vtw": {CURVE}, "g_search": tried, "p_sigmoid": tried}.get(name, set())
     again = run("--planner", name, "--model", dense_folder, "--data", "shapes", *FEW, "--output", output, *settings)
     assert again.returncode == 0 and VisualPlan.load(output) == plan
 

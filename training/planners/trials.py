@@ -5,14 +5,16 @@ by the seed and the trials before. Processes that search with the same journal s
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm.auto import tqdm
 
 PARAMETER = "value"
@@ -25,16 +27,18 @@ class Trials:
     """Searches, one after the other.
 
     Args:
-        path: the journal, made if absent; None: trials are kept in memory.
+        path: the journal, made if absent, as is a lock beside it; None: trials are kept in memory.
     """
 
     def __init__(self, path: Path | None):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if path is None:
             self._storage = InMemoryStorage()
+            self._lock = nullcontext()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._storage = JournalStorage(JournalFileBackend(str(path)))
+            self._lock = FileLock(path.with_name(f"{path.name}.guard"))  # ".lock" is the journal's own
 
     def least(
         self,
@@ -54,23 +58,46 @@ class Trials:
             first: tried before anything is drawn.
             count: how many are tried in all.
         """
-        study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
-        _finish_started(study, objective, count)
-        tried = [_asked(trial) for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
-        for value in first:
-            if value not in tried:
-                study.enqueue_trial({PARAMETER: value})
+        with self._lock:
+            study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
+        self._finish_started(study, objective)
         with tqdm(desc=name, total=count, unit="trial") as progress:
-            while (done := len(_counted(study))) < count:
-                progress.update(done - progress.n)
-                study.sampler = TPESampler(n_startup_trials=DRAWN_BLINDLY, seed=seed + done)
-                trial = study.ask({PARAMETER: allowed})
-                study.tell(trial, objective(trial.params[PARAMETER]), skip_if_finished=True)
+            while (trial := self._next(study, allowed, first, count, seed)) is not None:
+                self._tell(study, trial, objective)
+                progress.update(len(_counted(study)) - progress.n)
             progress.update(count - progress.n)
-        _finish_started(study, objective, count)
-        # Where several processes searched, each may have begun one too many: these do not count.
-        best = min(_counted(study)[:count], key=lambda trial: (trial.value, trial.number))
+        self._finish_started(study, objective)
+        best = min(_counted(study), key=lambda trial: (trial.value, trial.number))
         return best.params[PARAMETER]
+
+    def _next(
+        self, study: optuna.Study, allowed: FloatDistribution, first: Sequence[float], count: int, seed: int
+    ) -> Trial | None:
+        """A trial begun; None where as many as asked for are begun or done."""
+        with self._lock:  # else two processes begin one trial too many, or take a trial just begun for a dead one
+            for trial in _counted(study):
+                if PARAMETER not in trial.params:  # its process ended before the number was drawn
+                    study.tell(trial.number, state=TrialState.FAIL)
+            done = len(_counted(study))
+            if done >= count:
+                return None
+            tried = [_asked(trial) for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+            for value in first:
+                if value not in tried:
+                    study.enqueue_trial({PARAMETER: value})
+            study.sampler = TPESampler(n_startup_trials=DRAWN_BLINDLY, seed=seed + done)
+            return study.ask({PARAMETER: allowed})
+
+    def _finish_started(self, study: optuna.Study, objective: Callable[[float], float]) -> None:
+        """Does the trials that another process began and has not ended; where it still lives, both come to the same."""
+        for trial in _counted(study):
+            if trial.state == TrialState.RUNNING and PARAMETER in trial.params:
+                self._tell(study, trial, objective)
+
+    def _tell(self, study: optuna.Study, trial: Trial | FrozenTrial, objective: Callable[[float], float]) -> None:
+        value = objective(trial.params[PARAMETER])
+        with self._lock:  # else another process may end it between the look and the word
+            study.tell(trial.number, value, skip_if_finished=True)
 
 
 def read_trials(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -85,15 +112,6 @@ def read_trials(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 def _counted(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=COUNTED)
-
-
-def _finish_started(study: optuna.Study, objective: Callable[[float], float], count: int) -> None:
-    """Does the trials that another process began and has not ended; where it still lives, both come to the same."""
-    for trial in _counted(study)[:count]:
-        if trial.state == TrialState.RUNNING and PARAMETER in trial.params:
-            study.tell(trial.number, objective(trial.params[PARAMETER]), skip_if_finished=True)
-        elif trial.state == TrialState.RUNNING:  # ended before its number was drawn
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _asked(trial: FrozenTrial) -> float | None:
