@@ -55,24 +55,39 @@ def llava_class_blocks(tower: nn.Module, read: int | Sequence[int]) -> list[Towe
     return [TowerBlock(one.q_proj, one.k_proj, one.num_heads) for one in attentions]
 
 
-def scored_features(
-    encode: Callable[[], BaseModelOutputWithPooling],
-    blocks: Sequence[TowerBlock],
-    num_last: int,
-    arranged: Callable[[torch.Tensor], Sequence[torch.Tensor]],
-) -> BaseModelOutputWithPooling:
-    """Runs `encode` and adds what the class token attends to in the last `num_last` of the blocks, if that is any.
+class ClassAttentionMixin:
+    """For a model whose features come with what the tower's class token attends to, where the plan or the caller asks."""
 
-    Args:
-        encode: pictures through tower and projector.
-        arranged: [P, N, blocks] -> of each picture [rows of its features, blocks].
-    """
-    last = blocks[max(len(blocks) - num_last, 0) :]
-    if not last:
-        return encode()
-    with _class_rows(last) as rows:
-        features = encode()
-    return ScoredFeatures(**features, deepstack_features=[list(arranged(torch.stack(rows, dim=-1)))])
+    blocks_of: Callable[[nn.Module, int | Sequence[int]], list[TowerBlock]]
+    """Of the tower, the blocks up to the one that is read."""
+
+    def class_blocks(self, vision_feature_layer: int | list[int] | None = None) -> list[TowerBlock]:
+        """The tower's blocks whose class token may rank visual tokens; None: the config's layer is read."""
+        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        return self.blocks_of(self.vision_tower, read)
+
+    def scored_features(
+        self,
+        encode: Callable[..., BaseModelOutputWithPooling],
+        arranged: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+        vision_feature_layer: int | list[int] | None,
+        tower_layers: int | None,
+    ) -> BaseModelOutputWithPooling:
+        """Runs `encode` and adds what the class token attends to in the last blocks, if that is any.
+
+        Args:
+            encode: pictures through tower and projector; takes `vision_feature_layer`.
+            arranged: [P, N, blocks] -> of each picture [rows of its features, blocks].
+            tower_layers: how many blocks; None: as the plan in force asks.
+        """
+        num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
+        blocks = self.class_blocks(vision_feature_layer)
+        last = blocks[max(len(blocks) - num_last, 0) :]
+        if not last:
+            return encode(vision_feature_layer=vision_feature_layer)
+        with _class_rows(last) as rows:
+            features = encode(vision_feature_layer=vision_feature_layer)
+        return ScoredFeatures(**features, deepstack_features=[list(arranged(torch.stack(rows, dim=-1)))])
 
 
 @contextmanager

@@ -6,6 +6,7 @@ A picture is a run of image tokens: its tiles one after another, each a grid of 
 from functools import partial
 
 import torch
+from torch import nn
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.internvl.configuration_internvl import InternVLConfig
@@ -16,12 +17,18 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLPreTrainedModel,
 )
 
-from .class_attention import TowerBlock, class_attention_of, scored_features
+from .class_attention import ClassAttentionMixin, TowerBlock, class_attention_of
 from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, image_grids, tile_grid, vision_macs
 from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures, visual_runs
 from .sparse_text import LAYERS, sparse_decoder
 from .vision_flops import blocks_read
 from .visual_layout import Images
+
+
+def internvl_class_blocks(tower: nn.Module, read: int) -> list[TowerBlock]:
+    """Of InternVL's tower, the blocks up to the one that is read (`vision_feature_layer`)."""
+    attentions = [block.attention for block in tower.encoder.layer]
+    return [TowerBlock(one.q_norm, one.k_norm, one.num_heads) for one in attentions[: blocks_read(read, len(attentions))]]
 
 
 class SparseInternVLPreTrainedModel(SparsePreTrainedMixin, InternVLPreTrainedModel):
@@ -30,19 +37,15 @@ class SparseInternVLPreTrainedModel(SparsePreTrainedMixin, InternVLPreTrainedMod
     _no_split_modules = LAYERS
 
 
-class SparseInternVLModel(SparseInternVLPreTrainedModel, InternVLModel):
+class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, InternVLModel):
+    blocks_of = staticmethod(internvl_class_blocks)
+
     def __init__(self, config: SparseInternVLConfig):
         InternVLPreTrainedModel.__init__(self, config)  # not InternVLModel's: its dense decoder would be built for nothing
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = InternVLMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
-
-    def class_blocks(self, vision_feature_layer: int | None = None) -> list[TowerBlock]:
-        """The tower's blocks whose class token may rank visual tokens: those up to the one that is read."""
-        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        attentions = [block.attention for block in self.vision_tower.encoder.layer]
-        return [TowerBlock(one.q_norm, one.k_norm, one.num_heads) for one in attentions[: blocks_read(read, len(attentions))]]
 
     def get_image_features(
         self,
@@ -62,14 +65,9 @@ class SparseInternVLModel(SparseInternVLPreTrainedModel, InternVLModel):
             return list(merged.flatten(1, 2).unflatten(2, (-1, of_tiles.shape[2])).mean(2))
 
         encode = partial(
-            super().get_image_features,
-            pixel_values,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            **kwargs,
+            super().get_image_features, pixel_values, vision_feature_select_strategy=vision_feature_select_strategy, **kwargs
         )
-        num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
-        return scored_features(encode, self.class_blocks(vision_feature_layer), num_last, arranged)
+        return self.scored_features(encode, arranged, vision_feature_layer, tower_layers)
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
-from .class_attention import TowerBlock, class_attention_of, llava_class_blocks, scored_features
+from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_grids, vision_macs
 from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures
 from .sparse_text import LAYERS, sparse_decoder
@@ -28,18 +28,15 @@ class SparseLlavaPreTrainedModel(SparsePreTrainedMixin, LlavaPreTrainedModel):
     _no_split_modules = LAYERS
 
 
-class SparseLlavaModel(SparseLlavaPreTrainedModel, LlavaModel):
+class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaModel):
+    blocks_of = staticmethod(llava_class_blocks)
+
     def __init__(self, config: SparseLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)  # not LlavaModel's: its dense decoder would be built for nothing
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
-
-    def class_blocks(self, vision_feature_layer: int | list[int] | None = None) -> list[TowerBlock]:
-        """The tower's blocks whose class token may rank visual tokens."""
-        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        return llava_class_blocks(self.vision_tower, read)
 
     def get_image_features(
         self,
@@ -51,14 +48,9 @@ class SparseLlavaModel(SparseLlavaPreTrainedModel, LlavaModel):
     ) -> BaseModelOutputWithPooling:
         """LLaVA's, with what the class token attends to in the last `tower_layers` layers; None: as the plan in force asks."""
         encode = partial(
-            super().get_image_features,
-            pixel_values,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            **kwargs,
+            super().get_image_features, pixel_values, vision_feature_select_strategy=vision_feature_select_strategy, **kwargs
         )
-        num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
-        return scored_features(encode, self.class_blocks(vision_feature_layer), num_last, list)
+        return self.scored_features(encode, list, vision_feature_layer, tower_layers)
 
     def forward(
         self,

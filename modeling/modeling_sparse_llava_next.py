@@ -20,7 +20,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
-from .class_attention import TowerBlock, class_attention_of, llava_class_blocks, scored_features
+from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava_next import (
     TEXT_TYPES,
     SparseLlavaNextConfig,
@@ -49,7 +49,9 @@ class SparseLlavaNextPreTrainedModel(SparsePreTrainedMixin, LlavaNextPreTrainedM
     _no_split_modules = LAYERS
 
 
-class SparseLlavaNextModel(SparseLlavaNextPreTrainedModel, LlavaNextModel):
+class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, LlavaNextModel):
+    blocks_of = staticmethod(llava_class_blocks)
+
     def __init__(self, config: SparseLlavaNextConfig):
         LlavaNextPreTrainedModel.__init__(self, config)  # not LlavaNextModel's: its dense decoder would be built for nothing
         self.vision_tower = AutoModel.from_config(config.vision_config)
@@ -57,11 +59,6 @@ class SparseLlavaNextModel(SparseLlavaNextPreTrainedModel, LlavaNextModel):
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
-
-    def class_blocks(self, vision_feature_layer: int | list[int] | None = None) -> list[TowerBlock]:
-        """The tower's blocks whose class token may rank visual tokens."""
-        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        return llava_class_blocks(self.vision_tower, read)
 
     def get_image_features(
         self,
@@ -82,15 +79,9 @@ class SparseLlavaNextModel(SparseLlavaNextPreTrainedModel, LlavaNextModel):
             return self.pack_image_features(pictures, image_sizes, vision_feature_select_strategy, image_newline=newline)[0]
 
         encode = partial(
-            super().get_image_features,
-            pixel_values,
-            image_sizes,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            **kwargs,
+            super().get_image_features, pixel_values, image_sizes, vision_feature_select_strategy=vision_feature_select_strategy, **kwargs
         )
-        num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
-        return scored_features(encode, self.class_blocks(vision_feature_layer), num_last, arranged)
+        return self.scored_features(encode, arranged, vision_feature_layer, tower_layers)
 
     def forward(
         self,
