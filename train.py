@@ -22,7 +22,7 @@ def main() -> None:
 
     from transformers.utils.logging import disable_progress_bar  # after parsing: --help should not wait for torch
 
-    from training.recipe import load_recipe
+    from training.recipe_file import load_recipe
 
     disable_progress_bar()  # a bar per loaded model drowns the stages'
 

@@ -15,12 +15,13 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .layer_plan import LayerPlan
 from .sparse_layer import ReusingRMSNorm, Streams, UnitRows
 from .visual_cache import KeySlots, VisualCache
 from .visual_gates import LayerGates
 from .visual_layout import Images, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
-from .visual_plan import LayerPlan, VisualPlan
+from .visual_plan import VisualPlan
 from .visual_ranking import given_scores
 from .visual_units import Units
 

@@ -1,4 +1,4 @@
-"""One decoder layer over two streams, and the narrow projections that it is made of.
+"""One decoder layer over two streams.
 
 Visual rows use the first rows and columns of the dense weights, frozen rows skip their sub-layer, unread layers hold no
 visual keys. The mixin serves layers built like Llama's: `self_attn` with q, k, v, o projections, a gated `mlp`, two norms.
@@ -14,40 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from .layer_plan import Rank
+from .narrow_linear import NarrowLinear, Rows
 from .neighbor_attention import neighbor_attention
 from .visual_cache import VisualCache, VisualCacheLayer
 from .visual_gates import LayerGates
 from .visual_layout import TextTokens, VisualTokens
 from .visual_masks import StageMasks, TextMasks
-from .visual_plan import LiveLayer, Rank
+from .visual_plan import LiveLayer
 from .visual_ranking import image_scores, text_scores
 from .visual_units import Units
-
-
-Rows = int | slice | torch.Tensor | None
-"""Of a projection's outputs or inputs: the first n, a slice, or their indices; None: all."""
-
-
-class NarrowLinear(nn.Linear):
-    """A linear map of which a part may be used: some outputs, or some inputs."""
-
-    def forward(
-        self, x: torch.Tensor, rows: Rows = None, columns: Rows = None
-    ) -> torch.Tensor:
-        """x [..., in] -> [..., out].
-
-        Args:
-            rows: the first n outputs, or their indices; None: all.
-            columns: x holds only the first n inputs, or those of these indices; None: all.
-        """
-        weight, bias = self.weight, self.bias
-        if rows is not None:
-            rows = _selection(rows, weight.device)
-            weight = weight[rows]
-            bias = None if bias is None else bias[rows]
-        if columns is not None:
-            weight = weight[:, _selection(columns, weight.device)]
-        return F.linear(x, weight, bias)
 
 
 class ReusingRMSNorm(LlamaRMSNorm):
@@ -74,12 +50,6 @@ class UnitRows:
             self._scaled = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(rows.dtype)
             self._rows = rows
         return self._scaled
-
-
-def _selection(chosen: int | slice | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
-    if isinstance(chosen, torch.Tensor):
-        return chosen.to(device)
-    return slice(chosen) if isinstance(chosen, int) else chosen
 
 
 def make_narrow(layer: nn.Module) -> None:

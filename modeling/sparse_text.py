@@ -28,8 +28,9 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RotaryEmbedding,
 )
 
+from .narrow_linear import NarrowLinear, Rows
 from .sparse_decoder import SparseDecoderMixin
-from .sparse_layer import NarrowLinear, Projection, Rows, SparseDecoderLayerMixin
+from .sparse_layer import Projection, SparseDecoderLayerMixin
 
 
 class SparseLlamaDecoderLayer(SparseDecoderLayerMixin, LlamaDecoderLayer):

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from .layer_plan import Rank, num_kept
 from .neighbor_attention import tile_slots, tiles_pay
 from .visual_layout import Images, num_tokens
-from .visual_plan import LiveLayer, Rank, VisualPlan, num_kept
+from .visual_plan import LiveLayer, VisualPlan
+
 
 @dataclass(frozen=True)
 class Work:

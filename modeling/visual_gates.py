@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .visual_plan import LayerPlan, VisualPlan
+from .layer_plan import LayerPlan
+from .visual_plan import VisualPlan
 
 FAMILIES = ("attend", "ffn", "read", "heads", "neurons")
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # as published

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .visual_plan import num_kept
+from .layer_plan import num_kept
 
 Images = Sequence[Sequence[tuple[int, int]]]
 """Per image its grids, in (rows, columns) of visual tokens: one, or one per tile or frame."""

@@ -8,9 +8,10 @@ Shapes: B batch, T text rows, V visual rows, L keys of a group, H head_dim.
 
 import torch
 
+from .layer_plan import Rank
 from .visual_layout import VisualTokens, answer_starts, place_in_run
 from .visual_masks import StageMasks
-from .visual_plan import LiveLayer, Rank
+from .visual_plan import LiveLayer
 
 QUERIES_AT_ONCE = 64
 

@@ -29,8 +29,9 @@ from training.costs import fractions
 from training.datasets import in_batches
 from training.pictures import save
 from training.planners import SearchSettings, find_plan, needs_calibration, plan_of_config
-from training.recipe import ModelSettings, apply_override
+from training.recipe import ModelSettings
 from training.recipe_errors import describe
+from training.recipe_file import apply_override
 from training.run import write_json
 from training.search_pictures import search_picture
 from training.students import dense_processor, dense_student

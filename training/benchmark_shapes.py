@@ -10,7 +10,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, PreTrainedModel
 
 from checkpoints.families import SPARSE, class_of_type, sparse_class, sparse_classes, supported
-from modeling.visual_plan import VisualPlan, num_served
+from modeling.layer_plan import num_served
+from modeling.visual_plan import VisualPlan
 
 HEAD_DIM = 64
 PATCH = 14

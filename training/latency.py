@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from modeling.layer_plan import LayerPlan
 from modeling.visual_flops import Work
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.visual_plan import VisualPlan
 from training.benchmark import Prompt, prefill_decoder, take_turns
 from training.costs import TEXT_TOKENS
 from training.run import write_json

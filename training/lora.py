@@ -1,6 +1,6 @@
 """LoRA on projections that are used in slices.
 
-A sparse decoder calls its projections (`modeling.sparse_layer.NarrowLinear`) with `rows` (which outputs are wanted)
+A sparse decoder calls its projections (`modeling.narrow_linear.NarrowLinear`) with `rows` (which outputs are wanted)
 and `columns` (which inputs `x` holds); an adapter must follow the same slices, so it is built of narrow projections
 itself. Every weight is sliced inside its own module's forward: under ZeRO-3 it is whole nowhere else.
 
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from checkpoints.build import permuted, served_first
-from modeling.sparse_layer import NarrowLinear
+from modeling.narrow_linear import NarrowLinear
 from modeling.visual_plan import VisualPlan
 from training.schema import Strict
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from modeling.visual_plan import LayerPlan, LiveLayer, VisualPlan, num_served
+from modeling.layer_plan import LayerPlan, num_served
+from modeling.visual_plan import LiveLayer, VisualPlan
 from training.evaluation import Accuracy
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8F98"

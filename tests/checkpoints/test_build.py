@@ -6,7 +6,8 @@ import torch
 from transformers import GPT2Config, LlavaConfig, LlavaForConditionalGeneration
 
 from checkpoints.build import build_student, dense_config, dense_on_meta, load_dense
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import INTERMEDIATE_SIZE, NUM_LAYERS, tiny_batch, tiny_dense
 
 LISTS = VisualPlan(

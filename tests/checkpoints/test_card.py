@@ -2,7 +2,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from checkpoints.card import base_license, cost_table, model_card, plan_table
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
 
 PLAN = VisualPlan(layers=(LayerPlan(heads=1, ffn=3, radius=2, bidirectional=True), LayerPlan(ffn=0), LayerPlan(tokens=0.0)))

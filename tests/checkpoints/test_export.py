@@ -17,7 +17,8 @@ from transformers import (
 from checkpoints import export
 from checkpoints.build import build_student
 from checkpoints.export import export_checkpoint, fresh_process_logits
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_batch, tiny_dense
 
 MODELING = Path(export.__file__).parent.parent / "modeling"

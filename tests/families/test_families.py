@@ -17,8 +17,9 @@ from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
 from data.images import tokens_at
 from data.shapes import SplitSettings, WorldSettings, write_world
+from modeling.layer_plan import Rank
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
-from modeling.visual_plan import Rank, VisualPlan
+from modeling.visual_plan import VisualPlan
 from tests.families.family import COLLATORS, TinyFamily, as_batch, batch_of, relative_error, text_rows
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 
 
 @dataclass

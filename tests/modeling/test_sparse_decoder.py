@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from modeling.sparse_layer import NarrowLinear
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.narrow_linear import NarrowLinear
+from modeling.visual_plan import VisualPlan
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
 from tests.tiny_student import IMAGE_TOKEN, single_samples, tiny_batch, tiny_student

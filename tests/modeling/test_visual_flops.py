@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from modeling.configuration_sparse_llava import SparseLlavaConfig, image_grids, vision_macs
+from modeling.layer_plan import RANKING_ROWS, RANKINGS, LayerPlan, Rank, num_served
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.neighbor_attention import tile_slots, tiles_pay
 from modeling.visual_flops import (
@@ -23,7 +24,7 @@ from modeling.visual_flops import (
     visual_fraction,
     visual_fraction_by_layer,
 )
-from modeling.visual_plan import RANKING_ROWS, RANKINGS, LayerPlan, Rank, VisualPlan, num_served
+from modeling.visual_plan import VisualPlan
 from tests.modeling.random_plans import random_plan
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"

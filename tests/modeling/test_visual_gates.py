@@ -3,9 +3,10 @@ import itertools
 import pytest
 import torch
 
+from modeling.layer_plan import LayerPlan
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_gates import FAMILIES, LayerGates, VisualGates
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 
 NUM_LAYERS, NUM_UNITS, NUM_NEURONS, NUM_BLOCKS = 3, 2, 24, 4

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+from modeling.layer_plan import LayerPlan, Rank
+from modeling.visual_plan import VisualPlan
 
 UNITS, NEURONS = 4, 16
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from checkpoints.families import reference_images
+from modeling.layer_plan import LayerPlan
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.visual_plan import VisualPlan
 from tests.families.llava_next import LLAVA_NEXT
 from tests.tiny_student import tiny_batch, tiny_student
 from training.benchmark import Prompt, measured_kv_bytes, promised, stock_twin

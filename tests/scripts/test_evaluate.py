@@ -10,8 +10,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from data.shapes import SplitSettings, WorldSettings, write_world
 from data.shapes_questions import FAMILIES
 from modeling.configuration_sparse_llava import SparseLlavaConfig
+from modeling.layer_plan import LayerPlan
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.visual_plan import VisualPlan
 from tests.tiny_processor import tiny_processor
 
 

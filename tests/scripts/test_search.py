@@ -13,7 +13,7 @@ from scripts import search
 from tests.checkpoints.tiny_dense import NUM_LAYERS
 from training.planners import CURVE, TRIALS
 from training.planners.trials import read_trials
-from training.recipe import RECIPES
+from training.recipe_file import RECIPES
 
 LLAVA_7B = RECIPES / "shapes" / "llava-1.5-7b.json"
 FEW = ("--num-samples", 4, "--batch-size", 2)

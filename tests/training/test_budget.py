@@ -7,8 +7,9 @@ import torch
 from pydantic import ValidationError
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from modeling.layer_plan import LayerPlan
 from modeling.visual_gates import FAMILIES, VisualGates
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.visual_plan import VisualPlan
 from training.budget import GateBudget, GatedCost, Lagrangian, falling_target
 from training.costs import fractions
 

@@ -12,7 +12,7 @@ from checkpoints.load import load_checkpoint
 from tests.checkpoints.tiny_dense import tiny_dense
 from tests.families.family import TinyFamily
 from tests.families.test_families import families
-from training.recipe import RECIPES
+from training.recipe_file import RECIPES
 from training.trainer import read_metrics
 
 ROOT = RECIPES.parent

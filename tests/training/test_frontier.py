@@ -9,7 +9,7 @@ from tests.checkpoints.tiny_dense import tiny_dense
 from training.frontier import stages
 from training.frontier_pictures import AXES, families_table, frontier_picture, frontier_table, interval
 from training.pictures import png
-from training.recipe import RECIPES, load_recipe
+from training.recipe_file import RECIPES, load_recipe
 from training.run import execute
 from training.trainer import read_metrics
 

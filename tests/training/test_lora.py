@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from checkpoints.build import permute_for_plan
-from modeling.sparse_layer import NarrowLinear
+from modeling.narrow_linear import NarrowLinear
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 from training.lora import LoraSettings, NarrowLoraLinear, adapters_off, add_lora, permuted_adapters

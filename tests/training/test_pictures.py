@@ -2,7 +2,8 @@
 
 import pytest
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from training.evaluation import Accuracy
 from training.pictures import _plan_rows, curves_picture, families_picture, percent, plan_picture, png, save
 

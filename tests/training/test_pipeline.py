@@ -15,7 +15,7 @@ from tests.checkpoints.tiny_dense import tiny_dense
 from training.datasets import mixture
 from training.gate_learning import learned_adapters
 from training.pipeline import stages
-from training.recipe import load_recipe
+from training.recipe_file import load_recipe
 from training.run import execute
 from training.student_stages import load_plan, student_folder
 from training.students import dense_processor, train_student, trained_student

@@ -10,7 +10,8 @@ import yaml
 from checkpoints.build import dense_config
 from modeling.visual_plan import VisualPlan
 from training.dry_run import console, cost_table, dry_run
-from training.recipe import RECIPES, BaseRecipe, find_recipe, load_recipe
+from training.recipe import BaseRecipe
+from training.recipe_file import RECIPES, find_recipe, load_recipe
 from training.run import Stage, execute
 
 ROOT = RECIPES.parent

@@ -12,7 +12,8 @@ import yaml
 
 from data.conversations import load_llava_json
 from data.shapes import SplitSettings, WorldSettings, write_world
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from training.evaluation import Evaluation, Record
 from training.report import (
     NUM_SAMPLES,

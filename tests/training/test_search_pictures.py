@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 from training.pictures import png
 from training.planners import CURVE, find_plan

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 from transformers import PreTrainedConfig
 
-from modeling.visual_plan import Rank, VisualPlan
+from modeling.layer_plan import Rank
+from modeling.visual_plan import VisualPlan
 from training.planners.budget import SHARES, SolvedSettings, largest_within
 from training.planners.token_schedule import token_schedule
 

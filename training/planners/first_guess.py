@@ -7,7 +7,8 @@ measured for each alone. A guess is a fraction of that, so that a move worth hav
 
 from collections.abc import Mapping
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
 from training.planners.moves import Move
 

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedConfig
 
+from modeling.layer_plan import LayerPlan, num_served
 from modeling.visual_gates import FAMILIES, VisualGates
-from modeling.visual_plan import LayerPlan, VisualPlan, num_served
+from modeling.visual_plan import VisualPlan
 from training.budget import GateBudget, GatedCost
 from training.calibration import Calibration
 from training.planners.stack import Part, StackSettings

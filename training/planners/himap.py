@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from transformers import PreTrainedConfig
 
-from modeling.visual_plan import Rank, VisualPlan
+from modeling.layer_plan import Rank
+from modeling.visual_plan import VisualPlan
 from training.planners.budget import SHARES, SolvedSettings, largest_within
 from training.planners.token_schedule import DIGITS
 

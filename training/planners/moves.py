@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from transformers import PreTrainedConfig
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
 
 NUM_HEAD_STEPS = 8

@@ -18,7 +18,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+from modeling.layer_plan import LayerPlan, Rank
+from modeling.visual_plan import VisualPlan
 from training.planners.fastv import FastvSettings
 from training.planners.file import FileSettings
 from training.planners.g_search import GSearchSettings

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+from modeling.layer_plan import LayerPlan, Rank
+from modeling.visual_plan import VisualPlan
 
 RECEIVED = Rank(by="text_attention", rows="instruction")
 """By the attention received in the layer before, from the prompt after the image: the ranking of G-Search and P-Sigmoid."""

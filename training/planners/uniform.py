@@ -5,7 +5,8 @@ from typing import Literal
 
 from transformers import PreTrainedConfig
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
 from training.planners.budget import Budget, PlanPrice
 from training.planners.moves import Moves

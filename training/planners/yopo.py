@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from training.calibration import Calibration
 from training.planners.budget import Budget, PlanPrice
 from training.planners.moves import served

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_NEURONS, NUM_UNITS, tiny_calibration, tiny_config
 from training.budget import GatedCost
 from training.planners.gates import GateSettings, base_plan, check_budget, gates_at_start, harden, without_dead_work

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 from training.answer_kl import AnswerKL
 from training.calibration import calibrate

@@ -1,6 +1,7 @@
 """Moves change what they say, in the calibrated order, and closings and openings undo each other."""
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_NEURONS, NUM_UNITS, tiny_calibration, tiny_config
 from training.planners.budget import PlanPrice
 from training.planners.moves import Moves

@@ -5,7 +5,7 @@ from transformers import LlavaConfig
 
 from modeling.visual_plan import VisualPlan
 from training.planners.budget import PlanPrice
-from training.recipe import RECIPES
+from training.recipe_file import RECIPES
 
 PUBLISHED = {  # share of visual FLOPs; 29 %: our count of the settings in the training script and checkpoint names
     "yopo_llava_7b_12": ("llava-1.5-7b", 0.12),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modeling.visual_plan import LayerPlan, VisualPlan
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_UNITS, tiny_calibration, tiny_config
 from training.answer_kl import AnswerKL

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from modeling.visual_plan import LayerPlan, Rank, VisualPlan
+from modeling.layer_plan import LayerPlan, Rank
+from modeling.visual_plan import VisualPlan
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.answer_kl import AnswerKL
 from training.planners import TRIALS, find_plan

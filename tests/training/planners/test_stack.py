@@ -6,7 +6,8 @@ from itertools import permutations
 
 import pytest
 
-from modeling.visual_plan import LayerPlan, Rank, VisualPlan, num_served
+from modeling.layer_plan import LayerPlan, Rank, num_served
+from modeling.visual_plan import VisualPlan
 from tests.modeling.random_plans import random_plan
 from tests.tiny_student import tiny_batch, tiny_student
 from tests.training.planners.tiny_calibration import tiny_calibration, tiny_config

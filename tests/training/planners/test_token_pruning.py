@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 from transformers import LlavaConfig
 
-from modeling.visual_plan import Rank, VisualPlan
+from modeling.layer_plan import Rank
+from modeling.visual_plan import VisualPlan
 from tests.families.family import as_batch, batch_of
 from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
@@ -21,7 +22,7 @@ from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, sigmoid_plan
 from training.planners.pre_pruning import PrePruningSettings, plan_pre_pruning
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
-from training.recipe import RECIPES
+from training.recipe_file import RECIPES
 
 CONFIG, LAYERS = tiny_config(), 6
 PRICE = PlanPrice(CONFIG)

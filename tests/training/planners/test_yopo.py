@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from modeling.visual_plan import LayerPlan
+from modeling.layer_plan import LayerPlan
 from tests.training.planners.tiny_calibration import (
     NUM_LAYERS,
     NUM_NEURONS,
