@@ -1,4 +1,4 @@
-"""What one decoder layer does for visual tokens, and for whom: a layer of the visual plan.
+"""A layer of the visual plan: what it does for visual tokens, and for whom.
 
 A *unit* is a key/value group of attention heads (with multi-head attention: one head).
 """

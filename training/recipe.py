@@ -124,7 +124,11 @@ class EvaluationSettings(Strict):
 
 
 class StudentRecipe(BaseRecipe):
-    """What every run has that turns a dense model into sparse students."""
+    """What every run has that turns a dense model into sparse students.
+
+    Where training is counted in steps, all students get the same number: those in which a plan is learned are taken off its
+    student's distillation. Counted in epochs, they are not.
+    """
 
     model: ModelSettings
     data: DataSettings
@@ -141,6 +145,17 @@ class StudentRecipe(BaseRecipe):
             raise ValueError("distillation.keep_answers goes with lora: full fine-tuning changes the image features it keeps")
         return self
 
+    @model_validator(mode="after")
+    def _steps_are_left(self):
+        max_steps = self.training.max_steps
+        for student in self.students:
+            if max_steps is not None and isinstance(student.plan, GateSettings) and student.plan.steps >= max_steps:
+                raise ValueError(
+                    f"student {student.name}: plan.steps: got {student.plan.steps}, allowed: less than training.max_steps ({max_steps}), "
+                    "of which they are a part"
+                )
+        return self
+
     @property
     def students(self) -> tuple[CompareSettings, ...]:
         """Every student of the run, each with its plan's settings."""
@@ -148,7 +163,9 @@ class StudentRecipe(BaseRecipe):
 
     def training_of(self, student: CompareSettings) -> TrainingSettings:
         """How the student is distilled."""
-        return self.training
+        if self.training.max_steps is None or not isinstance(student.plan, GateSettings):
+            return self.training
+        return self.training.model_copy(update={"max_steps": self.training.max_steps - student.plan.steps})
 
 
 class SparsifyRecipe(StudentRecipe):
@@ -190,10 +207,7 @@ class RivalSettings(Strict):
 
 
 class FrontierRecipe(StudentRecipe):
-    """Distil students of several planners at several budgets and seeds: accuracy against cost.
-
-    All get the same number of optimizer steps: those in which a plan is learned are taken off its student's distillation.
-    """
+    """Distil students of several planners at several budgets and seeds: accuracy against cost."""
 
     task: Literal["frontier"]
     budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
@@ -209,21 +223,10 @@ class FrontierRecipe(StudentRecipe):
         return self
 
     @model_validator(mode="after")
-    def _steps_are_left(self):
+    def _counts_in_steps(self):
         if self.training.max_steps is None:
             raise ValueError("training.max_steps: a frontier counts in steps, give them rather than num_epochs")
-        for name, rival in self.planners.items():
-            if isinstance(rival.plan, GateSettings) and rival.plan.steps >= self.training.max_steps:
-                raise ValueError(
-                    f"planners.{name}.plan.steps: got {rival.plan.steps}, allowed: less than training.max_steps ({self.training.max_steps}), "
-                    "of which they are a part"
-                )
         return self
-
-    def training_of(self, student: CompareSettings) -> TrainingSettings:
-        if not isinstance(student.plan, GateSettings):
-            return self.training
-        return self.training.model_copy(update={"max_steps": self.training.max_steps - student.plan.steps})
 
     def budgets_of(self, rival: RivalSettings) -> tuple[float | None, ...]:
         """Those the planner is asked for; None where its plan has its own cost."""

@@ -83,7 +83,8 @@ def test_bfloat16(train, alone, stage):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_gates_are_learned_by_any_number_of_processes(train, processes):
     plan = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 3, "ffn_blocks": 4, "draws": 2}
-    run = train(f"gates_{processes}", processes, f"plan={json.dumps(plan)}", "compare=[]", f"training.micro_batch_size={4 // processes}")
+    run = train(f"gates_{processes}", processes, f"plan={json.dumps(plan)}", "compare=[]", "training.max_steps=6",
+                f"training.micro_batch_size={4 // processes}")  # fmt: skip
     learned = [row for row in read_metrics(run / "gates" / "student" / "trainer" / "metrics.jsonl") if "cost" in row]
     assert [row["step"] for row in learned] == [1, 2, 3]
     # The first step's cost is that of fresh gates, however many processes share the batch.
@@ -103,7 +104,7 @@ def test_every_family_goes_from_gates_to_a_checkpoint(train, family: TinyFamily,
         f"model.path={tmp_path / 'dense'}",
         f"plan={json.dumps(plan)}",
         "compare=[]",
-        "training.max_steps=2",
+        "training.max_steps=4",
         f"training.deepspeed={RECIPES}/deepspeed/zero2.json",
     )
     assert len(losses(run)) == 2 and all(torch.isfinite(torch.tensor(losses(run))))

@@ -109,7 +109,7 @@ def learned(run, tmp_path_factory):
         {"name": "servable", "plan": servable, "distil": False},
     ]
     overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", f"compare={json.dumps(compare)}"]
-    recipe = load_recipe("debug", [*overrides, "distillation.keep_answers=true", "name=learned"])
+    recipe = load_recipe("debug", [*overrides, "distillation.keep_answers=true", "name=learned", "training.max_steps=7"])
     return execute(recipe, stages(recipe), tmp_path_factory.mktemp("learned") / "run")
 
 
@@ -170,7 +170,8 @@ def test_a_servable_plan_shuts_no_head_and_no_reading(learned):
 
 def test_a_budget_out_of_reach_stops_the_run_before_it_learns(run, tmp_path):
     plan = {"planner": "gates", "budget": {"visual_flops": 0.01}, "profile": "servable", "steps": 4}
-    recipe = load_recipe("debug", [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]"])
+    overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "training.max_steps=7"]
+    recipe = load_recipe("debug", overrides)
     with pytest.raises(ValueError, match="plan.budget.visual_flops: got 0.01, allowed: 0"):
         execute(recipe, stages(recipe), tmp_path / "run")
     assert not (tmp_path / "run" / "gates" / "student" / "trainer").exists()

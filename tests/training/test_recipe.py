@@ -94,6 +94,17 @@ def test_files_that_are_no_recipes(tmp_path):
             load_recipe(str(path))
 
 
+def test_steps_in_which_a_plan_is_learned_are_taken_off_its_distillation():
+    recipe = load_recipe("tiny_sparse")
+    steps = {student.name: recipe.training_of(student).max_steps for student in recipe.students}
+    assert steps["student"] == recipe.training.max_steps - recipe.plan.steps
+    assert steps["yopo"] == steps["random"] == recipe.training.max_steps
+    epochs = load_recipe("tiny_sparse", ["training.max_steps=null", "training.num_epochs=2"])
+    assert {epochs.training_of(student) for student in epochs.students} == {epochs.training}
+    with pytest.raises(ValueError, match="student student: plan.steps: got 40, allowed: less than training.max_steps"):
+        load_recipe("tiny_sparse", ["training.max_steps=40"])
+
+
 @pytest.mark.parametrize(
     "name", ["llava_sparse", "llava_13b_yopo_12", "internvl2_4b_sparse", "internvl2_8b_sparse", "internvl2_26b_sparse"]
 )
