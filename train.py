@@ -22,22 +22,22 @@ def main() -> None:
 
     from transformers.utils.logging import disable_progress_bar  # after parsing: --help should not wait for torch
 
-    from training.recipe_file import load_recipe
+    from training.recipe.file import load_recipe
 
     disable_progress_bar()  # a bar per loaded model drowns the stages'
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
-        from training.dry_run import dry_run
+        from training.tasks.dry_run import dry_run
 
         dry_run(recipe)
         return
     if recipe.task == "dense":
-        from training.teacher import stages
+        from training.tasks.dense import stages
     elif recipe.task in ("frontier", "planners"):
-        from training.frontier import stages
+        from training.tasks.frontier import stages
     else:
-        from training.pipeline import stages
+        from training.tasks.sparsify import stages
     from training.run import be_a_world_of_one, execute
 
     be_a_world_of_one()

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 
 from checkpoints.families import class_of_type, is_sparse
 from modeling.visual_plan import VisualPlan
-from training.benchmark import benchmark, neighbours
-from training.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.measure.benchmark import benchmark, neighbours
+from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 from training.cli import run
 
 try:
-    from training.benchmark_picture import benchmark_picture
+    from training.report.benchmark_plot import benchmark_picture
 except ModuleNotFoundError:  # matplotlib is not installed
     benchmark_picture = None
 

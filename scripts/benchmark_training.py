@@ -20,11 +20,11 @@ from torch import nn
 
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_plan import VisualPlan
-from training.benchmark import Prompt, spread, stock_twin
-from training.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.measure.benchmark import Prompt, spread, stock_twin
+from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 from training.cli import run
-from training.distillation import cross_entropy, forward_kl
-from training.lora import LoraSettings, add_lora
+from training.distillation.losses import cross_entropy, forward_kl
+from training.distillation.lora import LoraSettings, add_lora
 from training.run import write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from checkpoints.convert_internvl import convert_internvl
+from checkpoints.internvl.convert import convert_internvl
 from training import cli
 
 

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from checkpoints.load import load_checkpoint
 from data.conversations import Sample, load_llava_json
-from data.shapes import WORLDS, SplitSettings, WorldSettings, write_world
-from data.shapes_questions import FAMILIES
+from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
+from data.shapes.questions import FAMILIES
 from training.cli import run
-from training.evaluation import Evaluation, evaluate, relative_accuracy
-from training.pictures import families_picture, percent, save
+from training.measure.evaluation import Evaluation, evaluate, relative_accuracy
+from training.report.plots import families_picture, percent, save
 from training.run import write_json
-from training.tables import families_table
+from training.report.tables import families_table
 
 # The questions of recipes/tiny_teacher.yaml, as many of each family: a standard error of at most 3.5 points in one.
 TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})

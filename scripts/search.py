@@ -20,21 +20,21 @@ from torch.utils.data import Subset
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from data.mixture import Source, build_mixture
-from data.shapes import WORLDS, SplitSettings, WorldSettings, write_world
-from data.shapes_questions import FAMILIES
+from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
+from data.shapes.questions import FAMILIES
 from modeling.visual_plan import VisualPlan
 from training import cli
-from training.calibration import calibrate
-from training.costs import fractions
-from training.datasets import in_batches
-from training.pictures import save
+from training.measure.calibration import calibrate
+from training.measure.costs import fractions
+from training.distillation.datasets import in_batches
+from training.report.plots import save
 from training.planners import SearchSettings, find_plan, needs_calibration, plan_of_config
-from training.recipe import ModelSettings
-from training.recipe_errors import describe
-from training.recipe_file import apply_override
+from training.recipe.recipe import ModelSettings
+from training.recipe.errors import describe
+from training.recipe.file import apply_override
 from training.run import write_json
-from training.search_pictures import search_picture
-from training.students import dense_processor, dense_student
+from training.report.search_plots import search_picture
+from training.distillation.students import dense_processor, dense_student
 
 SHAPES = "shapes"
 

@@ -79,4 +79,4 @@ def test_a_wrong_exported_import_is_noticed(line):
 
 
 def test_a_wrong_room_import_is_noticed():
-    assert wrong_imports("data", ast.parse("import training.recipe")) == ["training.recipe"]
+    assert wrong_imports("data", ast.parse("import training.recipe.recipe")) == ["training.recipe.recipe"]

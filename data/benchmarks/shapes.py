@@ -10,7 +10,7 @@ Scores are in [0, 1]; the accuracy of a model is their mean.
 
 import re
 
-from data.shapes_questions import FAMILIES
+from data.shapes.questions import FAMILIES
 
 
 def score(family: str, prediction: str, answer: str) -> float:

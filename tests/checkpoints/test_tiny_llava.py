@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from data.conversations import load_llava_json
-from data.shapes import SplitSettings, WorldSettings, write_world
-from training.evaluation import evaluate
+from data.shapes.world import SplitSettings, WorldSettings, write_world
+from training.measure.evaluation import evaluate
 
 TEACHER = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny-llava"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from data.benchmarks.shapes import clauses, score
-from data.shapes_questions import FAMILIES
+from data.shapes.questions import FAMILIES
 
 
 @pytest.mark.parametrize("family", ["attribute", "relation", "reading", "choice"])

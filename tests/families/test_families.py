@@ -16,7 +16,7 @@ from data.collator import TEXT_KEYS, Collator, pictures_of
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
 from data.images import tokens_at
-from data.shapes import SplitSettings, WorldSettings, write_world
+from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.layer_plan import Rank
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
 from modeling.visual_plan import VisualPlan
@@ -27,18 +27,19 @@ from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
-from training.budget import GatedCost
-from training.calibration import calibrate
-from training.costs import fractions
-from training.distillation import DistillationSettings, predicts_answer
-from training.gate_trainer import GateTrainer
-from training.gated_student import GatedStudent
-from training.lora import LoraSettings, add_lora
+from training.measure.price import GatedCost
+from training.measure.calibration import calibrate
+from training.measure.costs import fractions
+from training.distillation.losses import DistillationSettings, predicts_answer
+from training.gates.trainer import GateTrainer
+from training.gates.student import GatedStudent
+from training.distillation.lora import LoraSettings, add_lora
 from training.planners import find_plan
-from training.planners.gates import GateSettings, gates_at_start
+from training.recipe.gates import GateSettings
+from training.gates.hardening import gates_at_start
 from training.planners.greedy import GreedySettings
-from training.teacher_answers import AnsweredDataset, keep_answers, with_features
-from training.trainer import DistillationTrainer, TrainingSettings
+from training.distillation.kept_answers import AnsweredDataset, keep_answers, with_features
+from training.distillation.trainer import DistillationTrainer, TrainingSettings
 
 FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
 LAYERS, UNITS, NEURONS = 3, 2, 24

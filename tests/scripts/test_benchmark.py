@@ -14,8 +14,8 @@ from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from tests.families.llava_next import LLAVA_NEXT
 from tests.tiny_student import tiny_batch, tiny_student
-from training.benchmark import Prompt, measured_kv_bytes, promised, stock_twin
-from training.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.measure.benchmark import Prompt, measured_kv_bytes, promised, stock_twin
+from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "benchmark.py"
@@ -51,7 +51,7 @@ def test_shape_mode_writes_whole_figures(run, plan_file, tmp_path):
 
 
 def test_without_matplotlib_there_is_no_picture_and_a_line_says_so(run, plan_file, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "training.benchmark_picture", raising=False)
+    monkeypatch.delitem(sys.modules, "training.report.benchmark_plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run(*SHAPE, *QUICK, "--plan", plan_file, "--json", tmp_path / "out.json")
     assert done.returncode == 0 and "no picture: matplotlib is not installed" in done.stdout

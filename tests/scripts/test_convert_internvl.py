@@ -1,4 +1,4 @@
-from tests.checkpoints.published_internvl import write_published
+from tests.checkpoints.internvl.published_internvl import write_published
 
 
 def test_a_published_model_is_converted(run, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from data.shapes import SplitSettings, WorldSettings, write_world
-from data.shapes_questions import FAMILIES
+from data.shapes.world import SplitSettings, WorldSettings, write_world
+from data.shapes.questions import FAMILIES
 from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.layer_plan import LayerPlan
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration

@@ -12,8 +12,8 @@ from modeling.visual_plan import VisualPlan
 from scripts import search
 from tests.checkpoints.tiny_dense import NUM_LAYERS
 from training.planners import CURVE, TRIALS
-from training.planners.trials import read_trials
-from training.recipe_file import RECIPES
+from training.planners.tools.trials import read_trials
+from training.recipe.file import RECIPES
 
 LLAVA_7B = RECIPES / "shapes" / "llava-1.5-7b.json"
 FEW = ("--num-samples", 4, "--batch-size", 2)

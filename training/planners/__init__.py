@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.budget import GateBudget
-from training.calibration import Calibration
-from training.planners.budget import Budget
+from training.measure.price import GateBudget
+from training.measure.calibration import Calibration
+from training.planners.tools.budget import Budget
 from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.g_search import GSearchSettings, plan_g_search
-from training.planners.gates import GateSettings, SearchSettings
 from training.planners.greedy import GreedySettings, plan_greedy
 from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, plan_p_sigmoid, sigmoid_plan
@@ -22,13 +19,14 @@ from training.planners.pre_pruning import PrePruningSettings, plan_pre_pruning
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
 from training.planners.random_plan import RandomSettings, plan_random
 from training.planners.shortv import ShortvSettings, plan_shortv
-from training.planners.stack import StackSettings, stacked
+from training.planners.stack import Part, StackSettings, stacked
 from training.planners.uniform import UniformSettings, plan_uniform
 from training.planners.vica import VicaSettings, plan_vica
 from training.planners.vtw import VtwSettings, plan_vtw, withdrawal_within
 from training.planners.yopo import YopoSettings, plan_yopo
 
-PlannerSettings = Annotated[GateSettings | SearchSettings, Field(discriminator="planner")]
+SearchSettings = Part | StackSettings
+"""Of the planners that find a plan without training."""
 CURVE, TRIALS = "curve.json", "trials.journal"
 """What a search leaves in its folder: VTW its curve, Bayesian optimisation its trials."""
 
@@ -40,7 +38,7 @@ def find_plan(
     settings: SearchSettings,
     folder: Path | None = None,
 ) -> VisualPlan:
-    """The plan of the planner that `settings` names; a learned plan comes from training/gate_learning.py.
+    """The plan of the planner that `settings` names; a learned plan comes from training/gates/learning.py.
 
     Args:
         model: the dense weights; any plan may be in force, it is restored.
@@ -78,7 +76,7 @@ def find_plan(
             return stacked([find_plan(model, batches, calibration, part, folder and folder / str(index)) for index, part in parts])
 
 
-def plan_of_config(config: PreTrainedConfig, settings: PlannerSettings) -> VisualPlan | None:
+def plan_of_config(config: PreTrainedConfig, settings: SearchSettings) -> VisualPlan | None:
     """The plan, where the model's config alone decides it; None where weights or data have a say.
 
     Raises:
@@ -105,7 +103,7 @@ def plan_of_config(config: PreTrainedConfig, settings: PlannerSettings) -> Visua
     return None
 
 
-def budget_of(settings: PlannerSettings) -> Budget | GateBudget | None:
+def budget_of(settings: SearchSettings) -> Budget | GateBudget | None:
     """The budget that the plan must meet; None where other settings decide what it costs."""
     return None if isinstance(settings, StackSettings | FileSettings | GSearchSettings) else settings.budget
 

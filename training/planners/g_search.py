@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.answer_kl import AnswerKL
-from training.planners.token_schedule import RECEIVED, token_schedule
-from training.planners.trials import Trials
+from training.measure.answer_kl import AnswerKL
+from training.planners.tools.token_schedule import RECEIVED, token_schedule
+from training.planners.tools.trials import Trials
 from training.schema import Strict
 
 

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.answer_kl import AnswerKL
-from training.calibration import Calibration
-from training.planners.budget import Budget, PlanPrice
-from training.planners.first_guess import GUESSED, first_guess
-from training.planners.moves import Move, Moves
+from training.measure.answer_kl import AnswerKL
+from training.measure.calibration import Calibration
+from training.planners.tools.budget import Budget, PlanPrice
+from training.planners.tools.first_guess import GUESSED, first_guess
+from training.planners.tools.moves import Move, Moves
 from training.schema import Strict
 
 LEAST_STEP = 1 / 16

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
 from modeling.visual_plan import VisualPlan
-from training.planners.budget import SHARES, SolvedSettings, largest_within
-from training.planners.token_schedule import DIGITS
+from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
+from training.planners.tools.token_schedule import DIGITS
 
 BY_TEXT = Rank(by="text_attention", rows="instruction")
 BY_IMAGE = Rank(by="image_attention")

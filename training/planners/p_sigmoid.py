@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.answer_kl import AnswerKL
-from training.planners.budget import SolvedSettings, largest_within
-from training.planners.token_schedule import RECEIVED, token_schedule
-from training.planners.trials import Trials
+from training.measure.answer_kl import AnswerKL
+from training.planners.tools.budget import SolvedSettings, largest_within
+from training.planners.tools.token_schedule import RECEIVED, token_schedule
+from training.planners.tools.trials import Trials
 
 PUBLISHED_K, PUBLISHED_LAYERS = (0.3558, 0.4808, 0.4568, 0.7478, 0.933), 32
 """Found by search for LLaVA-1.5-7B, at 2.24, 2.66, 3.38, 4.26 and 5.2 TFLOPs of 9.18."""

@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
 from modeling.visual_plan import VisualPlan
-from training.planners.budget import SHARES, SolvedSettings, largest_within
-from training.planners.token_schedule import token_schedule
+from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
+from training.planners.tools.token_schedule import token_schedule
 
 
 class PrePruningSettings(SolvedSettings):

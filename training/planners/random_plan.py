@@ -7,9 +7,9 @@ from pydantic import Field
 from transformers import PreTrainedConfig
 
 from modeling.visual_plan import VisualPlan
-from training.calibration import Calibration
-from training.planners.budget import Budget, PlanPrice
-from training.planners.moves import Moves
+from training.measure.calibration import Calibration
+from training.planners.tools.budget import Budget, PlanPrice
+from training.planners.tools.moves import Moves
 from training.schema import Strict
 
 

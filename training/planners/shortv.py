@@ -8,9 +8,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.answer_kl import AnswerKL
-from training.planners.budget import Budget, PlanPrice
-from training.planners.moves import FREEZE
+from training.measure.answer_kl import AnswerKL
+from training.planners.tools.budget import Budget, PlanPrice
+from training.planners.tools.moves import FREEZE
 from training.schema import Strict
 
 

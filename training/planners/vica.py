@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
-from training.calibration import Calibration
-from training.planners.budget import Budget, PlanPrice
+from training.measure.calibration import Calibration
+from training.planners.tools.budget import Budget, PlanPrice
 from training.schema import Strict
 
 

@@ -23,8 +23,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from data.conversations import IGNORE_INDEX
 from modeling.visual_layout import join_streams
 from modeling.visual_plan import VisualPlan
-from training.answer_kl import answer_inputs
-from training.planners.budget import Budget, SolvedSettings, largest_within
+from training.measure.answer_kl import answer_inputs
+from training.planners.tools.budget import Budget, SolvedSettings, largest_within
 from training.run import write_json
 
 OF_THE_KL = ("at", "for_all_later", "hold_out")

@@ -16,9 +16,9 @@ from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
-from training.calibration import Calibration
-from training.planners.budget import Budget, PlanPrice
-from training.planners.moves import served
+from training.measure.calibration import Calibration
+from training.planners.tools.budget import Budget, PlanPrice
+from training.planners.tools.moves import served
 from training.schema import Strict
 
 LEAST_SHARE = 0.5

@@ -6,10 +6,10 @@ import torch
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
-from training.answer_kl import AnswerKL
-from training.calibration import calibrate
+from training.measure.answer_kl import AnswerKL
+from training.measure.calibration import calibrate
 from training.planners import FileSettings, GreedySettings, RandomSettings, YopoSettings, find_plan
-from training.planners.budget import PlanPrice
+from training.planners.tools.budget import PlanPrice
 
 NUM_LAYERS = 4
 BATCHES = [tiny_batch((1, 0, 1), seed=1), tiny_batch((2, 1), seed=2)]

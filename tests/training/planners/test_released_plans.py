@@ -4,8 +4,8 @@ import pytest
 from transformers import LlavaConfig
 
 from modeling.visual_plan import VisualPlan
-from training.planners.budget import PlanPrice
-from training.recipe_file import RECIPES
+from training.planners.tools.budget import PlanPrice
+from training.recipe.file import RECIPES
 
 PUBLISHED = {  # share of visual FLOPs; 29 %: our count of the settings in the training script and checkpoint names
     "yopo_llava_7b_12": ("llava-1.5-7b", 0.12),

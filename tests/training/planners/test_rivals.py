@@ -7,8 +7,8 @@ from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_UNITS, tiny_calibration, tiny_config
-from training.answer_kl import AnswerKL
-from training.planners.budget import PlanPrice
+from training.measure.answer_kl import AnswerKL
+from training.planners.tools.budget import PlanPrice
 from training.planners.shortv import ShortvSettings, plan_shortv
 from training.planners.uniform import UniformSettings, plan_uniform
 from training.planners.vica import VicaSettings, plan_vica

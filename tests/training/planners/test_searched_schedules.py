@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from modeling.layer_plan import LayerPlan, Rank
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
-from training.answer_kl import AnswerKL
+from training.measure.answer_kl import AnswerKL
 from training.planners import TRIALS, find_plan
-from training.planners.budget import PlanPrice
+from training.planners.tools.budget import PlanPrice
 from training.planners.g_search import GSearchSettings
 from training.planners.p_sigmoid import PUBLISHED_K, PSigmoidSettings, sigmoid_plan
-from training.planners.trials import read_trials
+from training.planners.tools.trials import read_trials
 
 NUM_LAYERS = 5
 MODEL = tiny_student(NUM_LAYERS, seed=3)

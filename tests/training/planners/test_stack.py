@@ -11,9 +11,9 @@ from modeling.visual_plan import VisualPlan
 from tests.modeling.random_plans import random_plan
 from tests.tiny_student import tiny_batch, tiny_student
 from tests.training.planners.tiny_calibration import tiny_calibration, tiny_config
-from training.calibration import calibrate
+from training.measure.calibration import calibrate
 from training.planners import find_plan
-from training.planners.budget import PlanPrice
+from training.planners.tools.budget import PlanPrice
 from training.planners.stack import StackSettings, stacked
 from training.planners.vica import VicaSettings, plan_vica
 

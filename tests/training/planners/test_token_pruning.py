@@ -15,14 +15,14 @@ from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
 from tests.training.planners.plain_pruning import plain_survivors
 from tests.training.planners.tiny_calibration import NUM_LAYERS, tiny_config
-from training.planners.budget import SHARES, PlanPrice
+from training.planners.tools.budget import SHARES, PlanPrice
 from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, sigmoid_plan
 from training.planners.pre_pruning import PrePruningSettings, plan_pre_pruning
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
-from training.recipe_file import RECIPES
+from training.recipe.file import RECIPES
 
 CONFIG, LAYERS = tiny_config(), 6
 PRICE = PlanPrice(CONFIG)

@@ -12,9 +12,9 @@ from tests.families.internvl import INTERNVL
 from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
-from training.answer_kl import AnswerKL
+from training.measure.answer_kl import AnswerKL
 from training.planners import find_plan
-from training.planners.budget import PlanPrice
+from training.planners.tools.budget import PlanPrice
 from training.planners.vtw import VtwSettings, withdrawal_curve
 
 NUM_LAYERS = 5

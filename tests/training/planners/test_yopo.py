@@ -13,8 +13,8 @@ from tests.training.planners.tiny_calibration import (
     tiny_calibration,
     tiny_config,
 )
-from training.calibration import Calibration
-from training.planners.budget import PlanPrice
+from training.measure.calibration import Calibration
+from training.planners.tools.budget import PlanPrice
 from training.planners.yopo import YopoSettings, plan_yopo
 
 CONFIG, CALIBRATION = tiny_config(), tiny_calibration()

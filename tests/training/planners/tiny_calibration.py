@@ -3,7 +3,7 @@
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from training.calibration import Calibration
+from training.measure.calibration import Calibration
 
 NUM_LAYERS, NUM_UNITS, NUM_NEURONS, GRID_SIDE, NUM_SAMPLES = 8, 4, 64, 5, 6
 

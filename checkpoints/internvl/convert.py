@@ -1,0 +1,218 @@
+"""From an InternVL2 as it was published (arXiv 2404.16821) to a folder that transformers loads as its own InternVL.
+
+The published folder has other names and comes with code, none of which runs here: its config is read as JSON, its weights as
+safetensors, one file after another. Every tensor is moved, or cut along its rows, to its place; one that is missing, left
+over or of another shape is refused by name before anything is written. Nothing is computed, so the way back is exact.
+"""
+
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration
+
+from checkpoints.internvl.processor import CHATS, IMAGE, read_json, read_tokenizer, write_processor
+from checkpoints.internvl.tensors import (
+    TEXT_FIELDS,
+    TEXT_MODELS,
+    VISION_FIELDS,
+    Places,
+    Shape,
+    TextModel,
+    cut,
+    source_shape,
+    tensor_places,
+)
+from checkpoints.whole_folder import whole_folder
+from modeling.configuration_sparse_internvl import tile_grid
+
+FLOATS = ("BF16", "F16", "F32")
+DTYPES = {name: name for name in ("bfloat16", "float16", "float32")}
+
+
+def convert_internvl(source: Path, output: Path) -> None:
+    """Writes the folder `output`: config, safetensors, tokenizer and processor. Whole or not at all.
+
+    Memory: the largest weight file of `source`, which `output` has as many of. Stochastic depth, of training alone, is dropped.
+
+    Args:
+        source: a folder of InternVL2-4B, 8B or 26B as published.
+        output: absent or empty.
+    Raises:
+        ValueError: `output` holds something; `source` lacks a file, has a tensor too many or too few, or is a model that
+            would be another one in transformers.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: is there and not empty; choose another folder")
+    values = _Values(read_json(source / "config.json"), f"{source / 'config.json'}: ")
+    text = values.inner("llm_config").choice("architectures", TEXT_MODELS)
+    chat = values.choice("template", CHATS)
+    tokenizer = read_tokenizer(source, chat)
+    try:
+        config = stock_config(values, text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
+    except StrictDataclassError as error:
+        raise ValueError(f"{source / 'config.json'}: {error}") from None
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the vocabulary {config.text_config.vocab_size}")
+    tiles = (values["min_dynamic_patch"], values["max_dynamic_patch"])
+    with torch.device("meta"):
+        model = InternVLForConditionalGeneration(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    places = tensor_places(config, text, shapes)
+    files = weight_files(source)
+    _check_tensors(files, places, shapes)
+    with whole_folder(output) as folder:
+        config.save_pretrained(folder)
+        ends = {"bos_token_id": config.text_config.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        GenerationConfig(eos_token_id=tokenizer.eos_token_id, **ends).save_pretrained(folder)
+        tile, tile_tokens = config.vision_config.image_size[0], config.image_seq_length
+        write_processor(folder, tokenizer, chat, tile=tile, tile_tokens=tile_tokens, tiles=tiles)
+        _write_weights(files, folder, places, shapes, config)
+
+
+class _Values:
+    """A JSON object whose missing or unsupported fields are refused by name."""
+
+    def __init__(self, values: dict, where: str):
+        self.values, self.where = values, where
+
+    def __getitem__(self, name: str):
+        if name not in self.values:
+            raise ValueError(f"{self.where}{name}: missing")
+        return self.values[name]
+
+    def inner(self, name: str) -> "_Values":
+        if not isinstance(self[name], dict):
+            raise ValueError(f"{self.where}{name}: got {self[name]!r}, expected an object")
+        return _Values(self[name], f"{self.where}{name}.")
+
+    def choice(self, name: str, allowed: dict):
+        """What `allowed` has for the value, or for the first of its list."""
+        got = self[name][0] if isinstance(self[name], list) and self[name] else self[name]
+        if not isinstance(got, str) or got not in allowed:
+            raise ValueError(f"{self.where}{name}: got {got!r}, allowed: {', '.join(map(repr, allowed))}")
+        return allowed[got]
+
+    def demand(self, **expected: object) -> None:
+        for name, value in expected.items():
+            if self[name] != value:
+                raise ValueError(f"{self.where}{name}: got {self[name]!r}, allowed: {value!r}")
+
+    def pick(self, *names: str) -> dict:
+        return {name: self[name] for name in names}
+
+
+def stock_config(values: _Values, text: TextModel, image_token_id: int) -> InternVLConfig:
+    """The config of the same model in transformers. Raises ValueError where there is no such model."""
+    tower, llm = values.inner("vision_config"), values.inner("llm_config")
+    # The only kinds that transformers computes alike: channels of a shuffled pixel in v2's order, the last layer's features.
+    values.demand(ps_version="v2", select_layer=-1, downsample_ratio=0.5, dynamic_image_size=True, use_thumbnail=True)
+    tower.demand(image_size=values["force_image_size"])
+    tower.choice("norm_type", {"layer_norm": None, "rms_norm": None})
+    if tower["qk_normalization"]:
+        tower.demand(layer_norm_eps=1e-6)  # that of transformers' query and key norms, whatever the config says
+    if text.model_type == "llama":
+        llm.demand(bias=False)
+    if llm.values.get("tie_word_embeddings"):
+        raise ValueError(f"{llm.where}tie_word_embeddings: got True, allowed: False")
+    config = InternVLConfig(
+        architectures=[InternVLForConditionalGeneration.__name__],
+        dtype=values.choice("torch_dtype", DTYPES),
+        image_token_id=image_token_id,
+        downsample_ratio=values["downsample_ratio"],
+        tie_word_embeddings=False,
+        vision_config=tower.pick(*VISION_FIELDS)
+        | {
+            "use_qk_norm": tower["qk_normalization"],
+            "attention_bias": tower["qkv_bias"],
+            "projection_dropout": tower["dropout"],
+        },
+        text_config=llm.pick(*TEXT_FIELDS, *text.fields)
+        | {"model_type": text.model_type, "rope_parameters": _rope(llm, text), "tie_word_embeddings": False},
+    )
+    config.image_seq_length = prod(tile_grid(config))
+    return config
+
+
+def _rope(llm: _Values, text: TextModel) -> dict:
+    """Rotary position embedding, scaled beyond the length of pre-training or not at all."""
+    base = {"rope_type": "default", "rope_theta": llm["rope_theta"]}
+    if llm["rope_scaling"] is None:
+        return base
+    scaling = llm.inner("rope_scaling")
+    return base | scaling.pick(*scaling.choice("type", text.rope)) | {"rope_type": text.rope_type}
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The safetensors files of a folder, those that its index names or the one. Raises ValueError where there is none."""
+    index = source / "model.safetensors.index.json"
+    if not index.is_file():
+        names = ["model.safetensors"]
+    else:
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or any(Path(str(name)).name != name for name in listed.values()):
+            raise ValueError(f"{index}: weight_map: expected names of files in the same folder")
+        names = sorted(set(listed.values()))
+    for name in names:
+        if not (source / name).is_file():
+            raise ValueError(f"{source}: no {name}; safetensors weights are the only kind read here")
+    return [source / name for name in names]
+
+
+def _check_tensors(files: list[Path], places: Places, shapes: dict[str, Shape]) -> None:
+    """Raises ValueError with the first tensor that is stored twice, of another shape or kind, left over, or missing."""
+    stored = set()
+    for file in files:
+        try:
+            headers = _headers(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not a safetensors file ({error})") from None
+        for name, shape, dtype in headers:
+            if name in stored:
+                raise ValueError(f"{file}: {name}: stands in another file too")
+            if name not in places:
+                raise ValueError(f"{file}: {name}: left over, this model has no place for it")
+            expected = source_shape(places[name], shapes)
+            if shape != expected or dtype not in FLOATS:
+                raise ValueError(f"{file}: {name}: got {dtype} {shape}, expected a float of shape {expected}")
+            stored.add(name)
+    missing = sorted(places.keys() - stored)
+    if missing:
+        raise ValueError(f"{files[0].parent}: {missing[0]}: missing from the weights")
+
+
+def _headers(file: Path) -> list[tuple[str, Shape, str]]:
+    with safe_open(file, framework="pt") as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+        return [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()]
+
+
+def _write_weights(files: list[Path], folder: Path, places: Places, shapes: dict[str, Shape], config: InternVLConfig) -> None:
+    """As many files as were read, and the index where they are several."""
+    names = ["model.safetensors"]
+    if len(files) > 1:
+        names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    weight_map, total_size = {}, 0
+    for name, file in zip(names, files, strict=True):
+        converted = dict(_converted(file, places, shapes, config))
+        save_file(converted, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(converted, name)
+        total_size += sum(tensor.nbytes for tensor in converted.values())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _converted(file: Path, places: Places, shapes: dict[str, Shape], config: InternVLConfig) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():
+            parts = places[name]
+            # The tower's rows are one group: all queries, all keys, all values.
+            groups = config.text_config.num_key_value_heads if name.startswith("language_model.") else 1
+            yield from zip(parts, cut(tensors.get_tensor(name), parts, shapes, groups), strict=True)

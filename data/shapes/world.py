@@ -1,0 +1,103 @@
+"""The embedded world on disk: pictures of coloured shapes with questions whose answers are known.
+
+It is written once, as PNG files and LLaVA JSON, and read back by the loader that reads any other LLaVA JSON. The
+scenes are in data/shapes/scenes.py, the questions in data/shapes/questions.py.
+"""
+
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from data.shapes.questions import FAMILIES, Turn, ask_conversation, ask_family
+from data.shapes.scenes import Scene, draw_scene, sample_scene
+
+WORLDS = Path(__file__).resolve().parents[1] / "cache"
+"""Where worlds are kept between runs."""
+_WORLD_VERSION = 2  # raised whenever the same settings would give other pictures or other questions
+
+
+class SplitSettings(BaseModel, extra="forbid", frozen=True):
+    """One JSON file of the world."""
+
+    part: Literal["train", "validation", "calibration", "test"] = Field(description="part of the world it draws from")
+    rows: int = Field(gt=0, description="number of rows; every row has a picture of its own")
+    questions: int = Field(1, gt=0, description="questions per row; 1: the families take turns, row after row")
+    kinds: Literal["lookup", "all", "hard", "exam"] = Field("all", description="of questions in a row of several")
+    min_things: int = Field(1, ge=1, le=4, description="fewest things in a picture")
+    max_things: int = Field(4, ge=2, le=4, description="most things in a picture")
+
+    @model_validator(mode="after")
+    def _check_things(self) -> "SplitSettings":
+        if self.min_things > self.max_things:
+            raise ValueError(f"min_things {self.min_things} is above max_things {self.max_things}")
+        return self
+
+
+class WorldSettings(BaseModel, extra="forbid", frozen=True):
+    """The whole world as written to disk: one JSON file per split, named as the split."""
+
+    seed: int = Field(description="the same seed gives the same files, byte for byte")
+    splits: dict[str, SplitSettings] = Field(min_length=1, description="name of the JSON file: what is in it")
+
+
+def write_world(cache: Path, settings: WorldSettings) -> dict[str, Path]:
+    """Write the world of `settings` below `cache`, once, and say where its JSON files are.
+
+    Args:
+        cache: folder that holds one folder per world; it is made if need be.
+        settings: seed and splits.
+
+    Returns:
+        Name of each split: path of its LLaVA JSON. Its images' paths are relative to the JSON's folder.
+    """
+    fingerprint = hashlib.sha256(f"{_WORLD_VERSION} {settings.model_dump_json()}".encode()).hexdigest()[:12]
+    directory = cache / f"shapes-{fingerprint}"
+    if not directory.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".shapes-", dir=cache))
+        try:
+            for name, split in settings.splits.items():
+                _write_split(temporary, name, split, settings.seed)
+            temporary.chmod(0o755)
+            try:
+                temporary.rename(directory)
+            except OSError:
+                if not directory.is_dir():  # else another run has written the same world meanwhile
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return {name: directory / f"{name}.json" for name in settings.splits}
+
+
+def split_rows(name: str, split: SplitSettings, seed: int) -> Iterator[tuple[Scene, str | None, list[Turn]]]:
+    """Scene, family (None where several questions are asked) and turns of each row of a split, always the same."""
+    for index in range(split.rows):
+        rng = random.Random(f"{seed}/{name}/{index}")
+        family = FAMILIES[index % len(FAMILIES)] if split.questions == 1 else None
+        turns = []
+        while not turns:
+            scene = sample_scene(rng, split.part, split.min_things, split.max_things)
+            turns = ask_family(scene, family, rng) if family else ask_conversation(scene, split.kinds, split.questions, rng)
+        yield scene, family, turns
+
+
+def _write_split(directory: Path, name: str, split: SplitSettings, seed: int) -> None:
+    (directory / "images" / name).mkdir(parents=True)
+    rows = []
+    for index, (scene, family, turns) in enumerate(split_rows(name, split, seed)):
+        row = {"id": f"{name}-{index:06d}", "image": f"images/{name}/{index:06d}.png"}
+        if family:
+            row["family"] = family
+        messages = [message for turn in turns for message in zip(("human", "gpt"), turn, strict=True)]
+        row["conversations"] = [{"from": who, "value": text} for who, text in messages]
+        row["conversations"][0]["value"] = "<image>\n" + row["conversations"][0]["value"]
+        draw_scene(scene).save(directory / row["image"], compress_level=1)
+        rows.append(row)
+    (directory / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")

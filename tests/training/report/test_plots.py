@@ -1,0 +1,57 @@
+"""What the pictures say, where it can be wrong; what they look like is for the eye."""
+
+import pytest
+
+from modeling.layer_plan import LayerPlan
+from modeling.visual_plan import VisualPlan
+from training.measure.evaluation import Accuracy
+from training.report.plots import _plan_rows, curves_picture, families_picture, percent, plan_picture, png, save
+
+PLAN = VisualPlan(
+    (
+        LayerPlan(heads=(1,), ffn=(3, 4), radius=2, bidirectional=True),
+        LayerPlan(attend=False, ffn=0, read=False),
+        LayerPlan(tokens=1.0),
+        LayerPlan(tokens=0.25, read=False),
+        LayerPlan(tokens=0.0),
+    )
+)
+
+
+def test_cells_tell_done_from_unplanned_from_dead():
+    rows = dict(_plan_rows(PLAN, num_units=2, intermediate_size=8))
+
+    def shown(label):
+        (cells,) = (cells for name, cells in rows.items() if name.startswith(label))
+        return ["dead" if cell.dead else cell.text or cell.share for cell in cells]
+
+    # Layer 2 is the last that text reads: its own updates, and all of layer 3, come to nothing.
+    assert shown("tokens") == [1.0, 1.0, 1.0, "dead", 0.0]
+    assert shown("updated by attention") == [1, 0, "dead", "dead", 0]
+    assert shown("sight") == ["2±", 0, "dead", "dead", 0]
+    assert shown("updated by FFN") == ["25", 0.0, "dead", "dead", 0.0]
+    assert shown("heads") == ["50", 0.0, 1.0, "dead", 0.0]
+    assert shown("read") == [1, 0, 1, 0, 0]
+
+
+def test_a_plan_of_other_sizes_is_refused():
+    with pytest.raises(ValueError, match="got 5 layers, the model has 4"):
+        plan_picture(PLAN, 2, 8, [1.0] * 4)
+
+
+def test_names_are_text_and_files_are_whole(tmp_path):
+    value = Accuracy(0.5, 0.4, 0.6, 10)
+    figure = families_picture({"a $\\frac{$ name $ " * 9: {"reading": value}, "b": {"reading": value}})
+    save(figure, tmp_path / "families.png")
+    assert (tmp_path / "families.png").read_bytes() == png(figure)
+    assert [path.name for path in tmp_path.iterdir()] == ["families.png"]
+
+
+def test_curves_of_any_length():
+    for length in (1, 2, 50):
+        assert png(curves_picture({"loss": [(step, 1 / step) for step in range(1, length + 1)]})).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.1234, "12.3 %"), (1, "100.0 %"), (None, "–")])
+def test_percent(share, text):
+    assert percent(share) == text

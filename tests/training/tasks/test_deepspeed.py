@@ -1,0 +1,113 @@
+"""The command as users type it, under the deepspeed launcher: ZeRO-2 and ZeRO-3, one process and two, on the CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints.load import load_checkpoint
+from tests.checkpoints.tiny_dense import tiny_dense
+from tests.families.family import TinyFamily
+from tests.families.test_families import families
+from training.recipe.file import RECIPES
+from training.distillation.trainer import read_metrics
+
+ROOT = RECIPES.parent
+LAUNCHER = Path(sys.executable).with_name("deepspeed")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Runs the debug recipe on a random model: train(name, processes, overrides...) gives the run's folder."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    model, processor = tiny_dense(biases=False)
+    model.save_pretrained(folder / "dense")
+    processor.save_pretrained(folder / "dense")
+
+    def run(name: str, processes: int | None, *overrides: str) -> Path:
+        launcher = [sys.executable] if processes is None else [LAUNCHER, "--num_gpus", str(processes)]
+        command = [*launcher, ROOT / "train.py", "--recipe", "debug", f"name={name}", f"model.path={folder / 'dense'}", *overrides]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert "Traceback" not in done.stderr, "a rank died on its way out"
+        return folder / "runs" / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(train) -> Path:
+    """The reference: no DeepSpeed, one process."""
+    return train("alone", None)
+
+
+def losses(run: Path, name: str = "loss") -> list[float]:
+    return [row[name] for row in read_metrics(run / "metrics.jsonl") if name in row]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_zero_trains_like_one_process(train, alone, stage, processes):
+    run = train(
+        f"zero{stage}_{processes}",
+        processes,
+        f"training.deepspeed={RECIPES}/deepspeed/zero{stage}.json",
+        f"training.micro_batch_size={4 // processes}",
+    )
+    for name in ("loss", "cross_entropy", "forward_kl"):
+        assert losses(run, name) == pytest.approx(losses(alone, name), rel=1e-4, abs=1e-7), name
+    exported, expected = (json.loads((one / "result.json").read_text()) for one in (run, alone))
+    assert exported["visual_flops"] == expected["visual_flops"]
+
+
+@pytest.mark.parametrize(("processes", "config"), [(None, f"{RECIPES}/deepspeed/zero2.json"), (1, "null")])
+def test_neither_launcher_nor_deepspeed_needs_the_other(train, alone, processes, config):
+    run = train(f"apart_{processes}", processes, f"training.deepspeed={config}")
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16(train, alone, stage):
+    run = train(
+        f"bf16_{stage}", 1, f"training.deepspeed={RECIPES}/deepspeed/zero{stage}.json", "training.precision=bfloat16"
+    )
+    assert losses(run) == pytest.approx(losses(alone), rel=0.05)
+    assert all(torch.isfinite(torch.tensor(losses(run))))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_gates_are_learned_by_any_number_of_processes(train, processes):
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 3, "ffn_blocks": 4, "draws": 2}
+    run = train(f"gates_{processes}", processes, f"plan={json.dumps(plan)}", "compare=[]", "training.max_steps=6",
+                f"training.micro_batch_size={4 // processes}")  # fmt: skip
+    learned = [row for row in read_metrics(run / "gates" / "student" / "trainer" / "metrics.jsonl") if "cost" in row]
+    assert [row["step"] for row in learned] == [1, 2, 3]
+    # The first step's cost is that of fresh gates, however many processes share the batch.
+    assert learned[0]["cost"] == pytest.approx(learned[0]["target"], rel=1e-4)
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in learned)
+    assert json.loads((run / "gates" / "student" / "hardening.json").read_text())["cost"] <= 0.3
+
+
+@families
+def test_every_family_goes_from_gates_to_a_checkpoint(train, family: TinyFamily, tmp_path):
+    family.dense().save_pretrained(tmp_path / "dense")
+    family.processor().save_pretrained(tmp_path / "dense")
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.5}, "steps": 2, "ffn_blocks": 4, "draws": 2}
+    run = train(
+        family.name,
+        1,
+        f"model.path={tmp_path / 'dense'}",
+        f"plan={json.dumps(plan)}",
+        "compare=[]",
+        "training.max_steps=4",
+        f"training.deepspeed={RECIPES}/deepspeed/zero2.json",
+    )
+    assert len(losses(run)) == 2 and all(torch.isfinite(torch.tensor(losses(run))))
+    assert 0 < json.loads((run / "result.json").read_text())["visual_flops"] <= 0.5
+    model, _ = load_checkpoint(run / "checkpoint", torch.float32)
+    assert model.visual_plan.is_integer

@@ -1,0 +1,177 @@
+"""The whole story of `task: sparsify` on a random model, in this process."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from checkpoints.build import load_dense
+from checkpoints.load import load_checkpoint
+from data.collator import Collator
+from data.shapes.world import SplitSettings, WorldSettings, write_world
+from modeling.visual_plan import VisualPlan
+from tests.checkpoints.tiny_dense import tiny_dense
+from training.distillation.datasets import mixture
+from training.gates.learning import learned_adapters
+from training.tasks.sparsify import stages
+from training.recipe.file import load_recipe
+from training.run import execute
+from training.tasks.stages import load_plan, student_folder
+from training.distillation.students import dense_processor, train_student, trained_student
+from training.distillation.trainer import read_metrics
+
+STAGES = ["data", "calibrate", "plan", "cost", "distil", "evaluate", "export", "benchmark", "report"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of the debug recipe."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    model, processor = tiny_dense(biases=False)
+    model.save_pretrained(folder / "dense")
+    processor.save_pretrained(folder / "dense")
+    recipe = load_recipe("debug", [f"model.path={folder / 'dense'}"])
+    return execute(recipe, stages(recipe), folder / "run")
+
+
+@pytest.mark.parametrize("role", ["train", "calibration", "evaluation"])
+def test_a_picture_that_breaks_off_is_left_out_of_every_role(run, tmp_path, role):
+    world = WorldSettings(seed=3, splits={"rows": SplitSettings(part="train", rows=24)})
+    path = write_world(tmp_path, world)["rows"]
+    broken = path.parent / json.loads(path.read_text())[0]["image"]
+    broken.write_bytes(broken.read_bytes()[:-40])
+    source = {"path": str(path), "images": str(path.parent)}
+    overrides = [f"model.path={run.recipe.model.path}", f"data.{role}=[{json.dumps(source)}]"]
+    skipping = ["data.on_bad_sample=skip", "data.max_bad_share=0.1"]
+    recipe = load_recipe("debug", [*overrides, *skipping])
+    read = execute(recipe, stages(recipe)[:1], tmp_path / "run")
+    left_out = json.loads((read.directory / "left_out.json").read_text())
+    assert [(name, bad["reason"].split(" is ")[-1][:9]) for name, rows in left_out.items() for bad in rows] == [(role, "truncated")]
+
+
+def test_every_stage_leaves_its_result(run):
+    assert [stage.name for stage in stages(run.recipe)] == STAGES
+    assert sorted(path.stem for path in (run.directory / "stages").iterdir()) == sorted(STAGES)
+    assert run.result("data")["used"] == {"train": 24, "calibration": 6, "evaluation": 12}
+    assert yaml.safe_load((run.directory / "recipe.yaml").read_text()) == run.recipe.model_dump(mode="json")
+
+
+def test_the_result_is_one_flat_object(run):
+    result = json.loads((run.directory / "result.json").read_text())
+    assert set(result) == {
+        "teacher_accuracy", "student_accuracy", "relative_accuracy", "visual_flops", "model_flops", "kv_bytes",
+        "prefill_speedup", "seconds",
+    }  # fmt: skip
+    assert 0 < result["visual_flops"] <= run.recipe.plan.budget.visual_flops
+    assert list(result["seconds"]) == STAGES[:-1]
+
+
+def test_the_table_has_every_model(run):
+    table = json.loads((run.directory / "table.json").read_text())
+    assert [(row["name"], row["distilled"]) for row in table] == [
+        ("dense", False), ("student", True), ("untrained", False), ("yopo", True), ("random", False), ("dense, grey pictures", False),
+    ]  # fmt: skip
+    for row in table[1:-1]:
+        VisualPlan.load(run.directory / row["plan"])
+    assert table[1]["visual_flops"] == table[2]["visual_flops"], "the same plan, untrained"
+
+
+def test_the_checkpoint_is_the_trained_student(run):
+    exported, _ = load_checkpoint(run.directory / "checkpoint", torch.float32)
+    student = trained_student(run.recipe, load_plan(run, "student"), student_folder(run, "student"))
+    dense, _ = load_dense(run.recipe.model.path, torch.float32)
+    moved = 0.0
+    for name, weight in student.state_dict().items():
+        torch.testing.assert_close(exported.state_dict()[name], weight)
+        moved = max(moved, (weight.sort().values - dense.state_dict()[name].sort().values).abs().max().item())
+    assert moved > 1e-4, "training changed nothing"
+    assert exported.visual_plan.is_integer
+
+
+def test_a_finished_run_does_nothing_again(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (run.directory / "stages").iterdir()}
+    execute(run.recipe, stages(run.recipe), run.directory)
+    assert capsys.readouterr().out.count("done before") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in (run.directory / "stages").iterdir()} == before
+
+
+# ---- a plan that is learned, from answers that are kept ----
+
+
+@pytest.fixture(scope="module")
+def learned(run, tmp_path_factory):
+    """A finished run whose plan is learned."""
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 4, "ffn_blocks": 4, "draws": 3}
+    servable = {**plan, "profile": "servable", "budget": {"visual_flops": 0.5}, "start": {"planner": "yopo", "budget": {"visual_flops": 0.9}}}
+    compare = [
+        {"name": "untrained", "distil": False},
+        {"name": "servable", "plan": servable, "distil": False},
+    ]
+    overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", f"compare={json.dumps(compare)}"]
+    recipe = load_recipe("debug", [*overrides, "distillation.keep_answers=true", "name=learned", "training.max_steps=7"])
+    return execute(recipe, stages(recipe), tmp_path_factory.mktemp("learned") / "run")
+
+
+def test_statistics_are_gathered_where_a_planner_reads_them():
+    def names(plan, compare=()):
+        recipe = load_recipe("debug", [f"plan={json.dumps(plan)}", f"compare={json.dumps(list(compare))}"])
+        return [stage.name for stage in stages(recipe)]
+
+    search = {"planner": "g_search", "tolerance": 0.1}
+    assert names(search) == [name for name in STAGES if name != "calibrate"]
+    assert names({"planner": "stack", "of": [search, search]}) == names(search)
+    vica = {"planner": "vica", "budget": {"visual_flops": 0.5}}
+    assert names(vica) == names(search, [{"name": "vica", "plan": vica, "distil": False}]) == STAGES
+    assert names({"planner": "stack", "of": [search, vica]}) == STAGES
+
+
+def test_a_searched_plan_goes_the_same_way(run, tmp_path):
+    plan = {"planner": "g_search", "tolerance": 0.5, "full_layers": 1, "trials": 3}
+    recipe = load_recipe("debug", [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "name=searched"])
+    searched = execute(recipe, stages(recipe), tmp_path / "run")
+    assert not (searched.directory / "calibration").exists()
+    assert (searched.directory / "search" / "student" / "trials.journal").exists()
+    assert "How the plan was searched" in (searched.directory / "report.html").read_text()
+    assert load_checkpoint(searched.directory / "checkpoint", "auto")[0].visual_plan == load_plan(searched, "student")
+
+
+def test_a_learned_plan_goes_the_same_way(learned):
+    assert [stage.name for stage in stages(learned.recipe)] == ["data", "calibrate", "ask", "learn", "harden", *STAGES[3:]]
+    result = json.loads((learned.directory / "result.json").read_text())
+    assert 0 < result["visual_flops"] <= 0.3
+    hardening = json.loads((learned.directory / "gates" / "student" / "hardening.json").read_text())
+    assert hardening["cost"] == pytest.approx(result["visual_flops"]) and set(hardening["soft"]) == {"kl", "agreement"}
+    assert sorted(path.name for path in (learned.directory / "gates").iterdir()) == ["servable", "student"]
+    assert "How the plan was learned" in (learned.directory / "report.html").read_text()
+
+
+def test_the_student_goes_on_from_what_was_learned_beside_its_gates(learned, run):
+    """Its first step is taken where the gates' training ended, not where LoRA begins."""
+    first = read_metrics(student_folder(learned, "student") / "trainer" / "metrics.jsonl")[0]
+    adapters = learned_adapters(learned.directory / "gates" / "student")
+    plan = load_plan(learned, "student")
+    alone = learned.directory / "alone"
+    processor = dense_processor(learned.recipe.model)
+    dataset, collator = mixture(learned.recipe, "train", processor), Collator(processor)
+    for folder, given in ((alone / "fresh", None), (alone / "same", adapters)):
+        train_student(learned.recipe, plan, dataset, collator, folder, given)
+    fresh, same = (read_metrics(alone / name / "trainer" / "metrics.jsonl")[0] for name in ("fresh", "same"))
+    assert same["forward_kl"] == pytest.approx(first["forward_kl"], rel=1e-3)
+    assert fresh["forward_kl"] != pytest.approx(first["forward_kl"], rel=1e-2)
+
+
+def test_a_servable_plan_shuts_no_head_and_no_reading(learned):
+    plan, start = load_plan(learned, "servable"), VisualPlan.load(learned.directory / "gates" / "servable" / "start.json")
+    for layer, before in zip(plan.layers, start.layers, strict=True):
+        assert layer.tokens == before.tokens
+        assert layer.tokens == 0 or (layer.read, layer.heads) == (True, before.heads)
+
+
+def test_a_budget_out_of_reach_stops_the_run_before_it_learns(run, tmp_path):
+    plan = {"planner": "gates", "budget": {"visual_flops": 0.01}, "profile": "servable", "steps": 4}
+    overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "training.max_steps=7"]
+    recipe = load_recipe("debug", overrides)
+    with pytest.raises(ValueError, match="plan.budget.visual_flops: got 0.01, allowed: 0"):
+        execute(recipe, stages(recipe), tmp_path / "run")
+    assert not (tmp_path / "run" / "gates" / "student" / "trainer").exists()

@@ -1,0 +1,55 @@
+"""A recipe's `data` section as samples, datasets and batches."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from data.collator import Collator
+from data.dataset import ConversationDataset
+from data.mixture import Source, build_mixture
+from data.shapes.world import WORLDS, write_world
+from training.recipe.recipe import SourceSettings, StudentRecipe
+
+
+def mixture(
+    recipe: StudentRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
+) -> ConversationDataset:
+    """The samples of a role, encoded. Raises ValueError on bad data, as `data.mixture.build_mixture`."""
+    data = recipe.data
+    return build_mixture(
+        _sources(recipe, getattr(data, role)),
+        processor,
+        max_length=data.max_length,
+        seed=recipe.seed,
+        on_bad_sample=data.on_bad_sample,
+        max_bad_share=data.max_bad_share,
+    )
+
+
+def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> list[dict]:
+    """`calibration.num_samples` samples in batches. Raises ValueError where there are fewer."""
+    settings, dataset = recipe.calibration, mixture(recipe, "calibration", processor)
+    return in_batches(dataset, settings.num_samples, settings.batch_size, processor, "calibration.num_samples")
+
+
+def in_batches(
+    dataset: Dataset, num_samples: int, batch_size: int, processor: ProcessorMixin, asked_by: str
+) -> list[dict]:
+    """The first samples, collated. Raises ValueError, with the name of the setting that asked, where there are fewer."""
+    if len(dataset) < num_samples:
+        raise ValueError(f"{asked_by}: got {num_samples}, there are {len(dataset)} usable samples")
+    collator, starts = Collator(processor), range(0, num_samples, batch_size)
+    return [collator([dataset[index] for index in range(start, min(start + batch_size, num_samples))]) for start in starts]
+
+
+def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[Source]:
+    """Files to read from; the embedded world is written first where it is not there yet."""
+    world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
+    sources = []
+    for source in settings:
+        path = world[source.split] if source.split else source.path
+        images = path.parent if source.split else source.images
+        sources.append(Source(path=path, images=images, weight=source.weight, num_samples=source.num_samples))
+    return sources

@@ -1,0 +1,115 @@
+"""From a dense model to a learned plan: train gates and LoRA, keep them on disk, harden them into a plan.
+
+In the folder of one learned plan:
+
+    start.json            the plan whose gates are open at first
+    weights/              gates, multipliers and adapters as learned
+    trainer/              metrics.jsonl, gates.jsonl
+    hardening.json        what the hard plan costs and how far it is from the soft gates
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+from transformers import set_seed
+
+from data.collator import Collator
+from modeling.visual_plan import VisualPlan
+from training.measure.answer_kl import AnswerKL
+from training.measure.price import GatedCost
+from training.measure.calibration import Calibration
+from training.gates.trainer import GateTrainer
+from training.gates.student import GatedStudent
+from training.measure.latency import LatencyTable
+from training.distillation.lora import LoraSettings, adapters_off, add_lora
+from training.recipe.gates import GateSettings
+from training.gates.hardening import base_plan, check_budget, gates_at_start, harden
+from training.recipe.recipe import StudentRecipe
+from training.run import device, write_json
+from training.distillation.students import train_and_keep, untrained_student
+
+DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
+"""Beside the gates, where the student itself is to be trained in full."""
+
+
+def gated_student(
+    recipe: StudentRecipe, settings: GateSettings, calibration: Calibration, start: VisualPlan, latency: LatencyTable | None
+) -> GatedStudent:
+    """The dense model with fresh adapters and gates; `latency` as for `GatedCost`. Raises ValueError as `gates_at_start` and `check_budget`."""
+    base = base_plan(start)
+    student = untrained_student(recipe.model, base)
+    gates = gates_at_start(student.config, calibration, start, settings)
+    cost = GatedCost(student.config, base, settings.budget, latency)
+    check_budget(gates, base, cost, settings.budget)
+    return GatedStudent(add_lora(student, recipe.lora or DEFAULT_LORA), gates, cost)
+
+
+def learn_gates(
+    recipe: StudentRecipe,
+    settings: GateSettings,
+    calibration: Calibration,
+    latency: LatencyTable | None,
+    dataset: Dataset,
+    collator: Collator,
+    folder: Path,
+) -> None:
+    """Trains gates and adapters together; every process calls this. What is in `folder` already is not done again."""
+    if (folder / "weights").exists():
+        return
+    set_seed(recipe.seed)
+    training = recipe.training.model_copy(
+        update={"max_steps": settings.steps, "num_epochs": None, "deepspeed": None, "lr_schedule": "constant_with_warmup"}
+    )
+    trainer = GateTrainer(
+        model=gated_student(recipe, settings, calibration, VisualPlan.load(folder / "start.json"), latency),
+        args=training.arguments(folder / "trainer", recipe.seed, f"gates of {folder.name}"),
+        train_dataset=dataset,
+        data_collator=collator,
+        distillation=recipe.distillation,
+        settings=settings,
+    )
+    train_and_keep(trainer, folder)
+
+
+def hardened_plan(
+    recipe: StudentRecipe,
+    settings: GateSettings,
+    calibration: Calibration,
+    latency: LatencyTable | None,
+    batches: Sequence[dict],
+    folder: Path,
+) -> VisualPlan:
+    """The plan that the gates in `folder` mean; leaves hardening.json there."""
+    start = VisualPlan.load(folder / "start.json")
+    gated = gated_student(recipe, settings, calibration, start, latency)
+    outcome = gated.load_state_dict(load_file(folder / "weights" / "model.safetensors"), strict=False)
+    assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
+    gated.to(device()).eval()
+    base, model = base_plan(start), gated.student.get_base_model()
+    with adapters_off(gated.student):
+        answer_kl = AnswerKL(model, batches)  # holds the dense model's own answers
+    gated.student.merge_adapter()
+    soft, expected_cost = answer_kl.distance(base, gated.gates()), gated.expected_cost().item()
+    plan = harden(gated.gates.cpu(), base, gated.counter, settings, answer_kl, recipe.seed)
+    share = gated.counter.price(plan)
+    write_json(
+        folder / "hardening.json",
+        {
+            "budget": settings.budget.model_dump(exclude_none=True),
+            "expected_cost": expected_cost,
+            "cost": share,
+            "unused_share_of_budget": 1 - share / settings.budget.share,
+            "soft": soft,
+            "hard": answer_kl.distance(plan),
+        },
+    )
+    return plan
+
+
+def learned_adapters(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapters that were learned beside the gates in `folder`, of the dense model."""
+    kept = load_file(folder / "weights" / "model.safetensors")
+    return {name.removeprefix("student.").replace(".default.", "."): value for name, value in kept.items() if name.startswith("student.")}

@@ -1,0 +1,271 @@
+"""The stages that every run of students shares, from the data to the distilled students. Each reads what earlier stages left
+in the run's folder and leaves its own there:
+
+    calibration/             cached statistics of the dense model, and calibration.safetensors, the run's own, where a planner asks
+    latency.json             timings of this machine, where a budget bounds latency (training/measure/latency.py)
+    teacher_answers.safetensors   where these are kept (training/distillation/kept_answers.py)
+    gates/NAME/              what was learned for the plan of each student whose plan is learned (training/gates/learning.py)
+    search/NAME/             what was measured to find the plan of a student, for planners that search (training/planners/)
+    plans/NAME.json          the plan of each student, with lists of units of the dense model
+    students/NAME/           the training of each distilled student
+    evaluation/NAME.json     each model's answers to the held-out questions
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from checkpoints.build import dense_config
+from data.collator import Collator
+from data.conversations import Sample
+from modeling.visual_plan import VisualPlan
+from training.measure.calibration import Calibration, calibrate
+from training.measure.costs import fractions
+from training.distillation.datasets import calibration_batches, mixture
+from training.measure.evaluation import Evaluation, evaluate
+from training.gates.learning import gated_student, hardened_plan, learn_gates, learned_adapters
+from training.measure.latency import LatencyTable, measure_latency
+from training.planners import find_plan, needs_calibration
+from training.recipe.gates import GateSettings
+from training.recipe.recipe import CompareSettings, StudentRecipe
+from training.run import Run, Stage, device, write_json
+from training.distillation.students import dense_processor, dense_student, train_student, trained_student, untrained_student
+from training.distillation.kept_answers import AnsweredDataset, keep_answers
+
+TEACHER, GREY = "teacher", "grey"
+"""The dense model's answers, and its answers to grey pictures, among the evaluations."""
+ANSWERS = "teacher_answers.safetensors"
+LATENCY = "latency.json"
+CALIBRATION = "calibration.safetensors"
+
+
+def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
+    """What every run of students begins with, up to their plans. Plans that need no learning come first: one whose budget is
+    out of reach stops the run before hours of work."""
+    searched = any(not isinstance(student.plan, GateSettings) for student in recipe.students)
+    search = [Stage("plan", "find the plans", find_plans)] if searched else []
+    measured = [Stage("calibrate", "measure how the dense model sees", measure)] if calibrated(recipe) else []
+    ask = [Stage("ask", "ask the dense model for all its answers", ask_teacher)]
+    learn = [
+        Stage("learn", "learn which visual work is needed", learn_plans, distributed=True),
+        Stage("harden", "harden what was learned into plans", harden_plans),
+    ]
+    return [
+        Stage("data", "read and check the data", read_data),
+        *measured,
+        *search,
+        *(ask if recipe.distillation.keep_answers else []),
+        *(learn if learned(recipe) else []),
+    ]
+
+
+def calibrated(recipe: StudentRecipe) -> bool:
+    """Whether any plan asks for the dense model's statistics."""
+    return any(isinstance(student.plan, GateSettings) or needs_calibration(student.plan) for student in recipe.students)
+
+
+def learned(recipe: StudentRecipe) -> list[CompareSettings]:
+    """The students whose plans are learned; of those that share a plan, the first."""
+    found: dict[str, CompareSettings] = {}
+    for student in recipe.students:
+        if isinstance(student.plan, GateSettings):
+            found.setdefault(plan_key(student), student)
+    return list(found.values())
+
+
+def plan_key(student: CompareSettings) -> str:
+    """Students with the same key have the same plan."""
+    seed = student.seed if isinstance(student.plan, GateSettings) else None
+    return f"{student.plan.model_dump_json()} {seed}"
+
+
+def learner(recipe: StudentRecipe, student: CompareSettings) -> str:
+    """The name under which the student's plan is learned."""
+    return next(one.name for one in learned(recipe) if plan_key(one) == plan_key(student))
+
+
+def of_student(recipe: StudentRecipe, student: CompareSettings) -> StudentRecipe:
+    """The recipe with the student's own seed and training."""
+    own = {"training": recipe.training_of(student)}
+    return recipe.model_copy(update=own if student.seed is None else {**own, "seed": student.seed})
+
+
+def read_data(run: Run) -> dict:
+    """All that is read later is read once now: bad data stops the run before hours of work."""
+    recipe = run.recipe
+    processor = dense_processor(recipe.model)
+    used, left_out = {}, {}
+    for role in ("train", "calibration", "evaluation"):
+        dataset = mixture(recipe, role, processor)
+        used[role], left_out[role] = len(dataset), [*dataset.bad, *dataset.too_long]
+    write_json(run.directory / "left_out.json", {role: [asdict(one) for one in bad] for role, bad in left_out.items()})
+    return {"used": used, "left_out": {role: len(bad) for role, bad in left_out.items()}}
+
+
+def measure(run: Run) -> dict:
+    """Fills the calibration cache that the planners read, and finds the plans that learning starts from."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe.model), dense_processor(recipe.model)
+    batches = calibration_batches(recipe, processor)
+    statistics = calibrate(model, batches, run.directory / "calibration")
+    statistics.save(run.directory / CALIBRATION)
+    if any(student.plan.budget.measure == "latency" for student in learned(recipe)):
+        measure_latency(model).save(run.directory / LATENCY)
+    starts = {None: VisualPlan.dense(model.config.text_config.num_hidden_layers)}
+    for student in learned(recipe):
+        if student.plan.start not in starts:  # seeds share it
+            starts[student.plan.start] = find_plan(model, batches, statistics, student.plan.start)
+        start = starts[student.plan.start]
+        gates_folder(run, student.name).mkdir(parents=True, exist_ok=True)
+        start.save(gates_folder(run, student.name) / "start.json")
+        gated_student(recipe, student.plan, statistics, start, latency(run))  # refuses now what learning would refuse
+    return {"read_share": statistics.read_share.tolist()}
+
+
+def ask_teacher(run: Run) -> dict:
+    """Keeps the dense model's answers to the training data."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe.model), dense_processor(recipe.model)
+    keep_answers(
+        model,
+        mixture(recipe, "train", processor),
+        Collator(processor),
+        run.directory / ANSWERS,
+        batch_size=recipe.training.micro_batch_size,
+        autocast=torch.bfloat16 if recipe.training.precision == "bfloat16" else None,
+    )
+    return {}
+
+
+def learn_plans(run: Run) -> dict:
+    """Trains gates and LoRA for every plan that is learned; all processes together."""
+    recipe = run.recipe
+    processor = dense_processor(recipe.model)
+    dataset, collator = training_data(run, processor), Collator(processor)
+    statistics = Calibration.load(run.directory / CALIBRATION)
+    for student in learned(recipe):
+        learn_gates(of_student(recipe, student), student.plan, statistics, latency(run), dataset, collator, gates_folder(run, student.name))
+    return {}
+
+
+def find_plans(run: Run) -> dict:
+    """The plans that are not learned; students with the same planner settings share one."""
+    model, processor = dense_student(run.recipe.model), dense_processor(run.recipe.model)
+    batches = calibration_batches(run.recipe, processor)
+    statistics = Calibration.load(run.directory / CALIBRATION) if calibrated(run.recipe) else None
+
+    def found(student: CompareSettings) -> VisualPlan:
+        return find_plan(model, batches, statistics, student.plan, run.directory / "search" / student.name)
+
+    return _keep_plans(run, False, found)
+
+
+def harden_plans(run: Run) -> dict:
+    """The learned plans; students with the same settings and seed share one."""
+    recipe = run.recipe
+    batches = calibration_batches(recipe, dense_processor(recipe.model))
+    statistics = Calibration.load(run.directory / CALIBRATION)
+
+    def hardened(student: CompareSettings) -> VisualPlan:
+        folder = gates_folder(run, student.name)
+        return hardened_plan(of_student(recipe, student), student.plan, statistics, latency(run), batches, folder)
+
+    return _keep_plans(run, True, hardened)
+
+
+def distil(run: Run) -> dict:
+    """Trains every student that is to be distilled; all processes together."""
+    recipe = run.recipe
+    processor = dense_processor(recipe.model)
+    dataset, collator = training_data(run, processor), Collator(processor)
+    for student in recipe.students:
+        if student.distil:
+            plan, folder = load_plan(run, student.name), student_folder(run, student.name)
+            # What was learned beside the gates is where the student goes on; with full fine-tuning there is no place for it.
+            goes_on = isinstance(student.plan, GateSettings) and recipe.lora is not None
+            adapters = learned_adapters(gates_folder(run, learner(recipe, student))) if goes_on else None
+            train_student(of_student(recipe, student), plan, dataset, collator, folder, adapters)
+    return {}
+
+
+# ---- parts of the stages ----
+
+
+def _keep_plans(run: Run, are_learned: bool, find: Callable[[CompareSettings], VisualPlan]) -> dict:
+    """Finds and saves the plans of the students whose plan is, or is not, learned; returns their costs."""
+    config = dense_config(run.recipe.model.path)
+    found: dict[str, VisualPlan] = {}
+    costs = {}
+    for student in run.recipe.students:
+        if isinstance(student.plan, GateSettings) is are_learned:
+            key = plan_key(student)
+            if key not in found:
+                found[key] = find(student)
+            path = plan_path(run, student.name)
+            path.parent.mkdir(exist_ok=True)
+            found[key].save(path)
+            costs[student.name] = fractions(found[key], config)
+    return costs
+
+
+def training_data(run: Run, processor: ProcessorMixin) -> Dataset:
+    """The training samples, with the teacher's answers where these are kept."""
+    dataset = mixture(run.recipe, "train", processor)
+    return AnsweredDataset(dataset, run.directory / ANSWERS) if run.recipe.distillation.keep_answers else dataset
+
+
+def run_student(run: Run, student: CompareSettings) -> PreTrainedModel:
+    """The student as it came out of the run, on the CPU."""
+    plan = load_plan(run, student.name)
+    if not student.distil:
+        return untrained_student(run.recipe.model, plan)
+    return trained_student(run.recipe, plan, student_folder(run, student.name))
+
+
+def evaluation_of(
+    run: Run, name: str, model: PreTrainedModel, processor: ProcessorMixin, samples: list[Sample]
+) -> Evaluation:
+    """The model's evaluation, read where an earlier, stopped run has left it."""
+    path = evaluation_path(run, name)
+    if not path.exists():
+        settings = run.recipe.evaluation
+        evaluate(
+            model.to(device()),
+            processor,
+            samples,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            pixel_transform="grey" if name == GREY else None,
+            title=name,
+        ).save(path)
+    return Evaluation.load(path)
+
+
+def plan_path(run: Run, name: str) -> Path:
+    return run.directory / "plans" / f"{name}.json"
+
+
+def load_plan(run: Run, name: str) -> VisualPlan:
+    return VisualPlan.load(plan_path(run, name))
+
+
+def latency(run: Run) -> LatencyTable | None:
+    """The timings of this machine, where a budget asks for them."""
+    path = run.directory / LATENCY
+    return LatencyTable.load(path) if path.exists() else None
+
+
+def gates_folder(run: Run, name: str) -> Path:
+    return run.directory / "gates" / name
+
+
+def student_folder(run: Run, name: str) -> Path:
+    return run.directory / "students" / name
+
+
+def evaluation_path(run: Run, name: str) -> Path:
+    return run.directory / "evaluation" / f"{name}.json"
