@@ -10,8 +10,12 @@ from training.cli import run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of one in recipes/")
-    parser.add_argument("--dry-run", action="store_true", help="validate, build on meta, print the plan's cost, write nothing")
-    parser.add_argument("--restart", action="store_true", help="delete what an earlier run of this name left, begin again")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="validate, build on meta, print the plan's cost, write nothing"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="delete what an earlier run of this name left, begin again"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it first
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides a field of the recipe")
     arguments = parser.parse_intermixed_args()

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from checkpoints.families import sparse_class, sparse_classes, supported
 from checkpoints.processor import load_processor
 from modeling.sparse_layer import Projection
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 
 
@@ -33,20 +34,27 @@ def load_dense(
         dtype: of the weights in memory; "auto": as stored.
         trust_remote_code: lets a processor or tokenizer run code that comes with it. The model never does.
     Raises:
-        ValueError: no such model, an unsupported model type, weights that are incomplete or not safetensors, a tokenizer
+        UserError: no such model, an unsupported model type, weights that are incomplete or not safetensors, a tokenizer
             that does not fit the model.
     """
     config = dense_config(path)
     try:
         model, report = sparse_class(config).stock_class.from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no readable safetensors weights, the only kind read here ({error})") from None
+        raise UserError(f"{path}: no readable safetensors weights, the only kind read here ({error})") from None
     # transformers fills what is missing with random numbers and says so only in a log line.
     absent = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if absent:
-        raise ValueError(f"{path}: {len(absent)} weights are missing or of another shape than its config says, first {absent[0]}")
+        raise UserError(
+            f"{path}: {len(absent)} weights are missing or of another shape than its config says, first {absent[0]}"
+        )
     processor = load_processor(path, trust_remote_code)
     _check_vocabulary(path, config, processor)
     return model, processor
@@ -56,31 +64,31 @@ def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
     """The config of a supported dense model: from a folder, a JSON file, or a model id on the Hub.
 
     Raises:
-        ValueError: no config there, or a model that is not supported.
+        UserError: no config there, or a model that is not supported.
     """
     parent = Path(path).parent
     if parent != Path() and parent.is_dir() and not Path(path).exists():
-        raise ValueError(f"{path}: no such model in the folder {parent}")  # and no name to ask the Hub for, minutes long
+        raise UserError(f"{path}: no such model in the folder {parent}")  # and no name to ask the Hub for, minutes long
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{path}: a folder without config.json is not a model")
+        raise UserError(f"{path}: a folder without config.json is not a model")
     try:
         # Only reads JSON: whatever the model is, none of its code runs.
         values, _ = PreTrainedConfig.get_config_dict(path)
     except OSError:
-        raise ValueError(f"{path}: neither a model folder, a config file, nor a model on the Hub within reach") from None
+        raise UserError(f"{path}: neither a model folder, a config file, nor a model on the Hub within reach") from None
     cls = sparse_classes().get(values.get("model_type"))
     if cls is None:
-        raise ValueError(f"{path}: got a {values.get('model_type')!r} model, supported: {supported()}")
+        raise UserError(f"{path}: got a {values.get('model_type')!r} model, supported: {supported()}")
     config = cls.stock_class.config_class.from_dict(values)
     if config.text_config.model_type not in cls.text_types:
-        raise ValueError(
+        raise UserError(
             f"{path}: got a {config.model_type!r} model with a {config.text_config.model_type!r} text model, supported: {supported()}"
         )
     return config
 
 
 def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
-    """The dense model without weights (meta device), from its config alone. Raises ValueError as `dense_config`."""
+    """The dense model without weights (meta device), from its config alone. Raises UserError as `dense_config`."""
     config = dense_config(config_path)
     with torch.device("meta"):
         return sparse_class(config).stock_class(config)
@@ -89,9 +97,9 @@ def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
 def _check_vocabulary(path: str | os.PathLike, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
     rows, words = config.text_config.vocab_size, len(processor.tokenizer)
     if words > rows:
-        raise ValueError(f"{path}: the tokenizer has {words} tokens, the model's vocabulary only {rows}")
+        raise UserError(f"{path}: the tokenizer has {words} tokens, the model's vocabulary only {rows}")
     if processor.image_token_id != config.image_token_id:
-        raise ValueError(
+        raise UserError(
             f"{path}: the processor marks pictures with token {processor.image_token_id}, the model with {config.image_token_id}"
         )
 
@@ -102,7 +110,7 @@ def build_student(dense: PreTrainedModel, plan: VisualPlan) -> PreTrainedModel:
     The tensors are moved, not copied: `dense` shares them from here on and is to be let go.
 
     Raises:
-        ValueError: the plan does not fit the model.
+        UserError: the plan does not fit the model.
     """
     text = dense.config.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
@@ -149,7 +157,10 @@ def served_first(served: tuple[int, ...], total: int) -> list[int]:
 def permuted(values: torch.Tensor, parts: tuple[int, ...], order: list[int], dim: int) -> torch.Tensor:
     """Each part of `values` along `dim`, cut into as many equal blocks as `order` has, with its blocks in that order."""
     index = torch.tensor(order, device=values.device)
-    moved = [part.unflatten(dim, (len(order), -1)).index_select(dim, index).flatten(dim, dim + 1) for part in values.split(parts, dim)]
+    moved = [
+        part.unflatten(dim, (len(order), -1)).index_select(dim, index).flatten(dim, dim + 1)
+        for part in values.split(parts, dim)
+    ]
     return torch.cat(moved, dim)
 
 

@@ -51,7 +51,7 @@ def model_card(
             `relative_accuracy` (None where the dense model answers nothing) and `families` (name → accuracy), as fractions.
         picture: file name of the plan's picture beside the card.
     Raises:
-        ValueError: the plan does not fit the model.
+        UserError: the plan does not fit the model.
     """
     local = Path(base_model).exists()  # its path is no one else's business
     metadata = ModelCardData(
@@ -99,7 +99,9 @@ def base_license(path: str | os.PathLike) -> str | None:
 def plan_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     """The plan as executed (dead work left out), in Markdown; equal neighbouring layers share a row."""
     decoder = DecoderShape.from_config(config.text_config)
-    table = [("layers", "visual tokens", "attention update", "read by text", "head units", "FFN neurons", "neighbourhood")]
+    table = [
+        ("layers", "visual tokens", "attention update", "read by text", "head units", "FFN neurons", "neighbourhood")
+    ]
     numbered = enumerate(decoder.live_layers(plan))
     for row, group in itertools.groupby(numbered, key=lambda numbered_layer: _plan_row(numbered_layer[1], decoder)):
         indices = [index for index, _ in group]
@@ -126,7 +128,8 @@ def cost_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
     vision = vision_macs(config, images)
     sparse, dense = (
-        cost(*subject, decoder, images, vision_macs=vision) for cost, subject in ((plan_cost, (plan,)), (dense_cost, ()))
+        cost(*subject, decoder, images, vision_macs=vision)
+        for cost, subject in ((plan_cost, (plan,)), (dense_cost, ()))
     )
     table = [("convention", "dense", "this model", "left")]
     for label, before, after in zip(CONVENTIONS, astuple(dense), astuple(sparse), strict=True):

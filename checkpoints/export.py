@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from checkpoints.families import is_sparse
 from checkpoints.whole_folder import whole_folder
+from modeling.user_error import UserError
 
 # Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same weights, so
 # only the order of sums may differ; in half precision, that is one unit in the last place.
@@ -50,7 +51,7 @@ def export_checkpoint(
         probe: arguments of the model's forward; its logits here and in the fresh process, on the same device, must agree.
         picture: a file that the card shows, copied beside it.
     Raises:
-        ValueError: something else stands at `output_dir`.
+        UserError: something else stands at `output_dir`.
         RuntimeError: the checkpoint did not load, or gave other logits.
     """
     output_dir = Path(output_dir)
@@ -67,13 +68,13 @@ def export_checkpoint(
 
 
 def check_output(output_dir: Path) -> None:
-    """Raises ValueError when `output_dir` holds anything but a sparse checkpoint."""
+    """Raises UserError when `output_dir` holds anything but a sparse checkpoint."""
     if not output_dir.exists():
         return
     if not output_dir.is_dir():
-        raise ValueError(f"{output_dir}: is a file, expected a folder to write a checkpoint to")
+        raise UserError(f"{output_dir}: is a file, expected a folder to write a checkpoint to")
     if any(output_dir.iterdir()) and not _is_sparse_checkpoint(output_dir):
-        raise ValueError(f"{output_dir}: not empty and not a sparse checkpoint; choose another folder or empty it")
+        raise UserError(f"{output_dir}: not empty and not a sparse checkpoint; choose another folder or empty it")
 
 
 def _is_sparse_checkpoint(folder: Path) -> bool:
@@ -97,7 +98,9 @@ def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> N
         here = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()
     there = fresh_process_logits(folder, probe, model.device)
     if there.shape != here.shape:
-        raise RuntimeError(f"the exported model gives logits of shape {tuple(there.shape)}, the model here {tuple(here.shape)}")
+        raise RuntimeError(
+            f"the exported model gives logits of shape {tuple(there.shape)}, the model here {tuple(here.shape)}"
+        )
     difference = ((there - here).abs().max() / here.abs().max()).item()
     if not difference <= TOLERANCE[model.dtype]:
         raise RuntimeError(

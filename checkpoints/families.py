@@ -44,7 +44,9 @@ def is_sparse(values: dict) -> bool:
 
 def supported() -> str:
     """In words, for messages."""
-    return ", ".join(f"{kind!r} with a {' or '.join(map(repr, cls.text_types))} text model" for kind, cls in sparse_classes().items())
+    return ", ".join(
+        f"{kind!r} with a {' or '.join(map(repr, cls.text_types))} text model" for kind, cls in sparse_classes().items()
+    )
 
 
 def reference_images(config: PreTrainedConfig) -> Images:

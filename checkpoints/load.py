@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from checkpoints.build import load_dense
 from checkpoints.families import class_of_type, is_sparse
 from checkpoints.processor import load_processor
+from modeling.user_error import UserError
 
 
 def load_checkpoint(
@@ -24,7 +25,7 @@ def load_checkpoint(
         dtype: of the weights in memory; "auto": as stored.
         trust_remote_code: a sparse checkpoint runs its own modelling files rather than this checkout's.
     Raises:
-        ValueError: no such model, an unsupported one, or weights that are incomplete or not safetensors.
+        UserError: no such model, an unsupported one, or weights that are incomplete or not safetensors.
     """
     sparse = _sparse_class(path)
     if sparse is None:
@@ -35,11 +36,11 @@ def load_checkpoint(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a whole sparse checkpoint ({error})") from None
+        raise UserError(f"{path}: not a whole sparse checkpoint ({error})") from None
     # transformers fills what is missing with random numbers and says so only in a log line.
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
+        raise UserError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
     return model, load_processor(path, trust_remote_code)
 
 

@@ -8,6 +8,7 @@ from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from checkpoints.families import class_of_type
+from modeling.user_error import UserError
 
 
 def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> ProcessorMixin:
@@ -20,7 +21,7 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
         path: a folder or a model id on the Hub.
         trust_remote_code: lets a processor or tokenizer run code that comes with it.
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     values, _ = PreTrainedConfig.get_config_dict(path)
     kind = PROCESSOR_MAPPING[class_of_type(values["model_type"]).stock_class.config_class]
@@ -31,7 +32,7 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
         processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(path)
         return processor
     except OSError as error:
-        raise ValueError(f"{path}: no readable processor and tokenizer ({error})") from None
+        raise UserError(f"{path}: no readable processor and tokenizer ({error})") from None
 
 
 def without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:

@@ -8,6 +8,7 @@ from transformers import ProcessorMixin
 
 from data.conversations import IGNORE_INDEX
 from data.images import strung
+from modeling.user_error import UserError
 
 TEXT_KEYS = ("input_ids", "attention_mask", "labels")
 """Of a batch; what else it holds are pictures, as the image processor gives them."""
@@ -30,7 +31,7 @@ class Collator:
     def __init__(self, processor: ProcessorMixin, padding_side: Literal["right", "left"] = "right"):
         pad_token_id = processor.tokenizer.pad_token_id
         if pad_token_id is None:
-            raise ValueError("the processor's tokenizer has no pad token, batches need one")
+            raise UserError("the processor's tokenizer has no pad token, batches need one")
         self._padding = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
         self._padding_side = padding_side
 

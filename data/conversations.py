@@ -21,6 +21,7 @@ import torch
 from transformers import ProcessorMixin
 
 from data.images import MAX_PIXELS, find_image, open_image, process_images
+from modeling.user_error import UserError
 
 IMAGE_MARK = "<image>"
 IGNORE_INDEX = -100  # what cross entropy leaves out
@@ -49,7 +50,7 @@ class BadSample:
     reason: str
 
 
-class SampleTooLong(ValueError):
+class SampleTooLong(UserError):
     """A sample with more tokens than the limit; it is left out whole, never cut."""
 
 
@@ -65,27 +66,27 @@ def load_llava_json(
         max_bad_share: with "skip", the largest share of bad rows in [0, 1] that is not an error.
 
     Raises:
-        ValueError: the file is not a JSON list of rows, a row is bad, or too many are.
+        UserError: the file is not a JSON list of rows, a row is bad, or too many are.
     """
     samples, bad = [], []
     rows = _read_rows(json_path)
     for index, row in enumerate(rows):
         try:
             samples.append(_read_row(row, image_root))
-        except ValueError as error:
+        except UserError as error:
             row_id = str(row["id"]) if isinstance(row, dict) and "id" in row else None
             reason = f"{json_path}: row {index} (id {row_id!r}): {error}"
             if on_bad_sample == "error":
-                raise ValueError(reason) from error
+                raise UserError(reason) from error
             bad.append(BadSample(row_id, index, reason))
     check_bad_share(bad, len(rows), max_bad_share)
     return samples, bad
 
 
 def check_bad_share(bad: list[BadSample], num_samples: int, max_bad_share: float) -> None:
-    """Raises ValueError if more than `max_bad_share` of `num_samples` are bad."""
+    """Raises UserError if more than `max_bad_share` of `num_samples` are bad."""
     if len(bad) > max_bad_share * num_samples:
-        raise ValueError(
+        raise UserError(
             f"{len(bad)} of {num_samples} samples are bad, at most a share of {max_bad_share} is allowed; "
             f"the first: {bad[0].reason}"
         )
@@ -95,35 +96,39 @@ def _read_rows(json_path: Path) -> list[Any]:
     try:
         rows = json.loads(Path(json_path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{json_path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{json_path}: not JSON ({error})") from error
+        raise UserError(f"{json_path}: cannot be read ({error.strerror})") from error
+    except (UserError, RecursionError) as error:
+        raise UserError(f"{json_path}: not JSON ({error})") from error
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{json_path}: got {'no rows' if rows == [] else type(rows).__name__}, a list of rows is expected")
+        raise UserError(
+            f"{json_path}: got {'no rows' if rows == [] else type(rows).__name__}, a list of rows is expected"
+        )
     return rows
 
 
 def _read_row(row: Any, image_root: Path) -> Sample:
-    """A row as a Sample; ValueError says what is wrong with it."""
+    """A row as a Sample; UserError says what is wrong with it."""
     if not isinstance(row, dict):
-        raise ValueError(f"got {type(row).__name__}, a row is an object")
+        raise UserError(f"got {type(row).__name__}, a row is an object")
     for key, types in (("id", (str, int)), ("conversations", list)):
         if key not in row:
-            raise ValueError(f"no key {key!r}; got {sorted(row)}")
+            raise UserError(f"no key {key!r}; got {sorted(row)}")
         if not isinstance(row[key], types):
-            raise ValueError(f"{key!r} is {type(row[key]).__name__}, a {'text' if key == 'id' else 'list'} is expected")
+            raise UserError(f"{key!r} is {type(row[key]).__name__}, a {'text' if key == 'id' else 'list'} is expected")
     family = row.get("family")
     if family is not None and not isinstance(family, str):
-        raise ValueError(f"'family' is {type(family).__name__}, a text is expected")
+        raise UserError(f"'family' is {type(family).__name__}, a text is expected")
 
     turns = _read_turns(row["conversations"])
     images = row.get("image", [])
     names = [images] if isinstance(images, str) else images
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"'image' is {images!r}, a path or a list of paths is expected (no key where there is no image)")
+        raise UserError(
+            f"'image' is {images!r}, a path or a list of paths is expected (no key where there is no image)"
+        )
     num_marks = sum(question.count(IMAGE_MARK) for question, _ in turns)
     if num_marks != len(names):
-        raise ValueError(f"{num_marks} {IMAGE_MARK} marks for {len(names)} images, as many marks as images are expected")
+        raise UserError(f"{num_marks} {IMAGE_MARK} marks for {len(names)} images, as many marks as images are expected")
     return Sample(str(row["id"]), tuple(find_image(image_root, name) for name in names), turns, family)
 
 
@@ -131,24 +136,30 @@ def _read_turns(conversation: list[Any]) -> tuple[tuple[str, str], ...]:
     """(question, answer) pairs of a conversation in which human and gpt take turns."""
     values = []
     for place, turn in enumerate(conversation):
-        if not isinstance(turn, dict) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
-            raise ValueError(f"turn {place} is {turn!r}, an object with texts 'from' and 'value' is expected")
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("from"), str)
+            or not isinstance(turn.get("value"), str)
+        ):
+            raise UserError(f"turn {place} is {turn!r}, an object with texts 'from' and 'value' is expected")
         speaker, expected = turn["from"], ("human", "gpt")[place % 2]
         if speaker not in ("human", "gpt"):
-            raise ValueError(f"turn {place} is from {speaker!r}, allowed are 'human' and 'gpt'")
+            raise UserError(f"turn {place} is from {speaker!r}, allowed are 'human' and 'gpt'")
         if speaker != expected and place == 0:
-            raise ValueError("the conversation starts with 'gpt', it must start with 'human'")
+            raise UserError("the conversation starts with 'gpt', it must start with 'human'")
         if speaker != expected:
-            raise ValueError(f"two {speaker!r} turns in a row (turns {place - 1} and {place})")
-        turn["value"].encode()  # half a surrogate pair, which JSON can hold and no tokenizer takes, is a ValueError here
+            raise UserError(f"two {speaker!r} turns in a row (turns {place - 1} and {place})")
+        turn[
+            "value"
+        ].encode()  # half a surrogate pair, which JSON can hold and no tokenizer takes, is a UserError here
         values.append(turn["value"].strip())
     if len(values) == 0 or len(values) % 2:
-        raise ValueError(f"the conversation {'ends with human' if values else 'is empty'}, it must end with 'gpt'")
+        raise UserError(f"the conversation {'ends with human' if values else 'is empty'}, it must end with 'gpt'")
     for place, answer in enumerate(values[1::2]):
         if not answer:
-            raise ValueError(f"turn {2 * place + 1} is an empty answer")
+            raise UserError(f"turn {2 * place + 1} is an empty answer")
         if IMAGE_MARK in answer:
-            raise ValueError(f"turn {2 * place + 1} is an answer with an {IMAGE_MARK} mark, only questions show images")
+            raise UserError(f"turn {2 * place + 1} is an answer with an {IMAGE_MARK} mark, only questions show images")
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
@@ -164,7 +175,7 @@ def encode(
 
     Raises:
         SampleTooLong: more than `max_length` tokens.
-        ValueError: a bad picture, no answer, a text that holds the image token, or a chat template that does not fit.
+        UserError: a bad picture, no answer, a text that holds the image token, or a chat template that does not fit.
     """
     with naming(sample):
         encoded = _encode_whole(sample, processor, max_pixels)
@@ -187,7 +198,7 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
     input_ids, offsets = _tokenize(text, processor)
     num_image_tokens = int((input_ids == processor.image_token_id).sum())
     if num_image_tokens != len(sample.images):
-        raise ValueError(
+        raise UserError(
             f"{num_image_tokens} image tokens for {len(sample.images)} images; no text may hold the image token "
             f"{processor.image_token!r}, and the chat template must show every image"
         )
@@ -197,7 +208,7 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
     first, last = offsets[:, 0], offsets[:, 1] - 1  # characters of each token; none where last < first
     supervised = in_answer[first] & (first <= last)
     if (supervised != in_answer[last] & (first <= last)).any():
-        raise ValueError("the tokenizer merges the end of a prompt with the beginning of its answer")
+        raise UserError("the tokenizer merges the end of a prompt with the beginning of its answer")
     labels = input_ids.masked_fill(~supervised, IGNORE_INDEX)
     return {"input_ids": input_ids, "labels": labels}
 
@@ -230,7 +241,7 @@ def check_length(length: int, max_length: int) -> None:
 
 
 def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int = MAX_PIXELS) -> None:
-    """Raises ValueError if `encode` and the processor's own call make different tokens of this sample."""
+    """Raises UserError if `encode` and the processor's own call make different tokens of this sample."""
     text, _ = _render(sample, processor)
     images = [open_image(path, max_pixels) for path in sample.images]
     expected = processor(
@@ -238,7 +249,7 @@ def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int =
     )["input_ids"][0]
     encoded = _encode_whole(sample, processor, max_pixels)["input_ids"]
     if not torch.equal(encoded, expected):
-        raise ValueError(
+        raise UserError(
             f"{type(processor).__name__} is not supported: it makes {len(expected)} tokens where one placeholder per "
             f"image, expanded, makes {len(encoded)}"
         )
@@ -246,11 +257,11 @@ def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int =
 
 @contextmanager
 def naming(sample: Sample) -> Iterator[None]:
-    """A ValueError raised inside says which sample it is about."""
+    """A UserError raised inside says which sample it is about."""
     try:
         yield
-    except ValueError as error:
-        kind = SampleTooLong if isinstance(error, SampleTooLong) else ValueError
+    except UserError as error:
+        kind = SampleTooLong if isinstance(error, SampleTooLong) else UserError
         raise kind(f"sample {sample.id!r}: {error}") from error
 
 
@@ -267,10 +278,10 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
     *every* answer, as LLaVA-1.5 was trained.
     """
     if not sample.turns:
-        raise ValueError("no supervised token: the sample has no answer")
+        raise UserError("no supervised token: the sample has no answer")
     end_token = processor.tokenizer.eos_token
     if end_token is None:
-        raise ValueError("the processor's tokenizer has no eos token to end answers with")
+        raise UserError("the processor's tokenizer has no eos token to end answers with")
     messages = []
     for question, answer in sample.turns:
         messages.append({"role": "user", "content": _question_parts(question)})
@@ -285,7 +296,7 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
         start = len(prompt)
         answer_start = _SPACE.match(whole, start).end()
         if not whole.startswith(prompt) or not whole.startswith(answer, answer_start):
-            raise ValueError(f"the chat template does not continue its own prompt with the answer {answer!r}")
+            raise UserError(f"the chat template does not continue its own prompt with the answer {answer!r}")
         answer_end = answer_start + len(answer)
         end = _SPACE.match(whole, answer_end).end()
         if whole.startswith(end_token, end):

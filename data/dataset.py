@@ -24,6 +24,7 @@ from data.conversations import (
     naming,
 )
 from data.images import MAX_PIXELS, open_image, read_image_size, tokens_at
+from modeling.user_error import UserError
 
 
 class ConversationDataset(Dataset):
@@ -39,7 +40,7 @@ class ConversationDataset(Dataset):
         bad, too_long: those left out.
 
     Raises:
-        ValueError: a bad sample, or more than a share of `max_bad_share` of them, or no sample left.
+        UserError: a bad sample, or more than a share of `max_bad_share` of them, or no sample left.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ConversationDataset(Dataset):
                         check_length(length, max_length)
                 except SampleTooLong as error:
                     self.too_long.append(BadSample(sample.id, index, str(error)))
-                except ValueError as error:
+                except UserError as error:
                     if on_bad_sample == "error":
                         pool.shutdown(cancel_futures=True)
                         raise
@@ -85,7 +86,7 @@ class ConversationDataset(Dataset):
                     self._tokens_of_images.append(of_images)
         check_bad_share(self.bad, len(samples), max_bad_share)
         if not self.samples:
-            raise ValueError(
+            raise UserError(
                 f"no sample is left of {len(samples)}: {len(self.too_long)} have more than {max_length} tokens, "
                 f"{len(self.bad)} are bad"
             )
@@ -107,7 +108,7 @@ class ConversationDataset(Dataset):
 
 
 def _look_at(path: Path, max_pixels: int, decode: bool) -> tuple[int, int]:
-    """(height, width) of a picture; ValueError if its header, or with `decode` any part of it, is bad."""
+    """(height, width) of a picture; UserError if its header, or with `decode` any part of it, is bad."""
     if decode:
         open_image(path, max_pixels)
     return read_image_size(path, max_pixels)

@@ -11,25 +11,27 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from transformers import ProcessorMixin
 
+from modeling.user_error import UserError
+
 # A 64-megapixel photograph; 192 MB once decoded to RGB.
 MAX_PIXELS = 64_000_000
 
 # What PIL raises on broken files, by format: its own errors, then those of the parsers beneath (PNG chunks, TIFF tags).
-_BROKEN_FILE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_BROKEN_FILE = (OSError, SyntaxError, UserError, EOFError, struct.error, zlib.error)
 
 
 def find_image(image_root: Path, name: str) -> Path:
     """The real path of picture `name` under `image_root`.
 
     Raises:
-        ValueError: the file is missing, or lies outside the root (by `..`, an absolute path or a symbolic link).
+        UserError: the file is missing, or lies outside the root (by `..`, an absolute path or a symbolic link).
     """
     root = os.path.realpath(image_root)
     path = os.path.realpath(os.path.join(root, name))
     if path != root and not path.startswith(os.path.join(root, "")):
-        raise ValueError(f"image {name!r} lies outside its root {str(image_root)!r} (at {path!r})")
+        raise UserError(f"image {name!r} lies outside its root {str(image_root)!r} (at {path!r})")
     if not os.path.isfile(path):
-        raise ValueError(f"image {name!r} is not a file under {str(image_root)!r}")
+        raise UserError(f"image {name!r} is not a file under {str(image_root)!r}")
     return Path(path)
 
 
@@ -37,7 +39,7 @@ def read_image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     """(height, width) in pixels from the file's header; nothing is decoded.
 
     Raises:
-        ValueError: not a picture, or larger than `max_pixels`.
+        UserError: not a picture, or larger than `max_pixels`.
     """
     with _open_checked(path, max_pixels) as image:
         return image.height, image.width
@@ -47,14 +49,14 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The whole picture as RGB.
 
     Raises:
-        ValueError: not a picture, larger than `max_pixels` (known from the header, before decoding), truncated
+        UserError: not a picture, larger than `max_pixels` (known from the header, before decoding), truncated
             or corrupt.
     """
     with _open_checked(path, max_pixels) as image:
         try:
             return image.convert("RGB")
         except _BROKEN_FILE as error:
-            raise ValueError(f"image {str(path)!r} is truncated or corrupt ({error})") from error
+            raise UserError(f"image {str(path)!r} is truncated or corrupt ({error})") from error
 
 
 def process_images(
@@ -67,7 +69,7 @@ def process_images(
         and the tokens [N] int64 that each picture's placeholder stands for in a text.
 
     Raises:
-        ValueError: as `open_image`.
+        UserError: as `open_image`.
     """
     processed = [_process(open_image(path, max_pixels), processor) for path in paths]
     pictures = {name: strung([each[name] for each, _ in processed]) for name in (processed[0][0] if processed else {})}
@@ -99,14 +101,14 @@ def _open_checked(path: Path, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(path)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image {str(path)!r} is too large ({error}); at most {max_pixels} pixels") from error
+        raise UserError(f"image {str(path)!r} is too large ({error}); at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"image {str(path)!r} is not a picture that PIL can read") from error
+        raise UserError(f"image {str(path)!r} is not a picture that PIL can read") from error
     except _BROKEN_FILE as error:
-        raise ValueError(f"image {str(path)!r} cannot be read ({error})") from error
+        raise UserError(f"image {str(path)!r} cannot be read ({error})") from error
     if image.width * image.height > max_pixels:
         image.close()
-        raise ValueError(
+        raise UserError(
             f"image {str(path)!r} is too large ({image.width} x {image.height} pixels); at most {max_pixels} pixels"
         )
     return image

@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from data.conversations import BadSample, OnBadSample, Sample, load_llava_json
 from data.dataset import ConversationDataset
 from data.images import MAX_PIXELS
+from modeling.user_error import UserError
 
 
 class Source(BaseModel):
@@ -24,14 +25,18 @@ class Source(BaseModel):
     path: Path = Field(description="LLaVA JSON file")
     images: Path = Field(description="folder that the file's image paths are relative to and may not leave")
     weight: float | None = Field(
-        default=None, gt=0, description="times each sample is used: 0.5 is a random half, 2 is each sample twice; default 1"
+        default=None,
+        gt=0,
+        description="times each sample is used: 0.5 is a random half, 2 is each sample twice; default 1",
     )
     num_samples: int | None = Field(default=None, gt=0, description="random samples used, instead of a weight")
 
     @model_validator(mode="after")
     def _one_amount(self) -> "Source":
         if self.weight is not None and self.num_samples is not None:
-            raise ValueError(f"{self.path}: weight and num_samples exclude each other, got {self.weight} and {self.num_samples}")
+            raise ValueError(
+                f"{self.path}: weight and num_samples exclude each other, got {self.weight} and {self.num_samples}"
+            )
         return self
 
 
@@ -41,7 +46,7 @@ def draw_samples(
     """The samples of a mixture in their order, and the bad rows of its files that were left out.
 
     Raises:
-        ValueError: as `load_llava_json`, or a source with fewer samples than asked for.
+        UserError: as `load_llava_json`, or a source with fewer samples than asked for.
     """
     placed, bad = [], []
     for place, source in enumerate(sources):
@@ -68,7 +73,7 @@ def build_mixture(
     """The mixture as a dataset; its `bad` also lists the rows that the files' checks left out.
 
     Raises:
-        ValueError: as `draw_samples` and `ConversationDataset`.
+        UserError: as `draw_samples` and `ConversationDataset`.
     """
     samples, bad = draw_samples(sources, seed=seed, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share)
     dataset = ConversationDataset(
@@ -87,7 +92,7 @@ def _draw(samples: list[Sample], source: Source, rng: random.Random) -> list[Sam
     """As many samples as the source asks for, shuffled; none a second time before each has been drawn once."""
     count = source.num_samples or max(1, round((source.weight or 1.0) * len(samples)))
     if source.num_samples and count > len(samples):
-        raise ValueError(f"{source.path}: num_samples is {count}, but the file has {len(samples)} good samples")
+        raise UserError(f"{source.path}: num_samples is {count}, but the file has {len(samples)} good samples")
     drawn = []
     while len(drawn) < count:
         drawn += rng.sample(samples, min(len(samples), count - len(drawn)))

@@ -32,7 +32,8 @@ def tile_grid(config: InternVLConfig) -> tuple[int, int]:
     """Rows and columns of visual tokens that one tile becomes, after pixel shuffle."""
     tower = config.vision_config
     return tuple(
-        round(size // patch * config.downsample_ratio) for size, patch in zip(tower.image_size, tower.patch_size, strict=True)
+        round(size // patch * config.downsample_ratio)
+        for size, patch in zip(tower.image_size, tower.patch_size, strict=True)
     )
 
 
@@ -41,7 +42,10 @@ def image_grids(config: InternVLConfig, height: int, width: int) -> tuple[tuple[
     several, the thumbnail. Tiles are as many as come nearest to the picture's proportions; of equally near ones, the larger
     number where the picture fills more than half of it."""
     tile_height, tile_width = config.vision_config.image_size
-    layouts = sorted((pair for pair in product(range(1, MAX_TILES + 1), repeat=2) if pair[0] * pair[1] <= MAX_TILES), key=lambda pair: pair[0] * pair[1])
+    layouts = sorted(
+        (pair for pair in product(range(1, MAX_TILES + 1), repeat=2) if pair[0] * pair[1] <= MAX_TILES),
+        key=lambda pair: pair[0] * pair[1],
+    )
     best, nearest = (1, 1), float("inf")
     for rows, columns in layouts:
         distance = abs(width / height - columns / rows)

@@ -4,9 +4,9 @@ from huggingface_hub.dataclasses import strict
 from transformers.models.llava.configuration_llava import LlavaConfig
 
 from .configuration_sparse_text import sparse_text_config
+from .user_error import UserError
 from .vision_flops import llava_tower_macs
 from .visual_layout import Images
-
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")
 
@@ -29,10 +29,10 @@ def image_grids(config: LlavaConfig, height: int = 0, width: int = 0) -> tuple[t
     """Grids, in (rows, columns) of visual tokens, that a picture of height x width pixels becomes: one, whatever its size.
 
     Raises:
-        ValueError: the class token is kept among the visual tokens: it has no place in the grid.
+        UserError: the class token is kept among the visual tokens: it has no place in the grid.
     """
     if config.vision_feature_select_strategy != "default":
-        raise ValueError(
+        raise UserError(
             f"vision_feature_select_strategy: got '{config.vision_feature_select_strategy}', allowed: 'default' "
             "(the class token has no place in the image grid)"
         )
@@ -44,6 +44,6 @@ def vision_macs(config: LlavaConfig, images: Images) -> int:
     """Multiply-accumulates of tower, up to the layer that is read, and projector for these images.
 
     Raises:
-        ValueError: as `llava_tower_macs`.
+        UserError: as `llava_tower_macs`.
     """
     return len(images) * llava_tower_macs(config)

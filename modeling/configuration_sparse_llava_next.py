@@ -12,6 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from .configuration_sparse_text import sparse_text_config
+from .user_error import UserError
 from .vision_flops import CLASS_TOKENS, llava_tower_macs
 from .visual_layout import Images
 
@@ -36,13 +37,13 @@ def tile_grid(config: LlavaNextConfig) -> tuple[int, int]:
     """Rows and columns of visual tokens that one tile becomes.
 
     Raises:
-        ValueError: a class token that is kept, or a visual token that is dropped for one: tiles would be no grids.
+        UserError: a class token that is kept, or a visual token that is dropped for one: tiles would be no grids.
     """
     tower, strategy = config.vision_config, config.vision_feature_select_strategy
     class_tokens = CLASS_TOKENS.get(tower.model_type)
     if class_tokens is not None and class_tokens != (strategy == "default"):
         allowed = "default" if class_tokens else "full"
-        raise ValueError(
+        raise UserError(
             f"vision_feature_select_strategy: got {strategy!r}, allowed with a {tower.model_type!r} tower: {allowed!r}"
         )
     side = tower.image_size // tower.patch_size
@@ -54,7 +55,7 @@ def image_grids(config: LlavaNextConfig, height: int, width: int) -> tuple[tuple
     all its tiles as one grid, cut to the picture's proportions.
 
     Raises:
-        ValueError: as `tile_grid`.
+        UserError: as `tile_grid`.
     """
     rows, columns = tile_grid(config)
     tiles = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, config.vision_config.image_size)
@@ -70,13 +71,15 @@ def picture_size(config: LlavaNextConfig, image: Sequence[tuple[int, int]]) -> t
 
 def num_tiles(config: LlavaNextConfig, image: Sequence[tuple[int, int]]) -> int:
     """Tiles of a picture with these grids, the whole one included; where two resolutions give these grids, the smaller's."""
-    return image_size_to_num_patches(picture_size(config, image), config.image_grid_pinpoints, config.vision_config.image_size)
+    return image_size_to_num_patches(
+        picture_size(config, image), config.image_grid_pinpoints, config.vision_config.image_size
+    )
 
 
 def vision_macs(config: LlavaNextConfig, images: Images) -> int:
     """Multiply-accumulates of tower, up to the layer that is read, and projector for the tiles of these images.
 
     Raises:
-        ValueError: as `llava_tower_macs`.
+        UserError: as `llava_tower_macs`.
     """
     return sum(num_tiles(config, image) for image in images) * llava_tower_macs(config)

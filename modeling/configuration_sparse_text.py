@@ -13,6 +13,8 @@ from transformers.models.mistral.configuration_mistral import MistralConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 
+from .user_error import UserError
+
 
 @strict
 class SparseLlamaConfig(LlamaConfig):
@@ -47,10 +49,10 @@ def sparse_text_config(given: dict | PreTrainedConfig, allowed: Iterable[str], d
         allowed: stock types of the text models that a family has. default: what it reads an absent type as.
 
     Raises:
-        ValueError: another type.
+        UserError: another type.
     """
     values = given if isinstance(given, dict) else given.to_dict()
     kind = (values.get("model_type") or default).removeprefix("sparse_")
     if kind not in allowed:
-        raise ValueError(f"text_config.model_type: got {kind!r}, allowed: {', '.join(allowed)}")
+        raise UserError(f"text_config.model_type: got {kind!r}, allowed: {', '.join(allowed)}")
     return OF_TYPE[kind](**{name: value for name, value in values.items() if name != "model_type"})

@@ -7,6 +7,8 @@ import difflib
 import math
 from dataclasses import asdict, dataclass, field, fields
 
+from .user_error import UserError
+
 ATTENTION_RANKINGS = ("text_attention", "image_attention")
 """By the attention of the layer before, which therefore has to be computed."""
 RANKINGS = (*ATTENTION_RANKINGS, "cls_attention", "uniform", "random")
@@ -15,13 +17,13 @@ RANKING_ROWS = ("last", "instruction")
 
 def refuse_unknown_keys(given: dict, cls: type, where: str) -> None:
     if not isinstance(given, dict):
-        raise ValueError(f"{where}: expected an object, got {given!r}")
+        raise UserError(f"{where}: expected an object, got {given!r}")
     known = [f.name for f in fields(cls)]
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key '{key}'{hint}")
+            raise UserError(f"{where}: unknown key '{key}'{hint}")
 
 
 def _is_int(value) -> bool:
@@ -52,16 +54,18 @@ class Rank:
 
     def __post_init__(self):
         if self.by not in RANKINGS:
-            raise ValueError(f"rank.by: got {self.by!r}, allowed: {', '.join(RANKINGS)}")
+            raise UserError(f"rank.by: got {self.by!r}, allowed: {', '.join(RANKINGS)}")
         if self.rows not in RANKING_ROWS:
-            raise ValueError(f"rank.rows: got {self.rows!r}, allowed: {', '.join(RANKING_ROWS)}")
+            raise UserError(f"rank.rows: got {self.rows!r}, allowed: {', '.join(RANKING_ROWS)}")
         if not (_is_int(self.seed) and 0 <= self.seed < 2**32):
-            raise ValueError(f"rank.seed: got {self.seed!r}, allowed: an integer >= 0 below 2^32")
+            raise UserError(f"rank.seed: got {self.seed!r}, allowed: an integer >= 0 below 2^32")
         if not (_is_int(self.tower_layers) and self.tower_layers >= 1):
-            raise ValueError(f"rank.tower_layers: got {self.tower_layers!r}, allowed: an integer >= 1")
+            raise UserError(f"rank.tower_layers: got {self.tower_layers!r}, allowed: an integer >= 1")
         for name, kind in (("rows", "text_attention"), ("tower_layers", "cls_attention"), ("seed", "random")):
             if self.by != kind and getattr(self, name) != getattr(Rank, name):
-                raise ValueError(f"rank.{name}: got {getattr(self, name)!r} with by {self.by!r}, allowed: only with {kind!r}")
+                raise UserError(
+                    f"rank.{name}: got {getattr(self, name)!r} with by {self.by!r}, allowed: only with {kind!r}"
+                )
 
     @property
     def by_attention(self) -> bool:
@@ -100,16 +104,16 @@ class LayerPlan:
 
     def __post_init__(self):
         if isinstance(self.tokens, bool) or not isinstance(self.tokens, (int, float)) or not 0 <= self.tokens <= 1:
-            raise ValueError(f"tokens: got {self.tokens!r}, allowed: a fraction in [0, 1]")
+            raise UserError(f"tokens: got {self.tokens!r}, allowed: a fraction in [0, 1]")
         for name in ("attend", "read", "bidirectional"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, allowed: true or false")
+                raise UserError(f"{name}: got {getattr(self, name)!r}, allowed: true or false")
         for name in ("heads", "ffn"):
             object.__setattr__(self, name, self._units(name, getattr(self, name)))
         if self.radius is not None and not (_is_int(self.radius) and self.radius >= 0):
-            raise ValueError(f"radius: got {self.radius!r}, allowed: null or an integer >= 0")
+            raise UserError(f"radius: got {self.radius!r}, allowed: null or an integer >= 0")
         if self.bidirectional and self.radius is None:
-            raise ValueError("bidirectional: got true without a radius, allowed: only together with 'radius'")
+            raise UserError("bidirectional: got true without a radius, allowed: only together with 'radius'")
         object.__setattr__(self, "tokens", float(self.tokens))
 
     @staticmethod
@@ -119,8 +123,8 @@ class LayerPlan:
         if isinstance(value, (list, tuple)) and all(_is_int(i) and i >= 0 for i in value):
             if len(set(value)) == len(value):
                 return tuple(value)
-            raise ValueError(f"{name}: got a list with a repeated index, allowed: each index once")
-        raise ValueError(f"{name}: got {value!r}, allowed: null, an integer >= 0 or a list of indices >= 0")
+            raise UserError(f"{name}: got a list with a repeated index, allowed: each index once")
+        raise UserError(f"{name}: got {value!r}, allowed: null, an integer >= 0 or a list of indices >= 0")
 
     @classmethod
     def from_dict(cls, given: dict, before: "LayerPlan") -> "LayerPlan":
@@ -135,7 +139,9 @@ class LayerPlan:
     def to_dict(self, before: "LayerPlan") -> dict:
         """The JSON object: fields that differ from the dense layer, `tokens` where it differs from `before`."""
         dense = LayerPlan(tokens=before.tokens)
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(dense, f.name)}
+        changed = {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(dense, f.name)
+        }
         if "rank" in changed:
             changed["rank"] = self.rank.to_dict()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}

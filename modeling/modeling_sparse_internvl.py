@@ -19,8 +19,15 @@ from transformers.models.internvl.modeling_internvl import (
 
 from .class_attention import ClassAttentionMixin, TowerBlock, class_attention_of
 from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, image_grids, tile_grid, vision_macs
-from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures, visual_runs
+from .sparse_multimodal import (
+    SparseMultimodalMixin,
+    SparsePreTrainedMixin,
+    placeholders,
+    refuse_missing_pictures,
+    visual_runs,
+)
 from .sparse_text import LAYERS, sparse_decoder
+from .user_error import UserError
 from .vision_flops import blocks_read
 from .visual_layout import Images
 
@@ -28,7 +35,9 @@ from .visual_layout import Images
 def internvl_class_blocks(tower: nn.Module, read: int) -> list[TowerBlock]:
     """Of InternVL's tower, the blocks up to the one that is read (`vision_feature_layer`)."""
     attentions = [block.attention for block in tower.encoder.layer]
-    return [TowerBlock(one.q_norm, one.k_norm, one.num_heads) for one in attentions[: blocks_read(read, len(attentions))]]
+    return [
+        TowerBlock(one.q_norm, one.k_norm, one.num_heads) for one in attentions[: blocks_read(read, len(attentions))]
+    ]
 
 
 class SparseInternVLPreTrainedModel(SparsePreTrainedMixin, InternVLPreTrainedModel):
@@ -41,7 +50,9 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
     blocks_of = staticmethod(internvl_class_blocks)
 
     def __init__(self, config: SparseInternVLConfig):
-        InternVLPreTrainedModel.__init__(self, config)  # not InternVLModel's: its dense decoder would be built for nothing
+        InternVLPreTrainedModel.__init__(
+            self, config
+        )  # not InternVLModel's: its dense decoder would be built for nothing
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = InternVLMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
@@ -65,7 +76,10 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
             return list(merged.flatten(1, 2).unflatten(2, (-1, of_tiles.shape[2])).mean(2))
 
         encode = partial(
-            super().get_image_features, pixel_values, vision_feature_select_strategy=vision_feature_select_strategy, **kwargs
+            super().get_image_features,
+            pixel_values,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            **kwargs,
         )
         return self.scored_features(encode, arranged, vision_feature_layer, tower_layers)
 
@@ -100,7 +114,9 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         for _, begin, end in visual_runs(is_visual):
             tiles, rest = divmod(end - begin, grid[0] * grid[1])
             if rest:
-                raise ValueError(f"image tokens: got {end - begin} in a row, allowed: multiples of {grid[0] * grid[1]}, one tile's")
+                raise UserError(
+                    f"image tokens: got {end - begin} in a row, allowed: multiples of {grid[0] * grid[1]}, one tile's"
+                )
             images.append((grid,) * tiles)
         return tuple(images)
 

@@ -48,7 +48,10 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
     ) -> BaseModelOutputWithPooling:
         """LLaVA's, with what the class token attends to in the last `tower_layers` layers; None: as the plan in force asks."""
         encode = partial(
-            super().get_image_features, pixel_values, vision_feature_select_strategy=vision_feature_select_strategy, **kwargs
+            super().get_image_features,
+            pixel_values,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            **kwargs,
         )
         return self.scored_features(encode, list, vision_feature_layer, tower_layers)
 
@@ -86,7 +89,9 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
         return super().forward(input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **kwargs)
 
 
-class SparseLlavaForConditionalGeneration(SparseMultimodalMixin, SparseLlavaPreTrainedModel, LlavaForConditionalGeneration):
+class SparseLlavaForConditionalGeneration(
+    SparseMultimodalMixin, SparseLlavaPreTrainedModel, LlavaForConditionalGeneration
+):
     stock_class = LlavaForConditionalGeneration
     text_types = TEXT_TYPES
     image_grids = staticmethod(image_grids)
@@ -96,7 +101,9 @@ class SparseLlavaForConditionalGeneration(SparseMultimodalMixin, SparseLlavaPreT
     def random_pictures(config: LlavaConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """What the model takes of pictures that become these images; for benchmarks."""
         size = config.vision_config.image_size
-        return {"pixel_values": torch.randn(len(images), config.vision_config.num_channels, size, size, generator=generator)}
+        return {
+            "pixel_values": torch.randn(len(images), config.vision_config.num_channels, size, size, generator=generator)
+        }
 
     def __init__(self, config: SparseLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)

@@ -32,6 +32,7 @@ from .configuration_sparse_llava_next import (
 )
 from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures
 from .sparse_text import LAYERS, sparse_decoder
+from .user_error import UserError
 from .visual_layout import Images
 
 
@@ -53,7 +54,9 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
     blocks_of = staticmethod(llava_class_blocks)
 
     def __init__(self, config: SparseLlavaNextConfig):
-        LlavaNextPreTrainedModel.__init__(self, config)  # not LlavaNextModel's: its dense decoder would be built for nothing
+        LlavaNextPreTrainedModel.__init__(
+            self, config
+        )  # not LlavaNextModel's: its dense decoder would be built for nothing
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LlavaNextMultiModalProjector(config)
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
@@ -76,10 +79,16 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
             pinpoints, side = self.config.image_grid_pinpoints, self.config.vision_config.image_size
             counts = [image_size_to_num_patches(size, pinpoints, side) for size in image_sizes.tolist()]
             pictures, newline = of_tiles.split(counts), of_tiles.new_zeros(of_tiles.shape[2])
-            return self.pack_image_features(pictures, image_sizes, vision_feature_select_strategy, image_newline=newline)[0]
+            return self.pack_image_features(
+                pictures, image_sizes, vision_feature_select_strategy, image_newline=newline
+            )[0]
 
         encode = partial(
-            super().get_image_features, pixel_values, image_sizes, vision_feature_select_strategy=vision_feature_select_strategy, **kwargs
+            super().get_image_features,
+            pixel_values,
+            image_sizes,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            **kwargs,
         )
         return self.scored_features(encode, arranged, vision_feature_layer, tower_layers)
 
@@ -100,7 +109,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         features = dict(mm_encoder_outputs or {})
         if pixel_values is not None:
             if image_sizes is None:
-                raise ValueError("image_sizes: got none; they tell which tiles pixel_values hold")
+                raise UserError("image_sizes: got none; they tell which tiles pixel_values hold")
             features["image"] = self.get_image_features(
                 pixel_values,
                 image_sizes,
@@ -116,7 +125,9 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         images = self._images(pictures, image_sizes)
         is_visual = torch.cat([visual_rows(image) for image in images]).to(embeddings.device)
         if len(is_visual) != len(rows):
-            raise ValueError(f"image_sizes: got those of pictures of {len(is_visual)} tokens, the features are {len(rows)}")
+            raise UserError(
+                f"image_sizes: got those of pictures of {len(is_visual)} tokens, the features are {len(rows)}"
+            )
         is_placeholder = placeholders(tokens, input_ids, inputs_embeds, self.get_input_embeddings())
         kwargs["visual_mask"] = is_placeholder.masked_scatter(is_placeholder, is_visual)
         kwargs["images"] = images
@@ -135,7 +146,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
             rows, rest = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
             image = (whole, (rows, rest // rows - 1 if rows else 0))
             if not torch.equal(visual_rows(image), ~is_newline):
-                raise ValueError("image_sizes: got none, and the features are not those of one picture each")
+                raise UserError("image_sizes: got none, and the features are not those of one picture each")
             images.append(image)
         return tuple(images)
 

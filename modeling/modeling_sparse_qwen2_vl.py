@@ -27,7 +27,14 @@ from .configuration_sparse_qwen2_vl import (
 )
 from .sparse_decoder import SparseDecoderMixin
 from .sparse_layer import SparseDecoderLayerMixin
-from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures, visual_runs
+from .sparse_multimodal import (
+    SparseMultimodalMixin,
+    SparsePreTrainedMixin,
+    placeholders,
+    refuse_missing_pictures,
+    visual_runs,
+)
+from .user_error import UserError
 from .visual_layout import Images
 
 
@@ -47,7 +54,7 @@ class SparseQwen2VLTextModel(SparseDecoderMixin, SparseQwen2VLPreTrainedModel, Q
 
     def __init__(self, config):
         if "sliding_attention" in config.layer_types:
-            raise ValueError("use_sliding_window: got true, allowed: false (every text row sees the whole prompt)")
+            raise UserError("use_sliding_window: got true, allowed: false (every text row sees the whole prompt)")
         Qwen2VLPreTrainedModel.__init__(self, config)  # not Qwen2VLTextModel's: its layers would be built for nothing
         self.build(SparseQwen2VLDecoderLayer, Qwen2VLRotaryEmbedding(config=config))
 
@@ -57,7 +64,9 @@ class SparseQwen2VLTextModel(SparseDecoderMixin, SparseQwen2VLPreTrainedModel, Q
         """As the base class, for position_ids [B, S] of text, [3, B, S] (time, row, column), or [4, B, S] with text's first."""
         if position_ids is None:
             batch, length, _ = inputs_embeds.shape
-            position_ids = torch.arange(past_length, past_length + length, device=inputs_embeds.device).expand(batch, -1)
+            position_ids = torch.arange(past_length, past_length + length, device=inputs_embeds.device).expand(
+                batch, -1
+            )
         if position_ids.dim() == 2:
             position_ids = position_ids.expand(3, -1, -1)
         return self.rotary_emb(inputs_embeds, position_ids[-3:])
@@ -65,7 +74,9 @@ class SparseQwen2VLTextModel(SparseDecoderMixin, SparseQwen2VLPreTrainedModel, Q
 
 class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
     def __init__(self, config: SparseQwen2VLConfig):
-        Qwen2VLPreTrainedModel.__init__(self, config)  # not Qwen2VLModel's: its dense decoder would be built for nothing
+        Qwen2VLPreTrainedModel.__init__(
+            self, config
+        )  # not Qwen2VLModel's: its dense decoder would be built for nothing
         self.visual = Qwen2VisionTransformerPretrainedModel._from_config(config.vision_config)
         self.language_model = SparseQwen2VLTextModel._from_config(config.text_config)
         self.rope_deltas = None
@@ -115,7 +126,9 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
             refuse_missing_pictures(input_ids, self.visual_tokens)
         if position_ids is None:
             position_ids = self.compute_3d_position_ids(
-                input_ids=kinds.long() if input_ids is None and kinds is not None else input_ids,  # positions depend on kinds alone
+                input_ids=kinds.long()
+                if input_ids is None and kinds is not None
+                else input_ids,  # positions depend on kinds alone
                 image_grid_thw=image_grid_thw,
                 video_grid_thw=video_grid_thw,
                 inputs_embeds=embeddings,
@@ -133,7 +146,11 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
             masks = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, **{f"{kind}_features": rows})
             filled = filled.masked_scatter(masks[("image", "video").index(kind)], rows)
         return super().forward(
-            inputs_embeds=filled, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
+            inputs_embeds=filled,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
         )
 
 
@@ -145,7 +162,7 @@ def _images(kinds: torch.Tensor, position_ids: torch.Tensor | None) -> Images:
         position_ids: [3 or 4, B, S], the last three are time, row and column.
     """
     if position_ids is None or position_ids.dim() != 3:
-        raise ValueError("position_ids: got none with rows and columns; give image_grid_thw and video_grid_thw")
+        raise UserError("position_ids: got none with rows and columns; give image_grid_thw and video_grid_thw")
     rows, columns = position_ids[-2:].cpu()
     images = []
     for sample, begin, end in visual_runs(kinds):
@@ -153,7 +170,7 @@ def _images(kinds: torch.Tensor, position_ids: torch.Tensor | None) -> Images:
         grid = tuple(int(place.max() - place.min()) + 1 for place in places)
         frames, rest = divmod(end - begin, grid[0] * grid[1])
         if rest:
-            raise ValueError(f"image tokens: got {end - begin} in a row, position_ids place them on a grid of {grid}")
+            raise UserError(f"image tokens: got {end - begin} in a row, position_ids place them on a grid of {grid}")
         images.append((grid,) * frames)
     return tuple(images)
 
@@ -183,7 +200,10 @@ class SparseQwen2VLForConditionalGeneration(
     @staticmethod
     def stock_inputs(config: Qwen2VLConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """By the kinds of its tokens the stock class counts positions."""
-        return {"mm_token_type_ids": (input_ids == config.image_token_id).int() + 2 * (input_ids == config.video_token_id).int()}
+        return {
+            "mm_token_type_ids": (input_ids == config.image_token_id).int()
+            + 2 * (input_ids == config.video_token_id).int()
+        }
 
     @property
     def vision_tower(self) -> nn.Module:

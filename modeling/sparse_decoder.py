@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .layer_plan import LayerPlan
 from .sparse_layer import ReusingRMSNorm, Streams, UnitRows
+from .user_error import UserError
 from .visual_cache import KeySlots, VisualCache
 from .visual_gates import LayerGates
 from .visual_layout import Images, gather_rows, join_streams, split_streams
@@ -43,7 +44,7 @@ class SparseDecoderMixin:
         self.post_init()
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
-        """Puts `plan` in force. Raises ValueError when it does not fit the model."""
+        """Puts `plan` in force. Raises UserError when it does not fit the model."""
         config = self.config
         plan.check(config.num_hidden_layers, config.num_key_value_heads, config.intermediate_size)
         self.visual_plan = plan
@@ -100,15 +101,15 @@ class SparseDecoderMixin:
             hidden_states, when asked for: both streams; zeros at withdrawn tokens and at padding.
 
         Raises:
-            ValueError: attention maps asked for, a cache that this model did not make, masks that do not fit, or gates on a
+            UserError: attention maps asked for, a cache that this model did not make, masks that do not fit, or gates on a
                 plan that has shut something already.
         """
         if gates is not None:
             self._check_gates(gates)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise UserError("give exactly one of input_ids and inputs_embeds")
         if output_attentions or (output_attentions is None and self.config.output_attentions):
-            raise ValueError("output_attentions: a sparse model does not compute attention maps; use the dense model")
+            raise UserError("output_attentions: a sparse model does not compute attention maps; use the dense model")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache is None:
@@ -159,7 +160,9 @@ class SparseDecoderMixin:
                     text_rope=text_rope,
                     text_masks=text_masks,
                     visual=visual_tokens,
-                    visual_rope=None if visual is None else tuple(gather_rows(part, visual_tokens.index) for part in rope),
+                    visual_rope=None
+                    if visual is None
+                    else tuple(gather_rows(part, visual_tokens.index) for part in rope),
                     stage=StageMasks(text_tokens, visual_tokens, past, text_masks.keys) if has_pictures else None,
                     cache=cache,
                     unit_rows=unit_rows,
@@ -201,18 +204,22 @@ class SparseDecoderMixin:
 
     def _check_gates(self, gates: list[LayerGates]) -> None:
         if len(gates) != len(self.layers):
-            raise ValueError(f"gates: got those of {len(gates)} layers, the model has {len(self.layers)}")
+            raise UserError(f"gates: got those of {len(gates)} layers, the model has {len(self.layers)}")
         for index, layer in enumerate(self.visual_plan.layers):
             if replace(layer, radius=None, bidirectional=False) != LayerPlan():
-                raise ValueError(f"gates: layer {index} of the plan in force is not dense; gates shut what the plan leaves open")
+                raise UserError(
+                    f"gates: layer {index} of the plan in force is not dense; gates shut what the plan leaves open"
+                )
 
     def _cache(self, given: Cache | None, use_cache: bool) -> VisualCache | None:
         if self.gradient_checkpointing and self.training:
             return None
         if isinstance(given, VisualCache):
             return given
-        if given is not None and (not isinstance(given, DynamicCache) or given.offloading or given.get_seq_length() > 0):
-            raise ValueError(
+        if given is not None and (
+            not isinstance(given, DynamicCache) or given.offloading or given.get_seq_length() > 0
+        ):
+            raise UserError(
                 f"past_key_values: got a {type(given).__name__}, allowed: None, an empty DynamicCache without offloading, "
                 "or the VisualCache that this model returned"
             )
@@ -222,7 +229,7 @@ class SparseDecoderMixin:
         """New pictures on a cache whose earlier pictures their rows would need, but no text reads, so none are kept."""
         for index, live in enumerate(self.live):
             if live.attend and not live.read and live.radius is None:
-                raise ValueError(
+                raise UserError(
                     f"visual plan: layer {index} is blind, so the cache does not hold the earlier pictures that a new "
                     "picture attends to there; give the whole conversation without past_key_values"
                 )

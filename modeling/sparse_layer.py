@@ -140,7 +140,9 @@ class SparseDecoderLayerMixin:
 
         visual_normed, visual_keys = None, None
         if visual is not None and live.keys:
-            visual_normed = self.input_layernorm(visual, streams.unit_rows(visual, self.input_layernorm.variance_epsilon))
+            visual_normed = self.input_layernorm(
+                visual, streams.unit_rows(visual, self.input_layernorm.variance_epsilon)
+            )
             visual_keys = (
                 _rotated(self._heads(self.keys(visual_normed, units.key_rows)), streams.visual_rope),
                 self._heads(self.values(visual_normed, units.key_rows)),
@@ -150,7 +152,9 @@ class SparseDecoderLayerMixin:
         scores = None
         if rank is not None and rank.by == "text_attention":
             served = units.split_heads(queries)[0]
-            scores = text_scores(served, cache.joint_keys, attention.scaling, streams.stage, rank.rows, streams.supervised)
+            scores = text_scores(
+                served, cache.joint_keys, attention.scaling, streams.stage, rank.rows, streams.supervised
+            )
         visual_update = None
         if visual is not None and live.attend:
             visual_queries = _rotated(self._heads(self.queries(visual_normed, units.query_rows)), streams.visual_rope)

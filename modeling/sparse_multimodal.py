@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .user_error import UserError
 from .visual_layout import num_tokens
 from .visual_plan import VisualPlan
 
@@ -43,23 +44,23 @@ class SparseMultimodalMixin:
         return self.model.language_model.visual_plan
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
-        """Puts `plan` in force and writes it to the config. Raises ValueError when it does not fit the model."""
+        """Puts `plan` in force and writes it to the config. Raises UserError when it does not fit the model."""
         self._check_tower(plan)
         self.model.language_model.set_visual_plan(plan)
         self.config.visual_plan = plan.to_dict()
 
     @contextmanager
     def use_plan(self, plan: VisualPlan) -> Iterator[None]:
-        """`plan` in force inside the block; the config keeps the model's own. Raises ValueError when it does not fit the model."""
+        """`plan` in force inside the block; the config keeps the model's own. Raises UserError when it does not fit the model."""
         self._check_tower(plan)
         with self.model.language_model.use_plan(plan):
             yield
 
     def _check_tower(self, plan: VisualPlan) -> None:
-        """Raises ValueError where the plan ranks by a class token that the vision tower does not have."""
+        """Raises UserError where the plan ranks by a class token that the vision tower does not have."""
         num_blocks = len(self.model.class_blocks())
         if plan.tower_layers > num_blocks:
-            raise ValueError(
+            raise UserError(
                 f"visual plan: rank by cls_attention over {plan.tower_layers} layers: the vision tower "
                 f"({self.vision_tower.config.model_type}) has {num_blocks} with a class token, up to the one that is read"
             )
@@ -129,7 +130,10 @@ class SparseMultimodalMixin:
 
 
 def placeholders(
-    token_ids: Sequence[int], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, embedding: nn.Embedding
+    token_ids: Sequence[int],
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    embedding: nn.Embedding,
 ) -> torch.Tensor:
     """[B, S] bool: rows of these tokens, which visual features replace; without ids, rows that equal their embeddings."""
     if input_ids is not None:
@@ -148,6 +152,10 @@ def visual_runs(kinds: torch.Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def refuse_missing_pictures(input_ids: torch.Tensor | None, token_ids: Sequence[int]) -> None:
-    """Raises ValueError where a prompt of several rows holds image tokens but came without pictures."""
-    if input_ids is not None and input_ids.shape[1] > 1 and bool(torch.isin(input_ids, input_ids.new_tensor(token_ids)).any()):
-        raise ValueError("input_ids hold image tokens, but no pictures were given")
+    """Raises UserError where a prompt of several rows holds image tokens but came without pictures."""
+    if (
+        input_ids is not None
+        and input_ids.shape[1] > 1
+        and bool(torch.isin(input_ids, input_ids.new_tensor(token_ids)).any())
+    ):
+        raise UserError("input_ids hold image tokens, but no pictures were given")

@@ -31,6 +31,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 from .narrow_linear import NarrowLinear, Rows
 from .sparse_decoder import SparseDecoderMixin
 from .sparse_layer import Projection, SparseDecoderLayerMixin
+from .user_error import UserError
 
 
 class SparseLlamaDecoderLayer(SparseDecoderLayerMixin, LlamaDecoderLayer):
@@ -103,7 +104,7 @@ class SparsePhi3Model(SparseDecoderMixin, Phi3Model):
         for name, allowed in (("resid_pdrop", 0.0), ("partial_rotary_factor", 1.0)):
             value = {**config.to_dict(), **config.rope_parameters}.get(name, allowed)
             if value != allowed:
-                raise ValueError(f"text_config.{name}: got {value}, allowed: {allowed}")
+                raise UserError(f"text_config.{name}: got {value}, allowed: {allowed}")
         Phi3PreTrainedModel.__init__(self, config)
         self.build(SparsePhi3DecoderLayer, Phi3RotaryEmbedding(config=config))
 
@@ -127,9 +128,9 @@ def sparse_decoder(config: PreTrainedConfig) -> nn.Module:
 
 
 def refuse_window(window: int | None, config: PreTrainedConfig) -> None:
-    """Raises ValueError for a window that would hide a part of the prompt."""
+    """Raises UserError for a window that would hide a part of the prompt."""
     if window is not None and window < config.max_position_embeddings:
-        raise ValueError(
+        raise UserError(
             f"text_config.sliding_window: got {window}, allowed: null or at least max_position_embeddings "
             f"({config.max_position_embeddings}); every text row sees the whole prompt"
         )

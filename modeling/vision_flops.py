@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
+from .user_error import UserError
+
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Of the towers that LLaVAs have."""
 
@@ -32,13 +34,17 @@ def llava_tower_macs(config: PreTrainedConfig) -> int:
     """Of a LLaVA's tower, up to the layer that is read, and its projector, on one picture or tile of the tower's size.
 
     Raises:
-        ValueError: a tower other than CLIP's (one class token) or SigLIP's (none).
+        UserError: a tower other than CLIP's (one class token) or SigLIP's (none).
     """
     tower = config.vision_config
     if tower.model_type not in CLASS_TOKENS:
-        raise ValueError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(CLASS_TOKENS)}")
+        raise UserError(f"vision tower: got {tower.model_type!r}, allowed: {', '.join(CLASS_TOKENS)}")
     class_tokens = CLASS_TOKENS[tower.model_type]
-    read = [config.vision_feature_layer] if isinstance(config.vision_feature_layer, int) else list(config.vision_feature_layer)
+    read = (
+        [config.vision_feature_layer]
+        if isinstance(config.vision_feature_layer, int)
+        else list(config.vision_feature_layer)
+    )
     num_patches = (tower.image_size // tower.patch_size) ** 2
     macs = vit_macs(
         num_patches=num_patches,

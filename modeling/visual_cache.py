@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .user_error import UserError
 from .visual_layout import TextTokens, VisualTokens
 from .visual_units import Units
 
@@ -49,7 +50,9 @@ class KeySlots:
         )
 
     def select(self, index: torch.Tensor) -> "KeySlots":
-        return KeySlots(slots=self.slots.index_select(0, index.to(self.slots.device)), is_text=self.is_text, full=self.full)
+        return KeySlots(
+            slots=self.slots.index_select(0, index.to(self.slots.device)), is_text=self.is_text, full=self.full
+        )
 
 
 def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor:
@@ -193,4 +196,4 @@ class VisualCache(Cache):
         self.seen, self.slots = 0, None
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise ValueError("a visual cache cannot be cropped (assisted generation): generate without an assistant")
+        raise UserError("a visual cache cannot be cropped (assisted generation): generate without an assistant")

@@ -92,7 +92,7 @@ class DecoderShape:
         return (layer,) * self.num_layers
 
     def live_layers(self, plan: VisualPlan) -> tuple[LiveLayer, ...]:
-        """What the plan makes the decoder execute. Raises ValueError when the plan does not fit."""
+        """What the plan makes the decoder execute. Raises UserError when the plan does not fit."""
         plan.check(self.num_layers, self.num_kv_heads, self.intermediate_size)
         return plan.live(self.num_kv_heads, self.intermediate_size)
 
@@ -132,7 +132,7 @@ def plan_cost(
         vision_macs: multiply-accumulates of vision tower and projector for these images.
 
     Raises:
-        ValueError: the plan does not fit the decoder.
+        UserError: the plan does not fit the decoder.
     """
     return _cost(decoder.live_layers(plan), decoder, images, text_tokens, text_before, vision_macs)
 
@@ -157,7 +157,8 @@ def visual_fraction_by_layer(plan: VisualPlan, decoder: DecoderShape, images: Im
     """`visual_fraction` of each layer against the same layer of the stock model."""
     layers = zip(decoder.live_layers(plan), decoder.stock_layers(), strict=True)
     return tuple(
-        layer_visual_macs(Work.of(layer), layer, decoder, images) / layer_visual_macs(Work.of(stock), stock, decoder, images)
+        layer_visual_macs(Work.of(layer), layer, decoder, images)
+        / layer_visual_macs(Work.of(stock), stock, decoder, images)
         for layer, stock in layers
     )
 

@@ -36,7 +36,9 @@ class LayerGates:
     heads: torch.Tensor
     neurons: torch.Tensor
 
-    def text_mask(self, mask: torch.Tensor | None, is_text: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+    def text_mask(
+        self, mask: torch.Tensor | None, is_text: torch.Tensor, num_heads: int, dtype: torch.dtype
+    ) -> torch.Tensor:
         """What is added to the logits of text rows: log(read * heads) at visual keys, so that 0 is their removal.
 
         Args:
@@ -109,7 +111,9 @@ class VisualGates(nn.Module):
 
     def open_probability(self) -> dict[str, torch.Tensor]:
         """Per family, the probability that a gate is not 0 (eq. 12); differentiable."""
-        return {name: self._with_fixed(name, torch.sigmoid(log_alpha - SHIFT)) for name, log_alpha in self.log_alpha.items()}
+        return {
+            name: self._with_fixed(name, torch.sigmoid(log_alpha - SHIFT)) for name, log_alpha in self.log_alpha.items()
+        }
 
     def plan(self, opened: Mapping[str, torch.Tensor], base: VisualPlan) -> VisualPlan:
         """The plan of gates at 0 and 1.

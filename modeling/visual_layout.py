@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .layer_plan import num_kept
+from .user_error import UserError
 
 Images = Sequence[Sequence[tuple[int, int]]]
 """Per image its grids, in (rows, columns) of visual tokens: one, or one per tile or frame."""
@@ -105,7 +106,9 @@ class VisualTokens:
         take = {name: getattr(self, name).gather(1, chosen) for name in kept_as_is}
         numbers = {name: torch.where(valid, getattr(self, name).gather(1, chosen), -1) for name in ("image", "grid")}
         slots = torch.where(valid, take.pop("slots"), NO_SLOT)
-        kept_tokens = VisualTokens(valid=valid, slots=slots, grids=self.grids, full=bool(valid.all()), **numbers, **take)
+        kept_tokens = VisualTokens(
+            valid=valid, slots=slots, grids=self.grids, full=bool(valid.all()), **numbers, **take
+        )
         return kept_tokens, chosen
 
 
@@ -135,13 +138,13 @@ def split_streams(
         past_length: number of cached slots.
 
     Raises:
-        ValueError: a mask that is not two-dimensional or has another length, or image tokens and images that disagree.
+        UserError: a mask that is not two-dimensional or has another length, or image tokens and images that disagree.
     """
     batch, length = sequence
     if attention_mask is None:
         present = torch.ones(batch, length, dtype=torch.bool, device=device)
     elif attention_mask.dim() != 2 or attention_mask.shape[1] != past_length + length:
-        raise ValueError(
+        raise UserError(
             f"attention_mask: got shape {tuple(attention_mask.shape)}, allowed: "
             f"[{batch}, {past_length + length}] (2-D, cached tokens included)"
         )
@@ -169,7 +172,7 @@ def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, images: Images) -> V
     grids = tuple(grid for image in images for grid in image)
     sizes = [rows * columns for rows, columns in grids]
     if int(counts.sum()) != sum(sizes):
-        raise ValueError(f"image tokens: got {int(counts.sum())} in the input, the images have {sum(sizes)}")
+        raise UserError(f"image tokens: got {int(counts.sum())} in the input, the images have {sum(sizes)}")
     index, valid = _pack(mask, int(counts.max()))
     device = mask.device
 
@@ -201,7 +204,11 @@ def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, images: Images) -> V
 
 
 def join_streams(
-    text: torch.Tensor, text_tokens: TextTokens, visual: torch.Tensor | None, visual_tokens: VisualTokens | None, length: int
+    text: torch.Tensor,
+    text_tokens: TextTokens,
+    visual: torch.Tensor | None,
+    visual_tokens: VisualTokens | None,
+    length: int,
 ) -> torch.Tensor:
     """Text rows [B, T, D] and visual rows [B, V, D] at their places in [B, S, D]; zeros where there is neither."""
     if text_tokens.index is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .layer_plan import ATTENTION_RANKINGS, RANKINGS, LayerPlan, Rank, num_served, refuse_unknown_keys
+from .user_error import UserError
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class VisualPlan:
     """A plan for every decoder layer.
 
     Raises:
-        ValueError: `tokens` grows with depth, or survivors would have to be ranked by attention that is not computed.
+        UserError: `tokens` grows with depth, or survivors would have to be ranked by attention that is not computed.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -54,13 +55,13 @@ class VisualPlan:
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.version != 1:
-            raise ValueError(f"visual plan: got version {self.version!r}, allowed: 1")
+            raise UserError(f"visual plan: got version {self.version!r}, allowed: 1")
         if not self.layers:
-            raise ValueError("visual plan: got no layers, allowed: one entry per decoder layer")
+            raise UserError("visual plan: got no layers, allowed: one entry per decoder layer")
         before = LayerPlan()
         for index, layer in enumerate(self.layers):
             if layer.tokens > before.tokens:
-                raise ValueError(
+                raise UserError(
                     f"visual plan: layer {index}: tokens: got {layer.tokens} after {before.tokens} in layer {index - 1}, "
                     "allowed: never more than the layer before"
                 )
@@ -70,17 +71,17 @@ class VisualPlan:
 
     @staticmethod
     def _check_rank(index: int, layer: LayerPlan, before: LayerPlan) -> None:
-        """Raises ValueError where tokens fall by an attention that the layer before does not compute."""
+        """Raises UserError where tokens fall by an attention that the layer before does not compute."""
         falls = f"visual plan: layer {index}: tokens falls to {layer.tokens} by {layer.rank.by}"
         if index == 0:
             others = ", ".join(kind for kind in RANKINGS if kind not in ATTENTION_RANKINGS)
-            raise ValueError(f"{falls}, but no attention precedes layer 0; allowed: 1, 0, or a rank by {others}")
+            raise UserError(f"{falls}, but no attention precedes layer 0; allowed: 1, 0, or a rank by {others}")
         needed, wanting, allowed = {
             "text_attention": (before.read, "text does not read visual tokens", "is read"),
             "image_attention": (before.attend, "visual tokens do not attend", "attends"),
         }[layer.rank.by]
         if not needed or num_served(before.heads, 1) == 0:
-            raise ValueError(
+            raise UserError(
                 f"{falls}, but {wanting} in layer {index - 1}; allowed: rank after a layer that {allowed} with at least one head"
             )
 
@@ -93,16 +94,18 @@ class VisualPlan:
 
     @classmethod
     def from_dict(cls, given: dict) -> "VisualPlan":
-        """Reads the JSON form. Raises ValueError naming the layer and the field."""
+        """Reads the JSON form. Raises UserError naming the layer and the field."""
         refuse_unknown_keys(given, cls, "visual plan")
         if not isinstance(given.get("layers"), (list, tuple)):
-            raise ValueError(f"visual plan: layers: got {given.get('layers')!r}, allowed: a list with one object per layer")
+            raise UserError(
+                f"visual plan: layers: got {given.get('layers')!r}, allowed: a list with one object per layer"
+            )
         layers = []
         for index, layer in enumerate(given["layers"]):
             try:
                 layers.append(LayerPlan.from_dict(layer, before=layers[-1] if layers else LayerPlan()))
-            except ValueError as error:
-                raise ValueError(f"visual plan: layer {index}: {error}") from None
+            except UserError as error:
+                raise UserError(f"visual plan: layer {index}: {error}") from None
         return cls(layers=tuple(layers), version=given.get("version", 1))
 
     def to_dict(self) -> dict:
@@ -114,17 +117,17 @@ class VisualPlan:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "VisualPlan":
-        """Reads a plan file. Raises ValueError when it is missing, not JSON, or not a plan."""
+        """Reads a plan file. Raises UserError when it is missing, not JSON, or not a plan."""
         try:
             given = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"{path}: no such plan file") from None
+            raise UserError(f"{path}: no such plan file") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a JSON file ({error})") from None
+            raise UserError(f"{path}: not a JSON file ({error})") from None
         try:
             return cls.from_dict(given)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan file whole or not at all."""
@@ -146,14 +149,14 @@ class VisualPlan:
         return VisualPlan(layers=tuple(layers), version=self.version)
 
     def check(self, num_layers: int, num_units: int, intermediate_size: int) -> None:
-        """Raises ValueError when the plan does not fit a decoder of these sizes."""
+        """Raises UserError when the plan does not fit a decoder of these sizes."""
         if len(self) != num_layers:
-            raise ValueError(f"visual plan: got {len(self)} layers, the model has {num_layers}")
+            raise UserError(f"visual plan: got {len(self)} layers, the model has {num_layers}")
         for index, layer in enumerate(self.layers):
             for name, units, total in (("heads", layer.heads, num_units), ("ffn", layer.ffn, intermediate_size)):
                 largest = units if isinstance(units, int) else max(units, default=-1) + 1 if units is not None else 0
                 if largest > total:
-                    raise ValueError(
+                    raise UserError(
                         f"visual plan: layer {index}: {name}: got {units if isinstance(units, int) else largest - 1}, "
                         f"the model has {total}"
                     )
@@ -176,9 +179,7 @@ class VisualPlan:
         A visual update is dead when no later layer's text reads visual tokens: the last layer that is read needs
         their keys and values but neither their attention update nor their FFN, and later layers need nothing.
         """
-        readable = [
-            layer.read and layer.tokens > 0 and num_served(layer.heads, num_units) > 0 for layer in self.layers
-        ]
+        readable = [layer.read and layer.tokens > 0 and num_served(layer.heads, num_units) > 0 for layer in self.layers]
         last_read = max((index for index, read in enumerate(readable) if read), default=-1)
         live, before = [], 1.0
         for index, layer in enumerate(self.layers):

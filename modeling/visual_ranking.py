@@ -9,6 +9,7 @@ Shapes: B batch, T text rows, V visual rows, L keys of a group, H head_dim.
 import torch
 
 from .layer_plan import Rank
+from .user_error import UserError
 from .visual_layout import VisualTokens, answer_starts, place_in_run
 from .visual_masks import StageMasks
 from .visual_plan import LiveLayer
@@ -25,7 +26,7 @@ def given_scores(
         class_attention: [B, V, blocks], what the vision tower's class token attends to in its last blocks.
 
     Raises:
-        ValueError: the rank is by the attention of more blocks than are given.
+        UserError: the rank is by the attention of more blocks than are given.
     """
     if rank.by == "random":
         return _random(rank.seed, tokens)
@@ -33,7 +34,7 @@ def given_scores(
         return _evenly_spaced(tokens, fraction)
     given = 0 if class_attention is None else class_attention.shape[2]
     if given < rank.tower_layers:
-        raise ValueError(
+        raise UserError(
             f"rank by cls_attention: the pictures' features came with the class token's attention in {given} layers of the "
             f"vision tower, the plan wants {rank.tower_layers}; give pictures, or what encode_pictures makes of them"
         )
@@ -68,7 +69,12 @@ def _mixed(values: torch.Tensor) -> torch.Tensor:
 
 
 def text_scores(
-    queries: torch.Tensor, keys: torch.Tensor, scaling: float, stage: StageMasks, rows: str, supervised: torch.Tensor | None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    scaling: float,
+    stage: StageMasks,
+    rows: str,
+    supervised: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention [B, V] received from text, fp32: summed over the ranking rows, mean over heads.
 
@@ -109,7 +115,9 @@ def _received(
     for begin in range(0, queries.shape[2], QUERIES_AT_ONCE):
         rows = slice(begin, begin + QUERIES_AT_ONCE)
         of_units = queries[:, :, rows].float().unflatten(1, (keys.shape[1], -1))  # [B, units, group, rows, H]
-        logits = (of_units.flatten(2, 3) @ keys).unflatten(2, of_units.shape[2:4]).flatten(1, 2) * scaling  # [B, heads, rows, L]
+        logits = (of_units.flatten(2, 3) @ keys).unflatten(2, of_units.shape[2:4]).flatten(
+            1, 2
+        ) * scaling  # [B, heads, rows, L]
         weights = logits.masked_fill(~mask[:, :, rows], torch.finfo(logits.dtype).min).softmax(-1)
         of_rows = weights[..., first : first + received.shape[1]].mean(1) * counted[:, rows]  # [B, rows, V]
         received += of_rows.double().sum(1)  # so that equal shares which come from other rows stay equal

@@ -17,10 +17,11 @@ import torch
 from transformers import PreTrainedModel
 
 from checkpoints.families import class_of_type, is_sparse
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+from training.cli import run
 from training.measure.benchmark import benchmark, neighbours
 from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
-from training.cli import run
 
 try:
     from training.report.benchmark_plot import benchmark_picture
@@ -37,16 +38,24 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--config", type=Path, help="random weights in the shape of this config JSON")
     what.add_argument("--hidden-size", type=int, help="random weights in a shape of this width; see --layers")
     parser.add_argument("--layers", type=int, default=16, help="decoder layers, with --hidden-size (default 16)")
-    parser.add_argument("--visual-tokens", type=int, default=576, help="a square number, with --hidden-size (default 576)")
+    parser.add_argument(
+        "--visual-tokens", type=int, default=576, help="a square number, with --hidden-size (default 576)"
+    )
     plan = parser.add_mutually_exclusive_group()
     plan.add_argument("--plan", type=Path, help="plan file for the shape; default: the model's own, or the dense plan")
-    plan.add_argument("--plan-of", type=Path, help="folder of a sparse checkpoint whose plan's fractions the shape takes")
-    parser.add_argument("--text-tokens", type=int, default=64, help="of the prompt, half before the picture (default 64)")
+    plan.add_argument(
+        "--plan-of", type=Path, help="folder of a sparse checkpoint whose plan's fractions the shape takes"
+    )
+    parser.add_argument(
+        "--text-tokens", type=int, default=64, help="of the prompt, half before the picture (default 64)"
+    )
     parser.add_argument("--batch-sizes", default="1,4", help="comma-separated (default 1,4)")
     parser.add_argument("--decode-tokens", type=int, default=16, help="greedy steps timed after a prefill (default 16)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements per figure (default 5)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
+    )
     parser.add_argument("--radius", type=int, default=2, help="of the neighbour section (default 2)")
     parser.add_argument("--neighbour-sides", default="32,64,128", help="grid sides of that section; empty: none")
     parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside them")
@@ -57,11 +66,11 @@ def main() -> None:
     arguments = parse_arguments()
     for name in ("text_tokens", "decode_tokens", "repeats"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, allowed: 1 or more")
+            raise UserError(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, allowed: 1 or more")
     if arguments.radius < 0:
-        raise ValueError(f"--radius: got {arguments.radius}, allowed: 0 or more")
+        raise UserError(f"--radius: got {arguments.radius}, allowed: 0 or more")
     if arguments.json is not None and arguments.json.suffix != ".json":
-        raise ValueError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
+        raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
     batch_sizes = numbers("--batch-sizes", arguments.batch_sizes)
     sides = numbers("--neighbour-sides", arguments.neighbour_sides) if arguments.neighbour_sides else []
 
@@ -101,7 +110,7 @@ def read_model(arguments: argparse.Namespace) -> PreTrainedModel:
     dtype = DTYPES[arguments.dtype]
     if arguments.model is not None:
         if arguments.plan_of is not None:
-            raise ValueError("--plan-of: allowed only with --config or --hidden-size")
+            raise UserError("--plan-of: allowed only with --config or --hidden-size")
         model = read_checkpoint(arguments.model, dtype).to(arguments.device)
         if arguments.plan is not None:
             model.set_visual_plan(VisualPlan.load(arguments.plan))
@@ -122,10 +131,12 @@ def read_model(arguments: argparse.Namespace) -> PreTrainedModel:
 def read_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = folder / "config.json"
     if not config.is_file():
-        raise ValueError(f"{folder}: no config.json there, so no checkpoint")
+        raise UserError(f"{folder}: no config.json there, so no checkpoint")
     values = json.loads(config.read_text(encoding="utf-8"))
     if not is_sparse(values):
-        raise ValueError(f"{folder}: not a sparse checkpoint; scripts/sparsify.py makes one from a dense model and a plan")
+        raise UserError(
+            f"{folder}: not a sparse checkpoint; scripts/sparsify.py makes one from a dense model and a plan"
+        )
     return class_of_type(values["model_type"]).from_pretrained(folder, dtype=dtype, use_safetensors=True)
 
 
@@ -133,7 +144,7 @@ def numbers(option: str, given: str) -> list[int]:
     """Comma-separated integers of at least 1."""
     parts = [part.strip() for part in given.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"{option}: got {given!r}, allowed: comma-separated numbers of 1 or more")
+        raise UserError(f"{option}: got {given!r}, allowed: comma-separated numbers of 1 or more")
     return [int(part) for part in parts]
 
 
@@ -148,7 +159,11 @@ def print_report(report: dict) -> None:
         print(f"{'key/value bytes, ' + name:<34}{counted['dense']:>14,}{counted['sparse']:>14,}{left:>9.1%}")
     print(f"\n{'median (least .. greatest)':<34}{'dense':>26}{'sparse':>26}{'speed-up':>10}")
     for row in report["batches"]:
-        for name, title in (("prefill", "prefill"), ("prefill_with_vision", "prefill with vision"), ("decode", "decode")):
+        for name, title in (
+            ("prefill", "prefill"),
+            ("prefill_with_vision", "prefill with vision"),
+            ("decode", "decode"),
+        ):
             times = "".join(f"{in_milliseconds(row[name][model]):>26}" for model in ("dense", "sparse"))
             print(f"{title + ', batch ' + str(row['batch_size']):<34}{times}{row[name]['speedup']:>10.2f}")
         print(f"{'  of the FLOPs ratio':<34}{row['prefill']['speedup_over_flops_ratio']:>62.2f}")
@@ -167,7 +182,9 @@ def print_report(report: dict) -> None:
 
 
 def in_milliseconds(times: dict[str, float]) -> str:
-    return "{median:.1f} ms ({least:.1f} .. {greatest:.1f})".format(**{name: 1000 * value for name, value in times.items()})
+    return "{median:.1f} ms ({least:.1f} .. {greatest:.1f})".format(
+        **{name: 1000 * value for name, value in times.items()}
+    )
 
 
 def write(path: Path, content: bytes) -> None:

@@ -18,13 +18,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from modeling.user_error import UserError
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_plan import VisualPlan
+from training.cli import run
+from training.distillation.lora import LoraSettings, add_lora
+from training.distillation.losses import cross_entropy, forward_kl
 from training.measure.benchmark import Prompt, spread, stock_twin
 from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
-from training.cli import run
-from training.distillation.losses import cross_entropy, forward_kl
-from training.distillation.lora import LoraSettings, add_lora
 from training.run import write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,16 +39,22 @@ def parse_arguments() -> argparse.Namespace:
     shape.add_argument("--config", type=Path, help="random weights in the shape of this LLaVA config JSON")
     shape.add_argument("--hidden-size", type=int, help="random weights in a shape of this width; see --layers")
     parser.add_argument("--layers", type=int, default=8, help="decoder layers, with --hidden-size (default 8)")
-    parser.add_argument("--visual-tokens", type=int, default=576, help="a square number, with --hidden-size (default 576)")
+    parser.add_argument(
+        "--visual-tokens", type=int, default=576, help="a square number, with --hidden-size (default 576)"
+    )
     plan = parser.add_mutually_exclusive_group(required=True)
     plan.add_argument("--plan", type=Path, help="plan file for the shape")
-    plan.add_argument("--plan-of", type=Path, help="folder of a sparse checkpoint whose plan's fractions the shape takes")
+    plan.add_argument(
+        "--plan-of", type=Path, help="folder of a sparse checkpoint whose plan's fractions the shape takes"
+    )
     parser.add_argument("--text-tokens", type=int, default=64, help="per sample, answer included (default 64)")
     parser.add_argument("--batch-size", type=int, default=4, help="samples per step, one picture each (default 4)")
     parser.add_argument("--rank", type=int, default=64, help="of LoRA (default 64)")
     parser.add_argument("--repeats", type=int, default=5, help="steps timed of each (default 5)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
 
@@ -56,9 +63,11 @@ def main() -> None:
     arguments = parse_arguments()
     for name in ("batch_size", "rank", "repeats"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, allowed: 1 or more")
+            raise UserError(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, allowed: 1 or more")
     if arguments.text_tokens <= ANSWER_TOKENS:
-        raise ValueError(f"--text-tokens: got {arguments.text_tokens}, allowed: more than the {ANSWER_TOKENS} of the answer")
+        raise UserError(
+            f"--text-tokens: got {arguments.text_tokens}, allowed: more than the {ANSWER_TOKENS} of the answer"
+        )
     if arguments.config:
         shape = shape_of_file(arguments.config)
     else:
@@ -86,7 +95,9 @@ def main() -> None:
 
 def make_steps(sparse: nn.Module, prompt: Prompt, rank: int) -> dict[str, Callable[[], None]]:
     """One optimizer step of each model, over the same base weights."""
-    dense = get_peft_model(stock_twin(sparse), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=decoder_projections()))
+    dense = get_peft_model(
+        stock_twin(sparse), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=decoder_projections())
+    )
     student = add_lora(sparse, LoraSettings(rank=rank, alpha=2 * rank))
     supervised = torch.zeros_like(prompt.visual_mask)
     supervised[:, -ANSWER_TOKENS - 1 : -1] = True

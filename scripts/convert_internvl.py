@@ -1,6 +1,6 @@
 """Turns an InternVL2 as published (4B, 8B or 26B) into a folder that stock transformers loads. No remote code is run.
 
-    python scripts/convert_internvl.py --model InternVL2-8B --output checkpoints/internvl2-8b
+python scripts/convert_internvl.py --model InternVL2-8B --output checkpoints/internvl2-8b
 """
 
 import argparse

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from checkpoints.load import load_checkpoint
 from data.conversations import Sample, load_llava_json
-from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from data.shapes.questions import FAMILIES
+from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
+from modeling.user_error import UserError
 from training.cli import run
 from training.measure.evaluation import Evaluation, evaluate, relative_accuracy
 from training.report.plots import families_picture, percent, save
-from training.run import write_json
 from training.report.tables import families_table
+from training.run import write_json
 
 # The questions of recipes/tiny_teacher.yaml, as many of each family: a standard error of at most 3.5 points in one.
 TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})
@@ -40,7 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="root of the images in --data; default: the folder of --data")
     parser.add_argument("--limit", type=int, help="ask the first N questions only")
     parser.add_argument("--batch-size", type=int, default=32, help="questions generated together (default 32)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as stored")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as stored"
+    )
     parser.add_argument("--grey", action="store_true", help="also show the model grey pictures: what it scores blind")
     parser.add_argument("--json", type=Path, help="write the result here, and a picture beside it")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the modelling code in the folders")
@@ -51,9 +54,9 @@ def main() -> None:
     arguments = parse_arguments()
     for name, number in (("--limit", arguments.limit), ("--batch-size", arguments.batch_size)):
         if number is not None and number < 1:
-            raise ValueError(f"{name}: got {number}, allowed: 1 or more")
+            raise UserError(f"{name}: got {number}, allowed: 1 or more")
     if arguments.json is not None and arguments.json.suffix != ".json":
-        raise ValueError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
+        raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
     samples = read_samples(arguments.data, arguments.images, read_families(arguments.benchmarks), arguments.limit)
     start = time.perf_counter()
     evaluations = ask(arguments, samples)
@@ -97,7 +100,7 @@ def read_families(benchmarks: str) -> set[str]:
     chosen: set[str] = set()
     for name in benchmarks.split(","):
         if name not in known:
-            raise ValueError(f"--benchmarks: got {name!r}, allowed: {', '.join(known)}")
+            raise UserError(f"--benchmarks: got {name!r}, allowed: {', '.join(known)}")
         chosen |= known[name]
     return chosen
 
@@ -106,12 +109,12 @@ def read_samples(data: Path | None, images: Path | None, families: set[str], lim
     """The questions to ask: of `data`, or of the embedded world's test part."""
     if data is None:
         if images is not None:
-            raise ValueError("--images: got a folder without --data, allowed: only together with --data")
+            raise UserError("--images: got a folder without --data, allowed: only together with --data")
         data = write_world(WORLDS, TEST_WORLD)["test"]
     samples, _ = load_llava_json(data, images or data.parent)
     chosen = [sample for sample in samples if sample.family in families]
     if not chosen:
-        raise ValueError(f"{data}: no row of family {', '.join(sorted(families))} ('family' says how a row is scored)")
+        raise UserError(f"{data}: no row of family {', '.join(sorted(families))} ('family' says how a row is scored)")
     return chosen[:limit]
 
 

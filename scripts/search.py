@@ -20,21 +20,22 @@ from torch.utils.data import Subset
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from data.mixture import Source, build_mixture
-from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from data.shapes.questions import FAMILIES
+from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training import cli
+from training.distillation.datasets import in_batches
+from training.distillation.students import dense_processor, dense_student
 from training.measure.calibration import calibrate
 from training.measure.costs import fractions
-from training.distillation.datasets import in_batches
-from training.report.plots import save
 from training.planners import SearchSettings, find_plan, needs_calibration, plan_of_config
-from training.recipe.recipe import ModelSettings
 from training.recipe.errors import describe
 from training.recipe.file import apply_override
-from training.run import write_json
+from training.recipe.recipe import ModelSettings
+from training.report.plots import save
 from training.report.search_plots import search_picture
-from training.distillation.students import dense_processor, dense_student
+from training.run import write_json
 
 SHAPES = "shapes"
 
@@ -46,18 +47,20 @@ def main() -> None:
     plan = plan_of_config(config, settings)
     folder = args.output.with_suffix(".search")
     if plan is None and args.data is None:
-        raise ValueError(f"--planner {args.planner}: measures the model, give --data (a LLaVA JSON, or {SHAPES!r})")
+        raise UserError(f"--planner {args.planner}: measures the model, give --data (a LLaVA JSON, or {SHAPES!r})")
     open_folder(folder, args, settings)
     if plan is None:
         plan = search(args, settings, folder)
     plan.save(args.output)
-    save(search_picture(plan, fractions(plan, config)["visual_flops"], settings, folder), args.output.with_suffix(".png"))
+    save(
+        search_picture(plan, fractions(plan, config)["visual_flops"], settings, folder), args.output.with_suffix(".png")
+    )
     print(cost_table(plan, config))
     print(f"\nwritten: {args.output}, {args.output.with_suffix('.png')}")
 
 
 def read_settings(args: argparse.Namespace) -> SearchSettings:
-    """The planner's settings. Raises ValueError with one line."""
+    """The planner's settings. Raises UserError with one line."""
     given: dict = {"planner": args.planner}
     if args.budget is not None:
         given["budget"] = {"visual_flops": args.budget}
@@ -67,21 +70,24 @@ def read_settings(args: argparse.Namespace) -> SearchSettings:
     try:
         return TypeAdapter(schema).validate_python(given)
     except ValidationError as error:
-        raise ValueError(f"--planner {args.planner}: {describe(error, schema)}") from error
+        raise UserError(f"--planner {args.planner}: {describe(error, schema)}") from error
 
 
 def open_folder(folder: Path, args: argparse.Namespace, settings: SearchSettings) -> None:
-    """Makes the search's folder, or sees that it is this search's. Raises ValueError where something else is in the way."""
+    """Makes the search's folder, or sees that it is this search's. Raises UserError where something else is in the way."""
     asked = {
         "settings": settings.model_dump(mode="json"),
-        **{name: getattr(args, name) for name in ("model", "data", "images", "family", "num_samples", "batch_size", "max_length", "dtype")},
+        **{
+            name: getattr(args, name)
+            for name in ("model", "data", "images", "family", "num_samples", "batch_size", "max_length", "dtype")
+        },
     }
     path = folder / "search.json"
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8")) != asked:
-            raise ValueError(f"--output: {path} is of another search, choose another name or remove {folder}")
+            raise UserError(f"--output: {path} is of another search, choose another name or remove {folder}")
     elif args.output.exists():
-        raise ValueError(f"--output: {args.output} exists and is not of such a search, choose another name")
+        raise UserError(f"--output: {args.output} exists and is not of such a search, choose another name")
     write_json(path, asked)
 
 
@@ -95,12 +101,18 @@ def search(args: argparse.Namespace, settings: SearchSettings, folder: Path) -> 
         path = write_world(WORLDS, WorldSettings(seed=0, splits={"calibration": split}))["calibration"]
         source = Source(path=path, images=path.parent)
     elif args.images is None:
-        raise ValueError("--images is missing: the folder that the image paths in --data are relative to")
+        raise UserError("--images is missing: the folder that the image paths in --data are relative to")
     else:
-        source = Source(path=Path(args.data), images=Path(args.images), num_samples=None if args.family else args.num_samples)
-    dataset = build_mixture([source], processor, max_length=args.max_length, seed=0, on_bad_sample="error", max_bad_share=0.0)
+        source = Source(
+            path=Path(args.data), images=Path(args.images), num_samples=None if args.family else args.num_samples
+        )
+    dataset = build_mixture(
+        [source], processor, max_length=args.max_length, seed=0, on_bad_sample="error", max_bad_share=0.0
+    )
     if args.family is not None:
-        dataset = Subset(dataset, [index for index, sample in enumerate(dataset.samples) if sample.family == args.family])
+        dataset = Subset(
+            dataset, [index for index, sample in enumerate(dataset.samples) if sample.family == args.family]
+        )
     batches = in_batches(dataset, args.num_samples, args.batch_size, processor, "--num-samples")
     model = dense_student(model_settings)
     statistics = calibrate(model, batches, folder / "calibration") if needs_calibration(settings) else None
@@ -109,25 +121,42 @@ def search(args: argparse.Namespace, settings: SearchSettings, folder: Path) -> 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--planner", required=True, help="vtw, g_search, p_sigmoid, fastv, ...: those of training/planners but gates")
-    parser.add_argument("--model", required=True, help="dense model: a folder, a model id on the Hub, or a config's JSON where it suffices")
+    parser.add_argument(
+        "--planner", required=True, help="vtw, g_search, p_sigmoid, fastv, ...: those of training/planners but gates"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="dense model: a folder, a model id on the Hub, or a config's JSON where it suffices",
+    )
     parser.add_argument("--budget", type=float, help="share of the dense model's visual FLOPs")
     parser.add_argument("--data", help=f"LLaVA JSON with samples to measure on, or {SHAPES!r}, the embedded world's")
     parser.add_argument("--images", help="folder of the JSON's images")
     parser.add_argument("--family", help="samples of this family alone, for a plan of one task (default: all)")
     parser.add_argument("--num-samples", type=int, default=48, help="of the data (default 48)")
     parser.add_argument("--batch-size", type=int, default=8, help="samples measured together (default 8)")
-    parser.add_argument("--max-length", type=int, default=4096, help="tokens; longer samples are left out (default 4096)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default float32)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="lets the processor run code that comes with it")
-    parser.add_argument("--output", type=Path, default=Path("plan.json"), help="plan file (default plan.json); .png and .search stand beside it")
+    parser.add_argument(
+        "--max-length", type=int, default=4096, help="tokens; longer samples are left out (default 4096)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default float32)"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="lets the processor run code that comes with it"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("plan.json"),
+        help="plan file (default plan.json); .png and .search stand beside it",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the planner")
     args = parser.parse_intermixed_args()
     for name in ("num_samples", "batch_size", "max_length"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, allowed: 1 or more")
+            raise UserError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, allowed: 1 or more")
     if args.output.suffix != ".json":
-        raise ValueError(f"--output: got {args.output}, allowed: a name that ends in .json")
+        raise UserError(f"--output: got {args.output}, allowed: a name that ends in .json")
     return args
 
 

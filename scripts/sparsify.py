@@ -1,6 +1,6 @@
 """Applies a visual plan to a dense model, without training, and writes the sparse checkpoint.
 
-    python scripts/sparsify.py --model DENSE --plan PLAN.json --output DIR
+python scripts/sparsify.py --model DENSE --plan PLAN.json --output DIR
 """
 
 import argparse
@@ -43,9 +43,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="dense model: a folder or a model id on the Hub")
     parser.add_argument("--plan", required=True, type=Path, help="plan file (JSON)")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write; absent, empty, or a sparse checkpoint")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as stored")
-    parser.add_argument("--trust-remote-code", action="store_true", help="lets the processor run code that comes with it")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="folder to write; absent, empty, or a sparse checkpoint"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as stored"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="lets the processor run code that comes with it"
+    )
     return parser.parse_args()
 
 

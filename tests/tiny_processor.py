@@ -4,10 +4,56 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
-WORDS = (
-    "USER ASSISTANT : ? . , yes no is are there a an the what which how many colour shape of in to left right above below "
-    "red green blue yellow square circle cross triangle word says picture one two three A B C D and with describe"
-).split()
+WORDS = [
+    "USER",
+    "ASSISTANT",
+    ":",
+    "?",
+    ".",
+    ",",
+    "yes",
+    "no",
+    "is",
+    "are",
+    "there",
+    "a",
+    "an",
+    "the",
+    "what",
+    "which",
+    "how",
+    "many",
+    "colour",
+    "shape",
+    "of",
+    "in",
+    "to",
+    "left",
+    "right",
+    "above",
+    "below",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "square",
+    "circle",
+    "cross",
+    "triangle",
+    "word",
+    "says",
+    "picture",
+    "one",
+    "two",
+    "three",
+    "A",
+    "B",
+    "C",
+    "D",
+    "and",
+    "with",
+    "describe",
+]
 
 # LLaVA-1.5's conversation, with the end token that its training put after each answer.
 TINY_TEMPLATE = (

@@ -50,9 +50,7 @@ def tiny_student(
     return SparseLlavaForConditionalGeneration(config).eval()
 
 
-def tiny_batch(
-    images: tuple[int, ...], seed: int = 0, padding_side: str = "right", grid_side: int = GRID_SIDE
-) -> dict:
+def tiny_batch(images: tuple[int, ...], seed: int = 0, padding_side: str = "right", grid_side: int = GRID_SIDE) -> dict:
     """One batch of samples of different lengths, in the collator's form.
 
     Args:

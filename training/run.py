@@ -27,6 +27,8 @@ import torch.distributed as dist
 import yaml
 from rich.console import Console
 
+from modeling.user_error import UserError
+
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
 # One rank may work for hours (a search, an evaluation) while the others stand at the barrier.
 WAIT_BETWEEN_STAGES = timedelta(days=7)
@@ -83,7 +85,7 @@ def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: b
         restart: delete what an earlier run left in `directory` and begin again.
 
     Returns: the run, with a result for every stage.
-    Raises: ValueError if `directory` belongs to a run with another recipe, or is no run's folder.
+    Raises: UserError if `directory` belongs to a run with another recipe, or is no run's folder.
     """
     assert len({stage.name for stage in stages}) == len(stages), [stage.name for stage in stages]
     _join_processes()
@@ -116,7 +118,9 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
     path = run.result_path(stage.name)
     if path.exists():
         if is_main_process():
-            console.print(f"{banner} (done before, {run.result(stage.name)['seconds']:.0f} s)", style="dim", soft_wrap=True)
+            console.print(
+                f"{banner} (done before, {run.result(stage.name)['seconds']:.0f} s)", style="dim", soft_wrap=True
+            )
         return
     if is_main_process():
         console.rule(f"[bold]{banner}", align="left")
@@ -135,12 +139,12 @@ def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
         shutil.rmtree(directory)
     if recipe_path.exists():
         if yaml.safe_load(recipe_path.read_text(encoding="utf-8")) != resolved:
-            raise ValueError(
+            raise UserError(
                 f"{directory} holds a run with another recipe (compare {recipe_path}): "
                 "choose another name (name=...) or begin again with --restart"
             )
     elif directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory} exists and is not a run's folder (no recipe.yaml in it): choose another name")
+        raise UserError(f"{directory} exists and is not a run's folder (no recipe.yaml in it): choose another name")
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "env.json", environment())
     partial = recipe_path.with_name(".recipe.yaml.partial")

@@ -31,6 +31,7 @@ from checkpoints.internvl.tensors import (
 )
 from checkpoints.whole_folder import whole_folder
 from modeling.configuration_sparse_internvl import tile_grid
+from modeling.user_error import UserError
 
 FLOATS = ("BF16", "F16", "F32")
 DTYPES = {name: name for name in ("bfloat16", "float16", "float32")}
@@ -45,11 +46,11 @@ def convert_internvl(source: Path, output: Path) -> None:
         source: a folder of InternVL2-4B, 8B or 26B as published.
         output: absent or empty.
     Raises:
-        ValueError: `output` holds something; `source` lacks a file, has a tensor too many or too few, or is a model that
+        UserError: `output` holds something; `source` lacks a file, has a tensor too many or too few, or is a model that
             would be another one in transformers.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: is there and not empty; choose another folder")
+        raise UserError(f"{output}: is there and not empty; choose another folder")
     values = _Values(read_json(source / "config.json"), f"{source / 'config.json'}: ")
     text = values.inner("llm_config").choice("architectures", TEXT_MODELS)
     chat = values.choice("template", CHATS)
@@ -57,9 +58,11 @@ def convert_internvl(source: Path, output: Path) -> None:
     try:
         config = stock_config(values, text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
     except StrictDataclassError as error:
-        raise ValueError(f"{source / 'config.json'}: {error}") from None
+        raise UserError(f"{source / 'config.json'}: {error}") from None
     if len(tokenizer) > config.text_config.vocab_size:
-        raise ValueError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the vocabulary {config.text_config.vocab_size}")
+        raise UserError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the vocabulary {config.text_config.vocab_size}"
+        )
     tiles = (values["min_dynamic_patch"], values["max_dynamic_patch"])
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
@@ -84,32 +87,32 @@ class _Values:
 
     def __getitem__(self, name: str):
         if name not in self.values:
-            raise ValueError(f"{self.where}{name}: missing")
+            raise UserError(f"{self.where}{name}: missing")
         return self.values[name]
 
     def inner(self, name: str) -> "_Values":
         if not isinstance(self[name], dict):
-            raise ValueError(f"{self.where}{name}: got {self[name]!r}, expected an object")
+            raise UserError(f"{self.where}{name}: got {self[name]!r}, expected an object")
         return _Values(self[name], f"{self.where}{name}.")
 
     def choice(self, name: str, allowed: dict):
         """What `allowed` has for the value, or for the first of its list."""
         got = self[name][0] if isinstance(self[name], list) and self[name] else self[name]
         if not isinstance(got, str) or got not in allowed:
-            raise ValueError(f"{self.where}{name}: got {got!r}, allowed: {', '.join(map(repr, allowed))}")
+            raise UserError(f"{self.where}{name}: got {got!r}, allowed: {', '.join(map(repr, allowed))}")
         return allowed[got]
 
     def demand(self, **expected: object) -> None:
         for name, value in expected.items():
             if self[name] != value:
-                raise ValueError(f"{self.where}{name}: got {self[name]!r}, allowed: {value!r}")
+                raise UserError(f"{self.where}{name}: got {self[name]!r}, allowed: {value!r}")
 
     def pick(self, *names: str) -> dict:
         return {name: self[name] for name in names}
 
 
 def stock_config(values: _Values, text: TextModel, image_token_id: int) -> InternVLConfig:
-    """The config of the same model in transformers. Raises ValueError where there is no such model."""
+    """The config of the same model in transformers. Raises UserError where there is no such model."""
     tower, llm = values.inner("vision_config"), values.inner("llm_config")
     # The only kinds that transformers computes alike: channels of a shuffled pixel in v2's order, the last layer's features.
     values.demand(ps_version="v2", select_layer=-1, downsample_ratio=0.5, dynamic_image_size=True, use_thumbnail=True)
@@ -120,7 +123,7 @@ def stock_config(values: _Values, text: TextModel, image_token_id: int) -> Inter
     if text.model_type == "llama":
         llm.demand(bias=False)
     if llm.values.get("tie_word_embeddings"):
-        raise ValueError(f"{llm.where}tie_word_embeddings: got True, allowed: False")
+        raise UserError(f"{llm.where}tie_word_embeddings: got True, allowed: False")
     config = InternVLConfig(
         architectures=[InternVLForConditionalGeneration.__name__],
         dtype=values.choice("torch_dtype", DTYPES),
@@ -150,41 +153,41 @@ def _rope(llm: _Values, text: TextModel) -> dict:
 
 
 def weight_files(source: Path) -> list[Path]:
-    """The safetensors files of a folder, those that its index names or the one. Raises ValueError where there is none."""
+    """The safetensors files of a folder, those that its index names or the one. Raises UserError where there is none."""
     index = source / "model.safetensors.index.json"
     if not index.is_file():
         names = ["model.safetensors"]
     else:
         listed = read_json(index).get("weight_map")
         if not isinstance(listed, dict) or any(Path(str(name)).name != name for name in listed.values()):
-            raise ValueError(f"{index}: weight_map: expected names of files in the same folder")
+            raise UserError(f"{index}: weight_map: expected names of files in the same folder")
         names = sorted(set(listed.values()))
     for name in names:
         if not (source / name).is_file():
-            raise ValueError(f"{source}: no {name}; safetensors weights are the only kind read here")
+            raise UserError(f"{source}: no {name}; safetensors weights are the only kind read here")
     return [source / name for name in names]
 
 
 def _check_tensors(files: list[Path], places: Places, shapes: dict[str, Shape]) -> None:
-    """Raises ValueError with the first tensor that is stored twice, of another shape or kind, left over, or missing."""
+    """Raises UserError with the first tensor that is stored twice, of another shape or kind, left over, or missing."""
     stored = set()
     for file in files:
         try:
             headers = _headers(file)
         except SafetensorError as error:
-            raise ValueError(f"{file}: not a safetensors file ({error})") from None
+            raise UserError(f"{file}: not a safetensors file ({error})") from None
         for name, shape, dtype in headers:
             if name in stored:
-                raise ValueError(f"{file}: {name}: stands in another file too")
+                raise UserError(f"{file}: {name}: stands in another file too")
             if name not in places:
-                raise ValueError(f"{file}: {name}: left over, this model has no place for it")
+                raise UserError(f"{file}: {name}: left over, this model has no place for it")
             expected = source_shape(places[name], shapes)
             if shape != expected or dtype not in FLOATS:
-                raise ValueError(f"{file}: {name}: got {dtype} {shape}, expected a float of shape {expected}")
+                raise UserError(f"{file}: {name}: got {dtype} {shape}, expected a float of shape {expected}")
             stored.add(name)
     missing = sorted(places.keys() - stored)
     if missing:
-        raise ValueError(f"{files[0].parent}: {missing[0]}: missing from the weights")
+        raise UserError(f"{files[0].parent}: {missing[0]}: missing from the weights")
 
 
 def _headers(file: Path) -> list[tuple[str, Shape, str]]:
@@ -193,7 +196,9 @@ def _headers(file: Path) -> list[tuple[str, Shape, str]]:
         return [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()]
 
 
-def _write_weights(files: list[Path], folder: Path, places: Places, shapes: dict[str, Shape], config: InternVLConfig) -> None:
+def _write_weights(
+    files: list[Path], folder: Path, places: Places, shapes: dict[str, Shape], config: InternVLConfig
+) -> None:
     """As many files as were read, and the index where they are several."""
     names = ["model.safetensors"]
     if len(files) > 1:
@@ -209,7 +214,9 @@ def _write_weights(files: list[Path], folder: Path, places: Places, shapes: dict
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _converted(file: Path, places: Places, shapes: dict[str, Shape], config: InternVLConfig) -> Iterator[tuple[str, Tensor]]:
+def _converted(
+    file: Path, places: Places, shapes: dict[str, Shape], config: InternVLConfig
+) -> Iterator[tuple[str, Tensor]]:
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():
             parts = places[name]

@@ -10,11 +10,17 @@ from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from checkpoints.internvl.sentencepiece import read_sentencepiece
+from modeling.user_error import UserError
 
 IMAGE = "<IMG_CONTEXT>"
 VIDEO = "<quad>"
 """Stands for a video in a text, until its frames take its place: a token that no chat has, for the vocabulary is full."""
-NAMED_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": IMAGE, "video_token": VIDEO}
+NAMED_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": IMAGE,
+    "video_token": VIDEO,
+}
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 """What InternVL2 was trained and evaluated with wherever nothing else is said."""
 
@@ -60,7 +66,7 @@ def read_tokenizer(source: Path, chat: Chat) -> PreTrainedTokenizerFast:
     Its end token is the one that ends a turn: what the model generates last.
 
     Raises:
-        ValueError: no readable tokenizer, one that lacks a token of the chat or of pictures, or whose added tokens stand at
+        UserError: no readable tokenizer, one that lacks a token of the chat or of pictures, or whose added tokens stand at
             other ids than the folder's other files say.
     """
     values = read_json(source / "tokenizer_config.json")
@@ -69,21 +75,21 @@ def read_tokenizer(source: Path, chat: Chat) -> PreTrainedTokenizerFast:
         try:
             tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{source / 'tokenizer.json'}: not a tokenizer ({error})") from None
+            raise UserError(f"{source / 'tokenizer.json'}: not a tokenizer ({error})") from None
         ends = {}  # as the file itself says
     elif (source / "tokenizer.model").is_file():
         tokenizer = read_sentencepiece(source / "tokenizer.model", listed, legacy=values.get("legacy") is not False)
         ends = {"add_bos_token": values.get("add_bos_token", True), "add_eos_token": values.get("add_eos_token", False)}
     else:
-        raise ValueError(f"{source}: neither tokenizer.json nor tokenizer.model")
+        raise UserError(f"{source}: neither tokenizer.json nor tokenizer.model")
 
     for index, token in listed.items():
         if tokenizer.token_to_id(token.content) != index:
             got = tokenizer.token_to_id(token.content)
-            raise ValueError(f"{source}: token {token.content!r}: got id {got}, the added tokens say {index}")
+            raise UserError(f"{source}: token {token.content!r}: got id {got}, the added tokens say {index}")
     for token in (*NAMED_TOKENS.values(), *chat.tokens()):
         if tokenizer.token_to_id(token) is None:
-            raise ValueError(f"{source}: the tokenizer has no token {token!r}")
+            raise UserError(f"{source}: the tokenizer has no token {token!r}")
     special = {name: _content(values[name]) for name in ("bos_token", "unk_token", "pad_token") if values.get(name)}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -138,8 +144,8 @@ def _added_tokens(source: Path, values: dict) -> dict[int, AddedToken]:
         if (source / "added_tokens.json").is_file():
             for content, index in read_json(source / "added_tokens.json").items():
                 listed.setdefault(int(index), AddedToken(content, normalized=False, special=True))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: its added tokens are not readable ({error!r})") from None
+    except (AttributeError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"{source}: its added tokens are not readable ({error!r})") from None
     return listed
 
 
@@ -148,13 +154,13 @@ def _content(token: str | dict) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """Raises ValueError where there is no JSON object."""
+    """Raises UserError where there is no JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
+        raise UserError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: got {type(values).__name__}, expected a JSON object")
+        raise UserError(f"{path}: got {type(values).__name__}, expected a JSON object")
     return values

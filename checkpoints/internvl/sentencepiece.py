@@ -12,6 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from transformers.convert_slow_tokenizer import import_protobuf
 
+from modeling.user_error import UserError
+
 SPACE = "▁"
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # ModelProto.SentencePiece.Type
 BPE_MODEL = 2  # TrainerSpec.ModelType
@@ -24,21 +26,23 @@ def read_sentencepiece(path: Path, added: dict[int, AddedToken], legacy: bool) -
         added: id: token.
         legacy: where the model puts a space before a text, it puts one after each added token as well.
     Raises:
-        ValueError: not such a file, not byte-pair encoding, or a model that rewrites its text before cutting it.
+        UserError: not such a file, not byte-pair encoding, or a model that rewrites its text before cutting it.
     """
     model = import_protobuf().ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise ValueError(f"{path}: not a SentencePiece model ({error})") from None
+        raise UserError(f"{path}: not a SentencePiece model ({error})") from None
     if model.trainer_spec.model_type != BPE_MODEL:
-        raise ValueError(f"{path}: got a SentencePiece model of another kind, allowed: byte-pair encoding")
+        raise UserError(f"{path}: got a SentencePiece model of another kind, allowed: byte-pair encoding")
     if model.normalizer_spec.precompiled_charsmap or model.normalizer_spec.remove_extra_whitespaces:
-        raise ValueError(f"{path}: rewrites its text first, not supported; a tokenizer.json beside it would be used")
+        raise UserError(f"{path}: rewrites its text first, not supported; a tokenizer.json beside it would be used")
 
     pieces = [added[index].content if index in added else piece.piece for index, piece in enumerate(model.pieces)]
     scores = {
-        piece.piece: piece.score for index, piece in enumerate(model.pieces) if piece.type == NORMAL and index not in added
+        piece.piece: piece.score
+        for index, piece in enumerate(model.pieces)
+        if piece.type == NORMAL and index not in added
     }
     tokenizer = Tokenizer(
         BPE(

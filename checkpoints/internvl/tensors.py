@@ -133,7 +133,10 @@ def tensor_places(config: InternVLConfig, text: TextModel, shapes: dict[str, Sha
     """Published name of every tensor and where its parts go, all of `shapes`, the tensors of the stock class."""
     modules = VISION | text.tensors
     modules |= _layers(
-        "vision_model.encoder.layers", "model.vision_tower.encoder.layer", VISION_LAYER, config.vision_config.num_hidden_layers
+        "vision_model.encoder.layers",
+        "model.vision_tower.encoder.layer",
+        VISION_LAYER,
+        config.vision_config.num_hidden_layers,
     )
     modules |= _layers(
         "language_model.model.layers", "model.language_model.layers", text.layer, config.text_config.num_hidden_layers

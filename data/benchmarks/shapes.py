@@ -11,20 +11,21 @@ Scores are in [0, 1]; the accuracy of a model is their mean.
 import re
 
 from data.shapes.questions import FAMILIES
+from modeling.user_error import UserError
 
 
 def score(family: str, prediction: str, answer: str) -> float:
     """The score of one generated answer, in [0, 1].
 
     Raises:
-        ValueError: the family is unknown, or the true answer is not one its family allows.
+        UserError: the family is unknown, or the true answer is not one its family allows.
     """
     if family not in FAMILIES:
-        raise ValueError(f"family {family!r} has no metric, allowed: {', '.join(FAMILIES)}")
+        raise UserError(f"family {family!r} has no metric, allowed: {', '.join(FAMILIES)}")
     if family == "caption":
         return clause_f1(prediction, answer)
     if family == "existence" and normalise(answer) not in ("yes", "no"):
-        raise ValueError(f"a true answer of family existence is {answer!r}, allowed: yes, no")
+        raise UserError(f"a true answer of family existence is {answer!r}, allowed: yes, no")
     return float(normalise(prediction) == normalise(answer))
 
 
@@ -43,9 +44,9 @@ def clause_f1(prediction: str, answer: str) -> float:
     """F1 over sets of clauses: 2·|both| / (|predicted| + |true|), in [0, 1].
 
     Raises:
-        ValueError: the true caption has no clause.
+        UserError: the true caption has no clause.
     """
     predicted, true = clauses(prediction), clauses(answer)
     if not true:
-        raise ValueError(f"a true caption without a clause: {answer!r}")
+        raise UserError(f"a true caption without a clause: {answer!r}")
     return 2 * len(predicted & true) / (len(predicted) + len(true))

@@ -84,7 +84,9 @@ def split_rows(name: str, split: SplitSettings, seed: int) -> Iterator[tuple[Sce
         turns = []
         while not turns:
             scene = sample_scene(rng, split.part, split.min_things, split.max_things)
-            turns = ask_family(scene, family, rng) if family else ask_conversation(scene, split.kinds, split.questions, rng)
+            turns = (
+                ask_family(scene, family, rng) if family else ask_conversation(scene, split.kinds, split.questions, rng)
+            )
         yield scene, family, turns
 
 

@@ -188,7 +188,9 @@ def test_missing_models_are_refused(tmp_path):
 )
 def test_other_models_are_refused_by_their_config(dense_folder, changes, got):
     edit_config(dense_folder, **changes)
-    with pytest.raises(ValueError, match=f"{got}.*supported: .*'llava' with a 'llama' or 'mistral' or 'qwen2' text model"):
+    with pytest.raises(
+        ValueError, match=f"{got}.*supported: .*'llava' with a 'llama' or 'mistral' or 'qwen2' text model"
+    ):
         load_dense(dense_folder, "float32")
 
 

@@ -6,7 +6,9 @@ from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
 
-PLAN = VisualPlan(layers=(LayerPlan(heads=1, ffn=3, radius=2, bidirectional=True), LayerPlan(ffn=0), LayerPlan(tokens=0.0)))
+PLAN = VisualPlan(
+    layers=(LayerPlan(heads=1, ffn=3, radius=2, bidirectional=True), LayerPlan(ffn=0), LayerPlan(tokens=0.0))
+)
 ROW = {
     "name": "greedy",
     "plan": "plan.json",

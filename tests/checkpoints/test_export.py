@@ -117,7 +117,9 @@ def test_both_auto_classes_load_the_class_that_generates(exported):
     folder, model, probe = exported
     loaded = [auto.from_pretrained(folder, trust_remote_code=True) for auto in (AutoModel, AutoModelForImageTextToText)]
     assert type(loaded[0]).__name__ == type(loaded[1]).__name__ == "SparseLlavaForConditionalGeneration"
-    assert type(loaded[0]).__module__.startswith("transformers_modules."), "the copied files answer, not this repository"
+    assert type(loaded[0]).__module__.startswith("transformers_modules."), (
+        "the copied files answer, not this repository"
+    )
     expected = model.generate(**probe, max_new_tokens=3, do_sample=False)
     assert torch.equal(loaded[0].generate(**probe, max_new_tokens=3, do_sample=False), expected)
 
@@ -126,7 +128,10 @@ def test_second_save_by_the_loaded_class_loads_again(exported, tmp_path):
     folder, model, probe = exported
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(folder, trust_remote_code=True).save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()} - {"README.md", "plan.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()} - {
+        "README.md",
+        "plan.png",
+    }
     first, second = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
     for key in ("model_type", "architectures", "auto_map", "visual_plan"):
         assert first[key] == second[key]

@@ -44,7 +44,9 @@ def tiny_dense(
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases too, which are zero by default, and weights large enough to matter
+        for (
+            parameter
+        ) in model.parameters():  # biases too, which are zero by default, and weights large enough to matter
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     return model, processor
 

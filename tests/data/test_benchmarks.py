@@ -67,4 +67,6 @@ def test_unknown_family_is_refused_by_name():
 
 def test_every_family_has_a_metric():
     truths = dict.fromkeys(FAMILIES, "red") | {"existence": "yes"}
-    assert {family: score(family, truths[family], truths[family]) for family in FAMILIES} == dict.fromkeys(FAMILIES, 1.0)
+    assert {family: score(family, truths[family], truths[family]) for family in FAMILIES} == dict.fromkeys(
+        FAMILIES, 1.0
+    )

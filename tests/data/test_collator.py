@@ -32,7 +32,11 @@ def test_padding(samples, side):
     assert all(batch[key].dtype == torch.int64 for key in ("input_ids", "labels", "attention_mask"))
     for row, sample in enumerate(encoded):
         own = len(sample["input_ids"])
-        real, pad = (slice(0, own), slice(own, None)) if side == "right" else (slice(length - own, None), slice(0, length - own))
+        real, pad = (
+            (slice(0, own), slice(own, None))
+            if side == "right"
+            else (slice(length - own, None), slice(0, length - own))
+        )
         assert torch.equal(batch["input_ids"][row, real], sample["input_ids"])
         assert torch.equal(batch["labels"][row, real], sample["labels"])
         assert batch["attention_mask"][row, real].all()

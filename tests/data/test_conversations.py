@@ -69,13 +69,19 @@ BAD_ROWS = {
     "no id": ({"conversations": [human("a"), gpt("b")]}, r"None\): no key 'id'; got \['conversations'\]"),
     "id of another type": (row(human("a"), gpt("b"), id=None), "'id' is NoneType, a text is expected"),
     "no conversations": ({"id": "r", "image": "a.png"}, r"no key 'conversations'; got \['id', 'image'\]"),
-    "conversations of another type": ({"id": "r", "conversations": "hello"}, "'conversations' is str, a list is expected"),
+    "conversations of another type": (
+        {"id": "r", "conversations": "hello"},
+        "'conversations' is str, a list is expected",
+    ),
     "family of another type": (row(human("a"), gpt("b"), family=3), "'family' is int, a text is expected"),
     "turn of another type": (row("hello", gpt("b")), "turn 0 is 'hello', an object with texts 'from' and 'value'"),
     "turn without value": (row({"from": "human"}, gpt("b")), r"turn 0 is \{'from': 'human'\}, an object with"),
     "turn without from": (row(human("a"), {"value": "b"}), r"turn 1 is \{'value': 'b'\}, an object with"),
     "value of another type": (row(human("a"), gpt(7)), "turn 1 is .*7.*, an object with texts"),
-    "unknown speaker": (row(human("a"), {"from": "bot", "value": "b"}), "turn 1 is from 'bot', allowed are 'human' and 'gpt'"),
+    "unknown speaker": (
+        row(human("a"), {"from": "bot", "value": "b"}),
+        "turn 1 is from 'bot', allowed are 'human' and 'gpt'",
+    ),
     "system turn": (row({"from": "system", "value": "a"}, gpt("b")), "turn 0 is from 'system', allowed are"),
     "two human turns": (row(human("a"), human("b"), gpt("c")), r"two 'human' turns in a row \(turns 0 and 1\)"),
     "two gpt turns": (row(human("a"), gpt("b"), gpt("c")), r"two 'gpt' turns in a row \(turns 1 and 2\)"),
@@ -87,10 +93,16 @@ BAD_ROWS = {
     "broken Unicode": (row(human("a"), gpt("\ud83d")), "surrogates not allowed"),
     "more marks than images": (row(human("<image> <image>"), gpt("b"), image="a.png"), "2 <image> marks for 1 images"),
     "mark without image": (row(human("<image>"), gpt("b")), "1 <image> marks for 0 images"),
-    "fewer marks than images": (row(human("<image>"), gpt("b"), image=["a.png", "b.png"]), "1 <image> marks for 2 images"),
+    "fewer marks than images": (
+        row(human("<image>"), gpt("b"), image=["a.png", "b.png"]),
+        "1 <image> marks for 2 images",
+    ),
     "image without mark": (row(human("a"), gpt("b"), image="a.png"), "0 <image> marks for 1 images"),
     "image null": (row(human("a"), gpt("b"), image=None), "'image' is None, a path or a list of paths is expected"),
-    "image list of numbers": (row(human("<image>"), gpt("b"), image=[1]), r"'image' is \[1\], a path or a list of paths"),
+    "image list of numbers": (
+        row(human("<image>"), gpt("b"), image=[1]),
+        r"'image' is \[1\], a path or a list of paths",
+    ),
     "missing image": (row(human("<image>"), gpt("b"), image="c.png"), "image 'c.png' is not a file under"),
     "image outside": (row(human("<image>"), gpt("b"), image="../secret.png"), "'../secret.png' lies outside its root"),
     "path with a null byte": (row(human("<image>"), gpt("b"), image="a\0.png"), "null"),
@@ -126,7 +138,9 @@ def test_bad_samples_carry_their_id(load):
 def test_share_of_bad_rows(load):
     rows = [GOOD, row(gpt("a")), GOOD, row(human("a"))]
     assert len(load(rows, on_bad_sample="skip", max_bad_share=0.5)[1]) == 2
-    with pytest.raises(ValueError, match=r"2 of 4 samples are bad, at most a share of 0.49 .* the first: .*row 1 .*starts with"):
+    with pytest.raises(
+        ValueError, match=r"2 of 4 samples are bad, at most a share of 0.49 .* the first: .*row 1 .*starts with"
+    ):
         load(rows, on_bad_sample="skip", max_bad_share=0.49)
 
 

@@ -135,9 +135,7 @@ def broken(source, tmp_path):
 
 
 def test_bad_samples_skipped(broken):
-    dataset = build_mixture(
-        [broken], tiny_processor(), max_length=99, seed=0, on_bad_sample="skip", max_bad_share=0.25
-    )
+    dataset = build_mixture([broken], tiny_processor(), max_length=99, seed=0, on_bad_sample="skip", max_bad_share=0.25)
     assert sorted(ids(dataset.samples)) == [f"a{i}" for i in (0, 1, 3, 4, 6, 8, 9)]
     reasons = {entry.id: entry.reason for entry in dataset.bad}
     assert "row 2 (id 'a2'): image 'missing.png' is not a file" in reasons["a2"]
@@ -146,7 +144,9 @@ def test_bad_samples_skipped(broken):
 
 
 def test_share_of_bad_samples_among_those_encoded(broken):
-    with pytest.raises(ValueError, match="2 of 9 samples are bad, at most a share of 0.2 is allowed; the first: sample 'a"):
+    with pytest.raises(
+        ValueError, match="2 of 9 samples are bad, at most a share of 0.2 is allowed; the first: sample 'a"
+    ):
         build_mixture([broken], tiny_processor(), max_length=99, seed=0, on_bad_sample="skip", max_bad_share=0.2)
 
 
@@ -169,7 +169,9 @@ def test_picture_that_breaks_off_is_an_error_when_fetched(source, tmp_path):
 def test_gigantic_picture(source, tmp_path):
     Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match=r"sample 'a1': .*large.png' is too large \(100 x 100 pixels\); at most 9999"):
-        build_mixture([source("a", 2, images={1: "large.png"})], tiny_processor(), max_length=99, seed=0, max_pixels=9999)
+        build_mixture(
+            [source("a", 2, images={1: "large.png"})], tiny_processor(), max_length=99, seed=0, max_pixels=9999
+        )
 
 
 def test_text_samples_need_no_picture():

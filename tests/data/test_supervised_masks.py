@@ -60,7 +60,9 @@ def llava_processor():
 
 def chatml_processor():
     processor = tiny_processor(chat_template=CHATML_TEMPLATE)
-    processor.tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<image>", "<|im_start|>"]})
+    processor.tokenizer.add_special_tokens(
+        {"eos_token": "<|im_end|>", "additional_special_tokens": ["<image>", "<|im_start|>"]}
+    )
     return processor
 
 
@@ -190,7 +192,9 @@ def test_processor_that_expands_otherwise_is_refused(pictures):
             return super().__call__(text=text + " yes", **options)
 
     processor.__class__ = OtherProcessor
-    with pytest.raises(ValueError, match="OtherProcessor is not supported: it makes .* where one placeholder per image"):
+    with pytest.raises(
+        ValueError, match="OtherProcessor is not supported: it makes .* where one placeholder per image"
+    ):
         check_expansion(Sample("s", pictures[:1], TURNS), processor)
 
 
@@ -228,7 +232,10 @@ def test_length_limit_counts_placeholders_and_is_inclusive(pictures):
 
 
 def test_sample_without_an_answer():
-    for call in (lambda sample: encode(sample, tiny_processor(), 99), lambda sample: encode_prompt(sample, tiny_processor())):
+    for call in (
+        lambda sample: encode(sample, tiny_processor(), 99),
+        lambda sample: encode_prompt(sample, tiny_processor()),
+    ):
         with pytest.raises(ValueError, match="sample 'none': no supervised token"):
             call(Sample("none", (), ()))
 
@@ -240,7 +247,9 @@ def test_text_with_the_image_token(pictures):
     processor.image_token, processor.image_token_id = "<pic>", processor.tokenizer.convert_tokens_to_ids("<pic>")
     processor.chat_template = TINY_TEMPLATE.replace("<image>", "<pic>")
     assert len(encode(Sample("s", pictures[:1], TURNS), processor, 99)["pixel_values"]) == 1
-    with pytest.raises(ValueError, match="sample 's': 2 image tokens for 1 images; no text may hold the image token '<pic>'"):
+    with pytest.raises(
+        ValueError, match="sample 's': 2 image tokens for 1 images; no text may hold the image token '<pic>'"
+    ):
         encode(Sample("s", pictures[:1], (("<image> <pic>", "no"),)), processor, 99)
 
 
@@ -252,7 +261,9 @@ def test_template_that_drops_images(pictures):
 
 def test_template_that_changes_answers():
     template = TINY_TEMPLATE.replace("part['text'] +", "part['text'] | upper +")
-    with pytest.raises(ValueError, match="sample 's': the chat template does not continue its own prompt with the answer 'no'"):
+    with pytest.raises(
+        ValueError, match="sample 's': the chat template does not continue its own prompt with the answer 'no'"
+    ):
         encode(Sample("s", (), (("is", "no"),)), tiny_processor(chat_template=template), 99)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from torch import nn
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from checkpoints.build import build_student
@@ -71,7 +71,9 @@ def tiny_tokenizer(special: list[str] | dict[str, str]) -> PreTrainedTokenizerFa
         special: those tokens, with their names where the tokenizer has them as attributes.
     """
     given = special.values() if isinstance(special, dict) else special
-    vocabulary = {word: index for index, word in enumerate(("<pad>", "<s>", "</s>", *given, "<unk>", *WORDS)[:VOCAB_SIZE])}
+    vocabulary = {
+        word: index for index, word in enumerate(("<pad>", "<s>", "</s>", *given, "<unk>", *WORDS)[:VOCAB_SIZE])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(

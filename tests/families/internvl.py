@@ -92,7 +92,12 @@ def layout(model: nn.Module, sample: dict) -> Layout:
 
 
 def processor() -> InternVLProcessor:
-    tokens = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
+    tokens = {
+        "context_image_token": "<IMG_CONTEXT>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "video_token": "<video>",
+    }
     made = without_videos(InternVLProcessor)(
         image_processor=GotOcr2ImageProcessorPil(size={"height": TILE, "width": TILE}, max_patches=12),
         tokenizer=tiny_tokenizer(tokens),

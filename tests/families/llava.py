@@ -62,5 +62,6 @@ def processor() -> LlavaProcessor:
 
 
 LLAVA = [
-    TinyFamily(f"llava_{text}", partial(config, text), samples, llava_layout, dict, processor) for text in ("llama", "mistral", "qwen2")
+    TinyFamily(f"llava_{text}", partial(config, text), samples, llava_layout, dict, processor)
+    for text in ("llama", "mistral", "qwen2")
 ]

@@ -119,5 +119,6 @@ def processor() -> LlavaNextProcessor:
 
 
 LLAVA_NEXT = [
-    TinyFamily(f"llava_next_{text}", partial(config, text), samples, layout, dict, processor) for text in ("llama", "mistral", "qwen2")
+    TinyFamily(f"llava_next_{text}", partial(config, text), samples, layout, dict, processor)
+    for text in ("llama", "mistral", "qwen2")
 ]

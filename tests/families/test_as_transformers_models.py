@@ -41,7 +41,9 @@ def test_layers_may_lie_on_other_devices(family: TinyFamily, tmp_path):
     with torch.no_grad():
         expected = model(**batch).logits
         for device_map in (split, "auto"):
-            loaded = type(model).from_pretrained(tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload")
+            loaded = type(model).from_pretrained(
+                tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+            )
             assert relative_error(loaded(**batch).logits, expected) < 1e-6
 
 

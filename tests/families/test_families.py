@@ -27,28 +27,35 @@ from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
-from training.measure.price import GatedCost
+from training.distillation.kept_answers import AnsweredDataset, keep_answers, with_features
+from training.distillation.lora import LoraSettings, add_lora
+from training.distillation.losses import DistillationSettings, predicts_answer
+from training.distillation.trainer import DistillationTrainer, TrainingSettings
+from training.gates.hardening import gates_at_start
+from training.gates.student import GatedStudent
+from training.gates.trainer import GateTrainer
 from training.measure.calibration import calibrate
 from training.measure.costs import fractions
-from training.distillation.losses import DistillationSettings, predicts_answer
-from training.gates.trainer import GateTrainer
-from training.gates.student import GatedStudent
-from training.distillation.lora import LoraSettings, add_lora
+from training.measure.price import GatedCost
 from training.planners import find_plan
-from training.recipe.gates import GateSettings
-from training.gates.hardening import gates_at_start
 from training.planners.greedy import GreedySettings
-from training.distillation.kept_answers import AnsweredDataset, keep_answers, with_features
-from training.distillation.trainer import DistillationTrainer, TrainingSettings
+from training.recipe.gates import GateSettings
 
 FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
 LAYERS, UNITS, NEURONS = 3, 2, 24
 RANKED = VisualPlan.from_dict(
-    {"layers": [{"tokens": 0.7, "rank": {"by": "random"}}, {"tokens": 0.5, "rank": {"by": "image_attention"}}, {"tokens": 0.3}]}
+    {
+        "layers": [
+            {"tokens": 0.7, "rank": {"by": "random"}},
+            {"tokens": 0.5, "rank": {"by": "image_attention"}},
+            {"tokens": 0.3},
+        ]
+    }
 )
 PLANS = [RANKED, *(random_plan(seed, LAYERS, UNITS, NEURONS) for seed in range(7))]
 
 LISTED = VisualPlan.dense(LAYERS).replace(0, heads=(1,), ffn=(3, 20, 7), radius=1).replace(2, tokens=0.0)
+
 
 def by_class_token(tower_layers: int) -> VisualPlan:
     rank = {"by": "cls_attention", "tower_layers": tower_layers}
@@ -71,7 +78,10 @@ def test_dense_plan_is_the_stock_model(family: TinyFamily, padding_side):
     mine = dict(sparse.named_parameters())
     gradients = {name: value.grad for name, value in dense.named_parameters() if value.grad is not None}
     assert any("visual" in name or "vision" in name for name in gradients), "gradients reach the tower"
-    whole = [torch.cat([of[name].flatten() for name in gradients]) for of in ({n: p.grad for n, p in mine.items()}, gradients)]
+    whole = [
+        torch.cat([of[name].flatten() for name in gradients])
+        for of in ({n: p.grad for n, p in mine.items()}, gradients)
+    ]
     assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 1e-5
 
 
@@ -93,7 +103,9 @@ def test_any_plan_is_the_slow_reference(family: TinyFamily, plan):
     model.set_visual_plan(plan)
     with torch.no_grad():
         expected = [reference_logits(model, plan, as_batch(sample), layout=family.layout) for sample in samples]
-        expected = torch.cat([logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)])
+        expected = torch.cat(
+            [logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)]
+        )
         for side in ("left", "right"):
             batch = batch_of(samples, side)
             assert relative_error(model(**batch).logits[text_rows(model, batch)], expected) < 1e-5
@@ -142,7 +154,9 @@ def test_class_tokens_rank(family: TinyFamily, tmp_path):
         answered.pop("teacher_logits")
         for plan in plans:
             expected = [reference_logits(model, plan, as_batch(sample), layout=family.layout) for sample in samples]
-            expected = torch.cat([logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)])
+            expected = torch.cat(
+                [logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)]
+            )
             with model.use_plan(plan):
                 for given in (pictures, encoded, with_features(pictures_of(answered))):
                     assert relative_error(model(**text, **given).logits[rows], expected) < 1e-5
@@ -150,7 +164,9 @@ def test_class_tokens_rank(family: TinyFamily, tmp_path):
     assert relative_error(*found) > 1e-3
     model.set_visual_plan(plans[1])
     settings = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "pad_token_id": 0, "eos_token_id": None}
-    asked = samples[:2] if family in LLAVA else samples  # beams of transformers 5.17 mix up a prompt's pictures (README)
+    asked = (
+        samples[:2] if family in LLAVA else samples
+    )  # beams of transformers 5.17 mix up a prompt's pictures (README)
     answers = model.generate(**batch_of(asked, "left"), **settings)
     for sample, answer in zip(asked, answers, strict=True):
         assert torch.equal(answer[-4:], model.generate(**batch_of([sample]), **settings)[0, -4:])
@@ -159,7 +175,10 @@ def test_class_tokens_rank(family: TinyFamily, tmp_path):
 @families
 def test_towers_without_such_a_class_token_are_refused(family: TinyFamily):
     model, layers = family.sparse(), 1 if family is QWEN2_VL else 4
-    with pytest.raises(ValueError, match=f"rank by cls_attention over {layers} layers: the vision tower .* has [023] with a class token"):
+    with pytest.raises(
+        ValueError,
+        match=f"rank by cls_attention over {layers} layers: the vision tower .* has [023] with a class token",
+    ):
         model.set_visual_plan(by_class_token(layers))
     with pytest.raises(ValueError, match="rank by cls_attention"), model.use_plan(by_class_token(layers)):
         pass
@@ -174,7 +193,9 @@ def test_claimed_is_executed(family: TinyFamily, plan):
     model.set_visual_plan(plan)
     batch = as_batch(sample)
     caught = {}
-    model.model.language_model.register_forward_pre_hook(lambda _, args, kwargs: caught.update(kwargs), with_kwargs=True)
+    model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: caught.update(kwargs), with_kwargs=True
+    )
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         cache = model(**batch, use_cache=True).past_key_values
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
@@ -187,7 +208,7 @@ def test_claimed_is_executed(family: TinyFamily, plan):
         flops[f"{root}.model"] - flops[f"{root}.model.language_model"], rel=0.02
     )
     live = plan.live(UNITS, NEURONS)
-    if not any(layer.radius is not None or layer.keep and layer.rank.rows == "instruction" for layer in live):
+    if not any(layer.radius is not None or (layer.keep and layer.rank.rows == "instruction") for layer in live):
         # Between pictures of a prompt stands text that tiles do not see and that ranks nothing; the count is an upper bound.
         assert claimed.flops_prefill == pytest.approx(flops[f"{root}.model.language_model"], rel=0.02)
     assert kv_bytes(plan, decoder, images, text_tokens, 4) == cache.num_bytes()
@@ -211,12 +232,27 @@ def test_the_commands_answer(family: TinyFamily, run_script, questions, tmp_path
     done = run_script("sparsify.py", "--model", dense, "--plan", plan_file, "--output", sparse)
     assert done.returncode == 0 and "written and verified" in done.stdout, done.stderr
     stock_class = sparse_class(family.config()).stock_class
-    with pytest.raises((ValueError, KeyError, StrictDataclassError), match="sparse_"):  # it refuses rather than runs it dense
+    with pytest.raises(
+        (ValueError, KeyError, StrictDataclassError), match="sparse_"
+    ):  # it refuses rather than runs it dense
         stock_class.from_pretrained(sparse)
-    done = run_script("evaluate.py", "--model", sparse, "--dense", dense, "--data", questions, "--json", tmp_path / "asked.json")
+    done = run_script(
+        "evaluate.py", "--model", sparse, "--dense", dense, "--data", questions, "--json", tmp_path / "asked.json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "asked.json").read_text())["evaluations"]["dense"]["count"] == 4
-    quick = ("--text-tokens", "4", "--decode-tokens", "1", "--repeats", "1", "--batch-sizes", "2", "--neighbour-sides", "")
+    quick = (
+        "--text-tokens",
+        "4",
+        "--decode-tokens",
+        "1",
+        "--repeats",
+        "1",
+        "--batch-sizes",
+        "2",
+        "--neighbour-sides",
+        "",
+    )
     done = run_script("benchmark.py", "--model", sparse, *quick, "--device", "cpu")
     assert done.returncode == 0 and "prefill x" in done.stdout, done.stderr
 
@@ -240,7 +276,9 @@ def test_samples_are_read(family: TinyFamily, questions):
     batch = Collator(processor)([dataset[index] for index in range(len(dataset))])
     loss = model(**batch).loss
     loss.backward()
-    assert loss.isfinite() and any(value.grad is not None and value.grad.any() for value in model.vision_tower.parameters())
+    assert loss.isfinite() and any(
+        value.grad is not None and value.grad.any() for value in model.vision_tower.parameters()
+    )
 
 
 @families
@@ -267,7 +305,9 @@ def test_the_teachers_answers_are_kept(family: TinyFamily, tmp_path):
         torch.testing.assert_close(answered.pop("teacher_logits"), expected, rtol=1e-5, atol=1e-5)
         text = {name: answered[name] for name in ("input_ids", "attention_mask")}
         of_kept = model(**text, **with_features(pictures_of(answered)), logits_mask=supervised).logits
-        torch.testing.assert_close(of_kept, model(**{**asked, "labels": None}, logits_mask=supervised).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            of_kept, model(**{**asked, "labels": None}, logits_mask=supervised).logits, rtol=1e-5, atol=1e-5
+        )
 
 
 @families
@@ -297,13 +337,25 @@ def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
     settings = GateSettings(planner="gates", budget={"visual_flops": 0.5}, steps=2, ffn_blocks=4)
     losses = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0)
     training = TrainingSettings(
-        max_steps=2, micro_batch_size=3, learning_rate=1e-2, warmup_ratio=0.0, precision="float32", deepspeed=None, report_to=()
+        max_steps=2,
+        micro_batch_size=3,
+        learning_rate=1e-2,
+        warmup_ratio=0.0,
+        precision="float32",
+        deepspeed=None,
+        report_to=(),
     )
     dense = VisualPlan.dense(LAYERS)
-    gates, cost = gates_at_start(model.config, statistics, dense, settings), GatedCost(model.config, dense, settings.budget)
+    gates, cost = (
+        gates_at_start(model.config, statistics, dense, settings),
+        GatedCost(model.config, dense, settings.budget),
+    )
     gated = GatedStudent(add_lora(model, LoraSettings(rank=2, alpha=4)), gates, cost)
     narrow = add_lora(family.sparse(dense.replace(0, heads=(1,), ffn=5)), LoraSettings(rank=2, alpha=4))
-    for trainer_class, student, own in ((GateTrainer, gated, {"settings": settings}), (DistillationTrainer, narrow, {})):
+    for trainer_class, student, own in (
+        (GateTrainer, gated, {"settings": settings}),
+        (DistillationTrainer, narrow, {}),
+    ):
         before = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
         trainer_class(
             model=student,
@@ -313,7 +365,11 @@ def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
             distillation=losses,
             **own,
         ).train()
-        changed = [name for name, value in student.named_parameters() if name in before and not torch.equal(value, before[name])]
+        changed = [
+            name
+            for name, value in student.named_parameters()
+            if name in before and not torch.equal(value, before[name])
+        ]
         assert any("lora_B" in name for name in changed)
         assert trainer_class is DistillationTrainer or any("log_alpha" in name for name in changed)
 

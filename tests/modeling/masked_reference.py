@@ -45,7 +45,9 @@ def llava_layout(model: nn.Module, sample: dict) -> Layout:
     image, class_attention = torch.full_like(ids, -1), None
     places = torch.zeros(len(ids), 2, dtype=torch.long)
     if "pixel_values" in sample:
-        read = len(model.vision_tower.encoder.layers) + 1 + config.vision_feature_layer  # the layers that are run for what is read
+        read = (
+            len(model.vision_tower.encoder.layers) + 1 + config.vision_feature_layer
+        )  # the layers that are run for what is read
         rows = class_rows(model.vision_tower, sample["pixel_values"])[..., :read].flatten(0, 1)
         class_attention = torch.zeros(len(ids), read).masked_scatter((ids == config.image_token_id)[:, None], rows)
         features = torch.cat(list(model.model.get_image_features(sample["pixel_values"]).pooler_output))
@@ -74,7 +76,17 @@ def reference_logits(
     for index, (layer, entry) in enumerate(zip(decoder.layers, plan.layers, strict=True)):
         before = plan.layers[index - 1].tokens if index else 1.0
         if entry.tokens < before and counts:
-            alive = _survivors(alive, image, counts, entry, ids, probabilities, plan.layers[index - 1] if index else None, supervised, laid_out.class_attention)
+            alive = _survivors(
+                alive,
+                image,
+                counts,
+                entry,
+                ids,
+                probabilities,
+                plan.layers[index - 1] if index else None,
+                supervised,
+                laid_out.class_attention,
+            )
         states, probabilities = _layer(layer, entry, states, *laid_out.rope, laid_out.grid, laid_out.places, alive)
     return model.lm_head(decoder.norm(states))
 
@@ -102,10 +114,15 @@ def _survivors(alive, image, counts, entry, ids, probabilities, above, supervise
         elif entry.rank.by == "cls_attention":
             score = {row: sum(class_attention[row].tolist()[-entry.rank.tower_layers :]) for row in tokens}
         else:
-            queries = tokens if entry.rank.by == "image_attention" else _text_queries(image, entry.rank.rows, supervised)
+            queries = (
+                tokens if entry.rank.by == "image_attention" else _text_queries(image, entry.rank.rows, supervised)
+            )
             heads, units = probabilities.shape[0], _units(above.heads, probabilities.num_units)
             served = [head for head in range(heads) if head // (heads // probabilities.num_units) in units]
-            score = {row: sum(float(probabilities[head, query, row]) for head in served for query in queries) for row in tokens}
+            score = {
+                row: sum(float(probabilities[head, query, row]) for head in served for query in queries)
+                for row in tokens
+            }
         best = sorted(tokens, key=lambda row: (-score[row], row))[:num_kept]
         kept[best] = True
     return kept
@@ -149,8 +166,15 @@ def _projected(layer):
         units = attention.num_key_value_heads * attention.head_dim
         sizes = (units * attention.num_key_value_groups, units, units)
         of_attention = [partial(linear, weight=part) for part in attention.qkv_proj.weight.split(sizes)]
-        return of_attention, [partial(linear, weight=part) for part in mlp.gate_up_proj.weight.chunk(2)], mlp.activation_fn
-    of_attention = [partial(linear, weight=one.weight, bias=one.bias) for one in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        return (
+            of_attention,
+            [partial(linear, weight=part) for part in mlp.gate_up_proj.weight.chunk(2)],
+            mlp.activation_fn,
+        )
+    of_attention = [
+        partial(linear, weight=one.weight, bias=one.bias)
+        for one in (attention.q_proj, attention.k_proj, attention.v_proj)
+    ]
     return of_attention, [partial(linear, weight=one.weight) for one in (mlp.gate_proj, mlp.up_proj)], mlp.act_fn
 
 
@@ -195,7 +219,9 @@ def _layer(layer, entry: LayerPlan, states, cos, sin, grid, places, alive):
         weights = logits.softmax(-1)
         all_weights.append(weights.detach())
         outputs.append(torch.where(torch.tensor(updated)[:, None], weights @ values[:, unit], 0.0))
-    update = nn.functional.linear(torch.stack(outputs, dim=1).reshape(length, -1), attention.o_proj.weight, attention.o_proj.bias)
+    update = nn.functional.linear(
+        torch.stack(outputs, dim=1).reshape(length, -1), attention.o_proj.weight, attention.o_proj.bias
+    )
     touched = is_text | (alive & entry.attend & (len(units) > 0))
     states = torch.where(touched[:, None], states + update, states)
 

@@ -52,7 +52,10 @@ def test_dense_plan_is_the_stock_model(num_kv_heads, padding_side):
     mine = dict(sparse.named_parameters())
     for name, gradient in stock.items():
         assert float((mine[name].grad - gradient).abs().max()) < 1e-5 * max(float(gradient.abs().max()), 0.1), name
-    whole = [torch.cat([gradients[name].flatten() for name in stock]) for gradients in ({n: p.grad for n, p in mine.items()}, stock)]
+    whole = [
+        torch.cat([gradients[name].flatten() for name in stock])
+        for gradients in ({n: p.grad for n, p in mine.items()}, stock)
+    ]
     assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 2e-6
 
 
@@ -66,9 +69,15 @@ def test_the_comparison_with_the_stock_model_can_fail():
             assert relative_error(model(**forward_inputs(batch)).logits[rows], expected) > 1e-3
 
 
-@pytest.mark.parametrize("settings", [
-    {"do_sample": False}, {"do_sample": False, "num_beams": 3}, {"do_sample": True, "top_k": 5},
-], ids=["greedy", "beam", "sampling"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": True, "top_k": 5},
+    ],
+    ids=["greedy", "beam", "sampling"],
+)
 def test_dense_plan_generates_as_the_stock_model(model, settings):
     batch = forward_inputs(tiny_batch((0, 1, 2), padding_side="left"))
     answers = []
@@ -85,7 +94,16 @@ def test_cached_generation_equals_uncached(model, plan, num_beams):
     batch = forward_inputs(tiny_batch((0, 1, 2) if num_beams == 1 else (0, 1, 1), padding_side="left"))
     with model.use_plan(plan):
         cached, uncached = (
-            model.generate(**batch, max_new_tokens=8, do_sample=False, num_beams=num_beams, use_cache=use_cache, pad_token_id=0, eos_token_id=None, suppress_tokens=[IMAGE_TOKEN])
+            model.generate(
+                **batch,
+                max_new_tokens=8,
+                do_sample=False,
+                num_beams=num_beams,
+                use_cache=use_cache,
+                pad_token_id=0,
+                eos_token_id=None,
+                suppress_tokens=[IMAGE_TOKEN],
+            )
             for use_cache in (True, False)
         )
     if any(layer.keep and layer.rank.by == "text_attention" for layer in plan.live(UNITS, NEURONS)):
@@ -97,11 +115,15 @@ def test_cached_generation_equals_uncached(model, plan, num_beams):
     assert torch.equal(cached, uncached)
 
 
-@pytest.mark.parametrize("plan", [p for p in PLANS if not any(l.keep for l in p.live(UNITS, NEURONS))] + [
-    VisualPlan.dense(LAYERS).replace(1, heads=(1,), tokens=1.0).replace(2, tokens=0),
-    VisualPlan.dense(LAYERS).replace(0, radius=1, bidirectional=True),
-    VisualPlan.dense(LAYERS).replace(0, read=False, radius=1),
-])
+@pytest.mark.parametrize(
+    "plan",
+    [p for p in PLANS if not any(l.keep for l in p.live(UNITS, NEURONS))]
+    + [
+        VisualPlan.dense(LAYERS).replace(1, heads=(1,), tokens=1.0).replace(2, tokens=0),
+        VisualPlan.dense(LAYERS).replace(0, radius=1, bidirectional=True),
+        VisualPlan.dense(LAYERS).replace(0, read=False, radius=1),
+    ],
+)
 @pytest.mark.parametrize("images", [(1, 1), (0, 1)])
 def test_turns_with_a_cache_equal_one_forward(model, plan, images):
     """A first turn, a second with a new picture in one sample, a third of text: rows as in one uncached forward."""
@@ -118,9 +140,19 @@ def test_turns_with_a_cache_equal_one_forward(model, plan, images):
         try:
             whole = model(**batch).logits
             cache, parts = None, []
-            for begin, end, pictures in ((0, second, pixels[:first_images]), (second, third, pixels[first_images:]), (third, ids.shape[1], pixels[:0])):
+            for begin, end, pictures in (
+                (0, second, pixels[:first_images]),
+                (second, third, pixels[first_images:]),
+                (third, ids.shape[1], pixels[:0]),
+            ):
                 inputs = {"pixel_values": pictures} if len(pictures) else {}
-                output = model(input_ids=ids[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True, **inputs)
+                output = model(
+                    input_ids=ids[:, begin:end],
+                    attention_mask=mask[:, :end],
+                    past_key_values=cache,
+                    use_cache=True,
+                    **inputs,
+                )
                 cache = output.past_key_values
                 parts.append(output.logits)
         except ValueError as error:
@@ -168,7 +200,11 @@ def test_logits_mask_selects_rows(model):
     batch = tiny_batch((0, 1, 2))
     mask = batch["labels"] != -100
     with torch.no_grad():
-        assert torch.allclose(model(**forward_inputs(batch), logits_mask=mask).logits, model(**forward_inputs(batch)).logits[mask], atol=1e-6)
+        assert torch.allclose(
+            model(**forward_inputs(batch), logits_mask=mask).logits,
+            model(**forward_inputs(batch)).logits[mask],
+            atol=1e-6,
+        )
 
 
 def test_image_features_may_be_computed_once(model):
@@ -198,4 +234,3 @@ def test_plan_in_a_block_is_undone(model):
         assert model.visual_plan == other
         raise RuntimeError
     assert model.visual_plan == VisualPlan.dense(LAYERS) and model.config.visual_plan == config
-

@@ -86,7 +86,10 @@ def test_files_become_the_stock_models_logits(processor, tmp_path):
         samples.append(Sample(name, paths, (("<image> " * len(sizes) + "red ?", "yes"),)))
     encoded = [encode(sample, processor, 200) for sample in samples]
     batch = Collator(processor)(encoded)
-    assert [sample["pixel_values"].shape[1] for sample in encoded] == [5, 4] and batch["pixel_values"].shape[:2] == (3, 5)
+    assert [sample["pixel_values"].shape[1] for sample in encoded] == [5, 4] and batch["pixel_values"].shape[:2] == (
+        3,
+        5,
+    )
     own = config("llama")
     own.image_token_id = processor.image_token_id
     torch.manual_seed(0)
@@ -123,7 +126,9 @@ def test_features_of_one_picture_each_need_no_sizes(model):
         assert torch.equal(model(**text, **encoded).logits, expected)
         output = encoded["mm_encoder_outputs"]["image"]
         output.pooler_output = [torch.cat(output.pooler_output)]
-        with pytest.raises(ValueError, match="image_sizes: got none, and the features are not those of one picture each"):
+        with pytest.raises(
+            ValueError, match="image_sizes: got none, and the features are not those of one picture each"
+        ):
             model(**text, **encoded)
 
 
@@ -155,7 +160,12 @@ def test_a_picture_too_thin_to_be_seen(model, size):
 def test_a_tower_without_class_token_and_two_layers_read():
     own = config("qwen2")
     own.vision_config = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=TILE, patch_size=PATCH
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=TILE,
+        patch_size=PATCH,
     )
     own.vision_feature_select_strategy, own.vision_feature_layer = "full", [-3, -1]
     torch.manual_seed(0)
@@ -202,5 +212,7 @@ def test_what_cannot_be_done_is_refused(model):
         model(**{**batch, "input_ids": batch["input_ids"][:, :-6], "attention_mask": batch["attention_mask"][:, :-6]})
     for tower, strategy in (("clip_vision_model", "full"), ("siglip_vision_model", "default")):
         own = SimpleNamespace(vision_config=SimpleNamespace(model_type=tower), vision_feature_select_strategy=strategy)
-        with pytest.raises(ValueError, match=f"vision_feature_select_strategy: got '{strategy}', allowed with a '{tower}'"):
+        with pytest.raises(
+            ValueError, match=f"vision_feature_select_strategy: got '{strategy}', allowed with a '{tower}'"
+        ):
             image_grids(own, 10, 10)

@@ -46,9 +46,15 @@ def test_random_plans_equal_the_masked_reference(seed, padding_side):
     assert relative_error(got, reference_batch(model, plan, batch)) < 1e-5
 
 
-@pytest.mark.parametrize("entry", [
-    {"radius": 1}, {"radius": 1, "bidirectional": True}, {"radius": 2, "read": False}, {"radius": 1, "heads": [1]},
-])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"radius": 1},
+        {"radius": 1, "bidirectional": True},
+        {"radius": 2, "read": False},
+        {"radius": 1, "heads": [1]},
+    ],
+)
 def test_tiles_equal_the_masked_reference(entry):
     """A grid large enough that neighbour attention runs over tiles; the second layer reads what the first wrote."""
     model = tiny_student(2, grid_side=8)
@@ -109,8 +115,10 @@ def rows_through(model, inputs) -> dict[str, int]:
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, NarrowLinear):
+
             def count(_, args, output, name=name):
                 counts[name] = counts.get(name, 0) + output.shape[0] * output.shape[1]
+
             handles.append(module.register_forward_hook(count))
     with torch.no_grad():
         model(**inputs)
@@ -146,7 +154,12 @@ def test_batch_mates_and_their_order_change_nothing():
     with torch.no_grad(), model.use_plan(random_plan(3, LAYERS, UNITS, NEURONS)):
         together = model(**forward_inputs(batch)).logits
         turned = model(**forward_inputs(swapped)).logits.flip(0)
-        alone = torch.cat([model(**forward_inputs(single)).logits[0][single["input_ids"][0] != IMAGE_TOKEN] for single in single_samples(batch)])
+        alone = torch.cat(
+            [
+                model(**forward_inputs(single)).logits[0][single["input_ids"][0] != IMAGE_TOKEN]
+                for single in single_samples(batch)
+            ]
+        )
     rows = text_rows(batch)
     assert relative_error(together[rows], turned[rows]) < 1e-5
     assert relative_error(together[rows], alone) < 1e-5
@@ -222,7 +235,9 @@ def test_eager_attention_is_the_fused_one_written_out(seed, monkeypatch):
     for name, value in fused_gradients.items():
         if "vision_tower" in name:  # the bias of its keys has no gradient but rounding
             continue
-        torch.testing.assert_close(eager_gradients[name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()), msg=name)
+        torch.testing.assert_close(
+            eager_gradients[name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()), msg=name
+        )
 
 
 def predicted(labels):

@@ -72,7 +72,9 @@ def test_vision_tower_runs_to_the_layer_that_is_read():
     config.vision_feature_layer = [3, -1]
     both = vision_macs(config, (image_grids(config),))
     config.vision_feature_layer = -1
-    assert both - vision_macs(config, (image_grids(config),)) == 24 * 24 * 1024 * 4096, "the projector takes both layers"
+    assert both - vision_macs(config, (image_grids(config),)) == 24 * 24 * 1024 * 4096, (
+        "the projector takes both layers"
+    )
     assert vision_macs(config, (image_grids(config),) * 3) == 3 * vision_macs(config, (image_grids(config),))
 
 
@@ -121,7 +123,9 @@ def test_one_layer_by_hand():
     assert cost.flops_prefill == 2 * (cost.macs_visual + text + reads + to_text + ranking)
     by_images = VisualPlan((layers[0], replace(layers[1], rank=Rank(by="image_attention")), *layers[2:]))
     ranking = n * (n + t) * 48
-    assert plan_cost(by_images, SMALL, grids, t, before).flops_prefill == 2 * (cost.macs_visual + text + reads + to_text + ranking)
+    assert plan_cost(by_images, SMALL, grids, t, before).flops_prefill == 2 * (
+        cost.macs_visual + text + reads + to_text + ranking
+    )
     by_place = VisualPlan((layers[0], replace(layers[1], rank=Rank(by="uniform")), *layers[2:]))
     assert plan_cost(by_place, SMALL, grids, t, before).flops_prefill == 2 * (cost.macs_visual + text + reads + to_text)
 
@@ -163,7 +167,12 @@ def model():
         num_key_value_heads=4,
     )
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=2 * SIDE, patch_size=2
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=2 * SIDE,
+        patch_size=2,
     )
     config = SparseLlavaConfig(
         text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1
@@ -174,7 +183,9 @@ def model():
 def execute(model, plan, num_images):
     """FLOPs that FlopCounterMode sees, by module, and the cache; some of the text stands before the images."""
     generator = torch.Generator().manual_seed(0)
-    before, after = (torch.randint(0, 48, (count,), generator=generator) for count in (TEXT_BEFORE, TEXT_TOKENS - TEXT_BEFORE))
+    before, after = (
+        torch.randint(0, 48, (count,), generator=generator) for count in (TEXT_BEFORE, TEXT_TOKENS - TEXT_BEFORE)
+    )
     images = torch.full((num_images * SIDE**2,), IMAGE_TOKEN)
     pixels = torch.randn(num_images, 3, 2 * SIDE, 2 * SIDE, generator=generator)
     # The fused attention of a CPU is invisible to the counter; the plain one is made of products that it counts.
@@ -184,15 +195,21 @@ def execute(model, plan, num_images):
     return flops, outputs.past_key_values
 
 
-RANKED = VisualPlan((
-    LayerPlan(tokens=0.9, rank=Rank(by="cls_attention"), heads=3),
-    LayerPlan(tokens=0.8, rank=Rank(by="image_attention"), read=False, radius=1),
-    LayerPlan(tokens=0.7, rank=Rank(by="image_attention"), heads=(1, 2)),
-    LayerPlan(tokens=0.5, rank=Rank()),
-    LayerPlan(tokens=0.3, rank=Rank(rows="instruction")),
-    LayerPlan(tokens=0.2, rank=Rank(by="random")),
-))
-PLANS = {"dense": VisualPlan.dense(6), "ranked": RANKED, **{f"random {seed}": random_plan(seed, 6, 4, 160) for seed in range(8)}}
+RANKED = VisualPlan(
+    (
+        LayerPlan(tokens=0.9, rank=Rank(by="cls_attention"), heads=3),
+        LayerPlan(tokens=0.8, rank=Rank(by="image_attention"), read=False, radius=1),
+        LayerPlan(tokens=0.7, rank=Rank(by="image_attention"), heads=(1, 2)),
+        LayerPlan(tokens=0.5, rank=Rank()),
+        LayerPlan(tokens=0.3, rank=Rank(rows="instruction")),
+        LayerPlan(tokens=0.2, rank=Rank(by="random")),
+    )
+)
+PLANS = {
+    "dense": VisualPlan.dense(6),
+    "ranked": RANKED,
+    **{f"random {seed}": random_plan(seed, 6, 4, 160) for seed in range(8)},
+}
 
 
 @pytest.mark.parametrize("number, plan", list(enumerate(PLANS.values())), ids=PLANS.keys())
@@ -210,7 +227,9 @@ def test_claimed_is_executed(model, number, plan):
     # A counter told of another plan must be caught: one layer's FFN, opened or closed, is far beyond the margin.
     other = plan.replace(0, ffn=0 if num_served(plan.layers[0].ffn, 160) > 80 else None)
     if other.live(4, 160) != plan.live(4, 160):
-        assert plan_cost(other, decoder, grids, TEXT_TOKENS, TEXT_BEFORE).flops_prefill != pytest.approx(executed, rel=0.02)
+        assert plan_cost(other, decoder, grids, TEXT_TOKENS, TEXT_BEFORE).flops_prefill != pytest.approx(
+            executed, rel=0.02
+        )
 
 
 def test_random_plans_cover_tiles_and_rankings():

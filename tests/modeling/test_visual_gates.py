@@ -33,7 +33,10 @@ def gates(log_alpha=None, learned=None, seed=0):
 def at(all_gates, values):
     """Each layer's gates at given values, of the families' shapes."""
     return [
-        LayerGates(**{name: values[name][index] for name in FAMILIES if name != "neurons"}, neurons=values["neurons"][index][block])
+        LayerGates(
+            **{name: values[name][index] for name in FAMILIES if name != "neurons"},
+            neurons=values["neurons"][index][block],
+        )
         for index, block in enumerate(all_gates.block)
     ]
 
@@ -107,7 +110,9 @@ def test_gradient_of_each_gate_by_finite_differences(family):
     model, batch = tiny_student().double(), tiny_batch((1, 2))
     batch["pixel_values"] = batch["pixel_values"].double()
     generator = torch.Generator().manual_seed(1)
-    soft = {name: 0.2 + 0.6 * torch.rand(shape, generator=generator, dtype=torch.double) for name, shape in SHAPES.items()}
+    soft = {
+        name: 0.2 + 0.6 * torch.rand(shape, generator=generator, dtype=torch.double) for name, shape in SHAPES.items()
+    }
     structure = gates()
 
     def loss(values):
@@ -120,7 +125,9 @@ def test_gradient_of_each_gate_by_finite_differences(family):
         shift = torch.zeros_like(values)
         shift[place] = step
         with torch.no_grad():
-            slope = (loss(soft | {family: soft[family] + shift}) - loss(soft | {family: soft[family] - shift})) / (2 * step)
+            slope = (loss(soft | {family: soft[family] + shift}) - loss(soft | {family: soft[family] - shift})) / (
+                2 * step
+            )
         assert abs(float(slope - gradient[place])) <= 1e-2 * gradient.abs().max()
 
 

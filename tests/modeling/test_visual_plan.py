@@ -27,7 +27,13 @@ def test_file_round_trip(tmp_path):
         {"tokens": 0.125, "rank": {"by": "random", "seed": 7}},
         {"tokens": 0},
     )
-    assert [layer.tokens for layer in written.layers] == [1, 0.25, 0.25, 0.125, 0]  # carried into those after it as well
+    assert [layer.tokens for layer in written.layers] == [
+        1,
+        0.25,
+        0.25,
+        0.125,
+        0,
+    ]  # carried into those after it as well
     assert written.to_dict()["layers"][3]["rank"] == {"by": "random", "seed": 7}
     written.save(tmp_path / "plan.json")
     assert VisualPlan.load(tmp_path / "plan.json") == written
@@ -42,10 +48,19 @@ def test_file_round_trip(tmp_path):
         ([{"tokens": 1.5}], "layer 0: tokens: got 1.5, allowed: a fraction"),
         ([{"tokens": True}], "tokens: got True"),
         ([{}, {"tokens": 0.2}, {"tokens": 0.5}], "layer 2: tokens: got 0.5 after 0.2"),
-        ([{"tokens": 0.5}], "layer 0: tokens falls to 0.5 by text_attention, but no attention precedes layer 0; allowed: 1, 0, or a"),
-        ([{"tokens": 0.5, "rank": {"by": "image_attention"}}], "layer 0: tokens falls to 0.5 by image_attention, but no attention"),
+        (
+            [{"tokens": 0.5}],
+            "layer 0: tokens falls to 0.5 by text_attention, but no attention precedes layer 0; allowed: 1, 0, or a",
+        ),
+        (
+            [{"tokens": 0.5, "rank": {"by": "image_attention"}}],
+            "layer 0: tokens falls to 0.5 by image_attention, but no attention",
+        ),
         ([{"read": False}, {"tokens": 0.5}], "text does not read visual tokens in layer 0"),
-        ([{"attend": False}, {"tokens": 0.5, "rank": {"by": "image_attention"}}], "layer 1: tokens falls to 0.5 by image_attention, but visual tokens do not attend in layer 0"),
+        (
+            [{"attend": False}, {"tokens": 0.5, "rank": {"by": "image_attention"}}],
+            "layer 1: tokens falls to 0.5 by image_attention, but visual tokens do not attend in layer 0",
+        ),
         ([{"heads": []}, {"tokens": 0.5, "rank": {"by": "image_attention"}}], "visual tokens do not attend in layer 0"),
         ([{"heads": 0}, {"tokens": 0.5}], "text does not read visual tokens in layer 0"),
         ([{"attend": 1}], "attend: got 1, allowed: true or false"),
@@ -54,12 +69,18 @@ def test_file_round_trip(tmp_path):
         ([{"ffn": "all"}], "ffn: got 'all'"),
         ([{"radius": 1.5}], "radius: got 1.5"),
         ([{"bidirectional": True}], "only together with 'radius'"),
-        ([{"rank": {"by": "magic"}}], "rank.by: got 'magic', allowed: text_attention, image_attention, cls_attention, uniform, random"),
+        (
+            [{"rank": {"by": "magic"}}],
+            "rank.by: got 'magic', allowed: text_attention, image_attention, cls_attention, uniform, random",
+        ),
         ([{"rank": {"by": "random", "sed": 1}}], "rank: unknown key 'sed'; did you mean 'seed'?"),
         ([{"rank": {"by": "random", "seed": -1}}], "rank.seed: got -1, allowed: an integer >= 0"),
         ([{"rank": {"by": "random", "seed": True}}], "rank.seed: got True"),
         ([{"rank": {"by": "uniform", "seed": 1}}], "rank.seed: got 1 with by 'uniform', allowed: only with 'random'"),
-        ([{"rank": {"by": "random", "rows": "instruction"}}], "rank.rows: got 'instruction' with by 'random', allowed: only with 'text_attention'"),
+        (
+            [{"rank": {"by": "random", "rows": "instruction"}}],
+            "rank.rows: got 'instruction' with by 'random', allowed: only with 'text_attention'",
+        ),
         ([{"rank": {"rows": "all"}}], "rank.rows: got 'all'"),
         ([], "got no layers"),
         ("dense", "layers: got 'dense'"),
@@ -71,7 +92,9 @@ def test_bad_plans_are_refused_with_one_line(layers, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content, message", [("{", "not a JSON file"), ("[]", "expected an object"), (None, "no such plan file")])
+@pytest.mark.parametrize(
+    "content, message", [("{", "not a JSON file"), ("[]", "expected an object"), (None, "no such plan file")]
+)
 def test_bad_plan_files(tmp_path, content, message):
     path = tmp_path / "plan.json"
     if content is not None:
@@ -92,7 +115,11 @@ def test_plan_must_fit_the_model():
 
 def test_last_read_layer_updates_nothing():
     live = VisualPlan.dense(3).live(UNITS, NEURONS)
-    assert [(l.attend, l.num_ffn, l.read) for l in live] == [(True, NEURONS, True), (True, NEURONS, True), (False, 0, True)]
+    assert [(l.attend, l.num_ffn, l.read) for l in live] == [
+        (True, NEURONS, True),
+        (True, NEURONS, True),
+        (False, 0, True),
+    ]
 
 
 def test_withdrawn_equals_unread_from_there_on():

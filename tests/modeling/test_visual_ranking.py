@@ -36,13 +36,29 @@ def few_queries_at_once(monkeypatch):
 
 def falling(above: dict, rank: dict, first: float = 1.0) -> VisualPlan:
     """Tokens fall in two layers, and where nothing precedes it, in the first as well."""
-    entries = [{**above, "tokens": first, "rank": {"by": "uniform"}}, {**above, "tokens": 0.6, "rank": rank}, {"tokens": 0.3, "rank": rank}, {}]
+    entries = [
+        {**above, "tokens": first, "rank": {"by": "uniform"}},
+        {**above, "tokens": 0.6, "rank": rank},
+        {"tokens": 0.3, "rank": rank},
+        {},
+    ]
     return VisualPlan.from_dict({"layers": entries})
 
 
 PLANS = {name: falling(*ranking) for name, ranking in RANKINGS.items()} | {
-    "cut at once": VisualPlan.from_dict({"layers": [{"tokens": 0.7, "rank": {"by": "random"}}, {}, {"tokens": 0.4, "rank": {"by": "image_attention"}}, {}]}),
-    "class token, at once": VisualPlan.from_dict({"layers": [{"tokens": 0.6, "rank": {"by": "cls_attention"}}, {}, {}, {}]}),
+    "cut at once": VisualPlan.from_dict(
+        {
+            "layers": [
+                {"tokens": 0.7, "rank": {"by": "random"}},
+                {},
+                {"tokens": 0.4, "rank": {"by": "image_attention"}},
+                {},
+            ]
+        }
+    ),
+    "class token, at once": VisualPlan.from_dict(
+        {"layers": [{"tokens": 0.6, "rank": {"by": "cls_attention"}}, {}, {}, {}]}
+    ),
     "seldom": falling({}, {"by": "image_attention"}, first=0.8),
 }
 plans = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
@@ -89,7 +105,9 @@ def test_equal_tokens_are_kept_in_order(plan):
 @plans
 def test_gradients_equal_the_masked_reference(plan):
     model, batch = tiny_student(LAYERS).train(), tiny_batch(IMAGES)
-    weights = torch.randn(int(text_rows(batch).sum()), model.config.text_config.vocab_size, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(
+        int(text_rows(batch).sum()), model.config.text_config.vocab_size, generator=torch.Generator().manual_seed(0)
+    )
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
@@ -111,7 +129,13 @@ def test_gradients_equal_the_masked_reference(plan):
 def test_cached_generation_equals_uncached(name):
     """No text ranks these: without a cache, the same tokens survive at every step."""
     model, batch = tiny_student(LAYERS), forward_inputs(tiny_batch(IMAGES, padding_side="left"))
-    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "suppress_tokens": [IMAGE_TOKEN]}
+    settings = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "suppress_tokens": [IMAGE_TOKEN],
+    }
     with model.use_plan(PLANS[name]):
         assert torch.equal(*(model.generate(**batch, use_cache=use_cache, **settings) for use_cache in (True, False)))
 
@@ -119,10 +143,17 @@ def test_cached_generation_equals_uncached(name):
 def test_a_class_token_that_is_not_there_is_refused():
     """Features that came without its attention; a tower without one."""
     model, batch = tiny_student(LAYERS), forward_inputs(tiny_batch((1,)))
-    features = BaseModelOutputWithPooling(pooler_output=model.get_image_features(batch.pop("pixel_values")).pooler_output)
-    with model.use_plan(PLANS["class token"]), pytest.raises(ValueError, match="attention in 0 layers of the vision tower, the plan wants 1"):
+    features = BaseModelOutputWithPooling(
+        pooler_output=model.get_image_features(batch.pop("pixel_values")).pooler_output
+    )
+    with (
+        model.use_plan(PLANS["class token"]),
+        pytest.raises(ValueError, match="attention in 0 layers of the vision tower, the plan wants 1"),
+    ):
         model(**batch, mm_encoder_outputs={"image": features})
-    siglip = SiglipVisionModel(SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2))
+    siglip = SiglipVisionModel(
+        SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    )
     assert llava_class_blocks(siglip, -1) == [] and len(llava_class_blocks(model.vision_tower, -1)) == 2
     model.model.vision_tower = siglip
     with pytest.raises(ValueError, match=r"vision tower \(siglip_vision_model\) has 0 with a class token"):
@@ -131,7 +162,10 @@ def test_a_class_token_that_is_not_there_is_refused():
 
 def visual_tokens(*images_of_samples: list[int], padding: int = 0):
     """Of samples whose images have one row of so many tokens, a text row before each."""
-    rows = [[False] * padding + [visual for size in sizes for visual in (False, *[True] * size)] for sizes in images_of_samples]
+    rows = [
+        [False] * padding + [visual for size in sizes for visual in (False, *[True] * size)]
+        for sizes in images_of_samples
+    ]
     length = max(map(len, rows))
     mask = torch.tensor([row + [False] * (length - len(row)) for row in rows])
     images = tuple(((1, size),) for sizes in images_of_samples for size in sizes)
@@ -141,14 +175,24 @@ def visual_tokens(*images_of_samples: list[int], padding: int = 0):
 def survivors(rank: Rank, fraction: float, tokens) -> list[list[tuple[int, int]]]:
     """(image, place) of each sample's survivors."""
     kept, _ = tokens.survivors(visual_ranking.given_scores(rank, tokens, fraction, None), fraction)
-    return [[(int(i), int(p)) for i, p, real in zip(*row, strict=True) if real] for row in zip(kept.image, kept.place, kept.valid, strict=True)]
+    return [
+        [(int(i), int(p)) for i, p, real in zip(*row, strict=True) if real]
+        for row in zip(kept.image, kept.place, kept.valid, strict=True)
+    ]
 
 
 def test_uniform_survivors_are_evenly_spaced():
     tokens = visual_tokens([9, 4], [10])
-    assert survivors(Rank(by="uniform"), 1 / 3, tokens) == [[(0, 1), (0, 4), (0, 7), (1, 1), (1, 3)], [(0, 1), (0, 3), (0, 6), (0, 8)]]
+    assert survivors(Rank(by="uniform"), 1 / 3, tokens) == [
+        [(0, 1), (0, 4), (0, 7), (1, 1), (1, 3)],
+        [(0, 1), (0, 3), (0, 6), (0, 8)],
+    ]
     once, _ = tokens.survivors(visual_ranking.given_scores(Rank(by="uniform"), tokens, 0.6, None), 0.6)
-    assert survivors(Rank(by="uniform"), 0.3, once)[1] == [(0, 2), (0, 5), (0, 9)]  # of places 0 2 4 5 7 9, those in the middle of thirds
+    assert survivors(Rank(by="uniform"), 0.3, once)[1] == [
+        (0, 2),
+        (0, 5),
+        (0, 9),
+    ]  # of places 0 2 4 5 7 9, those in the middle of thirds
 
 
 def test_random_survivors_depend_on_seed_and_layout_alone():
@@ -158,5 +202,9 @@ def test_random_survivors_depend_on_seed_and_layout_alone():
     first, second = ([place for image, place in both[0] if image == number] for number in (0, 1))
     assert len(first) == len(second) == 8 and first != second
     assert survivors(Rank(by="random", seed=6), 0.5, visual_tokens([16])) != both[1:]
-    often = [place for seed in range(200) for _, place in survivors(Rank(by="random", seed=seed), 0.25, visual_tokens([16]))[0]]
+    often = [
+        place
+        for seed in range(200)
+        for _, place in survivors(Rank(by="random", seed=seed), 0.25, visual_tokens([16]))[0]
+    ]
     assert all(25 < often.count(place) < 80 for place in range(16))  # 50 each, six standard deviations

@@ -20,7 +20,18 @@ from training.measure.benchmark_shapes import carried_plan, random_model, shape_
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "benchmark.py"
 SHAPE = ("--hidden-size", "128", "--layers", "2", "--visual-tokens", "16", "--text-tokens", "6")
-QUICK = ("--batch-sizes", "1,2", "--decode-tokens", "2", "--repeats", "2", "--neighbour-sides", "4,8", "--device", "cpu")
+QUICK = (
+    "--batch-sizes",
+    "1,2",
+    "--decode-tokens",
+    "2",
+    "--repeats",
+    "2",
+    "--neighbour-sides",
+    "4,8",
+    "--device",
+    "cpu",
+)
 PLAN = VisualPlan((LayerPlan(heads=1, ffn=0, attend=False), LayerPlan(tokens=0.0)))
 
 
@@ -123,7 +134,10 @@ def test_true_shapes_build(name):
 
 
 BAD = {
-    "not a square": (("--hidden-size", "64", "--visual-tokens", "15"), "visual tokens: got 15, allowed: a square number"),
+    "not a square": (
+        ("--hidden-size", "64", "--visual-tokens", "15"),
+        "visual tokens: got 15, allowed: a square number",
+    ),
     "odd width": (("--hidden-size", "100"), "hidden size: got 100, allowed: multiples of 64"),
     "no batch": ((*SHAPE, "--batch-sizes", "1,0"), "--batch-sizes: got '1,0', allowed: comma-separated numbers"),
     "no repeats": ((*SHAPE, "--repeats", "0"), "--repeats: got 0, allowed: 1 or more"),

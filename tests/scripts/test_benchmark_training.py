@@ -10,7 +10,20 @@ import pytest
 from modeling.visual_plan import VisualPlan
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_training.py"
-SHAPE = ("--hidden-size", "64", "--layers", "2", "--visual-tokens", "16", "--text-tokens", "24", "--batch-size", "2", "--repeats", "1")
+SHAPE = (
+    "--hidden-size",
+    "64",
+    "--layers",
+    "2",
+    "--visual-tokens",
+    "16",
+    "--text-tokens",
+    "24",
+    "--batch-size",
+    "2",
+    "--repeats",
+    "1",
+)
 
 
 @pytest.fixture
@@ -33,6 +46,9 @@ def test_both_steps_are_timed(plan, tmp_path):
 
 
 def test_bad_arguments_are_one_line(plan):
-    for arguments, message in (((*SHAPE, "--rank", 0), "--rank: got 0"), (("--hidden-size", 65), "hidden size: got 65")):
+    for arguments, message in (
+        ((*SHAPE, "--rank", 0), "--rank: got 0"),
+        (("--hidden-size", 65), "hidden size: got 65"),
+    ):
         done = call(*arguments, "--plan", plan)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.shapes.questions import FAMILIES
+from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.layer_plan import LayerPlan
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
@@ -42,8 +42,17 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def test_sparse_beside_dense_and_grey(run, folders, tmp_path):
     result = tmp_path / "result.json"
     done = run(
-        "--model", folders["sparse"], "--dense", folders["dense"], "--data", folders["data"], "--json", result, "--grey",
-        "--batch-size", "4",
+        "--model",
+        folders["sparse"],
+        "--dense",
+        folders["dense"],
+        "--data",
+        folders["data"],
+        "--json",
+        result,
+        "--grey",
+        "--batch-size",
+        "4",
     )
     assert done.returncode == 0, done.stderr
     for word in (*FAMILIES, "dense", "model", "grey pictures", "all"):

@@ -55,7 +55,9 @@ def test_a_config_suffices_where_nothing_is_measured(tmp_path, run):
     done = run("--planner", "file", "--model", RECIPES / "shapes" / "internvl2-8b.json", "--output", shorter,
                f"path={output}", "relative_depth=true")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [layer.tokens for layer in VisualPlan.load(shorter).layers] == [1.0] * 2 + [VisualPlan.load(output).layers[2].tokens] * 30
+    assert [layer.tokens for layer in VisualPlan.load(shorter).layers] == [1.0] * 2 + [
+        VisualPlan.load(output).layers[2].tokens
+    ] * 30
 
 
 def test_your_own_data_is_measured_on(dense_folder, tmp_path, run):
@@ -63,7 +65,17 @@ def test_your_own_data_is_measured_on(dense_folder, tmp_path, run):
     turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "red"}]
     rows = [{"id": str(number), "image": "red.png", "conversations": turns} for number in range(4)]
     (tmp_path / "own.json").write_text(json.dumps(rows))
-    arguments = ("--planner", "vtw", "--model", dense_folder, "--data", tmp_path / "own.json", "--output", tmp_path / "plan.json", *FEW)
+    arguments = (
+        "--planner",
+        "vtw",
+        "--model",
+        dense_folder,
+        "--data",
+        tmp_path / "own.json",
+        "--output",
+        tmp_path / "plan.json",
+        *FEW,
+    )
     done = run(*arguments, "--images", tmp_path, "tolerance=0.1")
     assert done.returncode == 0, done.stderr
     assert "--images is missing" in run(*arguments, "--output", tmp_path / "other.json", "tolerance=0.1").stderr
@@ -77,7 +89,19 @@ def test_a_family_is_measured_alone(dense_folder, tmp_path, run):
         return json.loads((tmp_path / f"{len(arguments)}.search" / CURVE).read_text())
 
     assert curve("--family", "caption") != curve()
-    done = run("--planner", "vtw", "--model", dense_folder, "--data", "shapes", "--output", tmp_path / "x.json", "tolerance=0.5", "--family", "poem")
+    done = run(
+        "--planner",
+        "vtw",
+        "--model",
+        dense_folder,
+        "--data",
+        "shapes",
+        "--output",
+        tmp_path / "x.json",
+        "tolerance=0.5",
+        "--family",
+        "poem",
+    )
     assert done.returncode == 2 and "--num-samples: got 48, there are 0 usable samples" in done.stderr
 
 
@@ -93,7 +117,9 @@ def test_bad_input_is_one_line_and_exit_code_2(dense_folder, tmp_path, run):
     assert "unknown key tolerence, did you mean tolerance?" in refusal("--planner", "vtw", "tolerence=0.5")
     assert "give either a budget or tolerance" in refusal("--planner", "vtw")
     assert "give --data" in refusal("--planner", "vtw", "tolerance=0.5")
-    assert "--num-samples: got 0" in refusal("--planner", "vtw", "--data", "shapes", "--num-samples", 0, "tolerance=0.5")
+    assert "--num-samples: got 0" in refusal(
+        "--planner", "vtw", "--data", "shapes", "--num-samples", 0, "tolerance=0.5"
+    )
     assert "got 1.5" in refusal("--planner", "fastv", "--budget", 1.5)
     assert "expected key.sub=value" in refusal("--planner", "fastv", "keep")
     assert "ends in .json" in refusal("--planner", "fastv", "keep=0.5", output=tmp_path / "plan.yaml")
@@ -101,15 +127,29 @@ def test_bad_input_is_one_line_and_exit_code_2(dense_folder, tmp_path, run):
     mine = tmp_path / "mine.json"
     mine.write_text("mine")
     assert "exists and is not of such a search" in refusal("--planner", "fastv", "keep=0.5", output=mine)
-    assert run("--model", dense_folder, "--planner", "fastv", "keep=0.5", "--output", tmp_path / "two.json").returncode == 0
+    assert (
+        run("--model", dense_folder, "--planner", "fastv", "keep=0.5", "--output", tmp_path / "two.json").returncode
+        == 0
+    )
     done = run("--model", dense_folder, "--planner", "fastv", "keep=0.6", "--output", tmp_path / "two.json")
     assert done.returncode == 2 and "is of another search" in done.stderr
 
 
 def test_another_models_units_are_refused(dense_folder, tmp_path, run):
     VisualPlan.dense(6).replace(2, heads=(0,)).save(tmp_path / "units.json")
-    done = run("--model", dense_folder, "--planner", "file", "--output", tmp_path / "plan.json", f"path={tmp_path / 'units.json'}", "relative_depth=true")
-    assert done.returncode == 2 and "layer 2: got heads, allowed with relative_depth: all or none of them" in done.stderr
+    done = run(
+        "--model",
+        dense_folder,
+        "--planner",
+        "file",
+        "--output",
+        tmp_path / "plan.json",
+        f"path={tmp_path / 'units.json'}",
+        "relative_depth=true",
+    )
+    assert (
+        done.returncode == 2 and "layer 2: got heads, allowed with relative_depth: all or none of them" in done.stderr
+    )
 
 
 @pytest.mark.slow

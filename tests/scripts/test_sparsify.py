@@ -20,7 +20,16 @@ def write_plan(folder, content):
 
 def test_a_plan_is_applied_and_exported(dense_folder, tmp_path):
     output = tmp_path / "sparse"
-    arguments = ["--model", dense_folder, "--plan", write_plan(tmp_path, GOOD_PLAN), "--output", output, "--dtype", "bfloat16"]
+    arguments = [
+        "--model",
+        dense_folder,
+        "--plan",
+        write_plan(tmp_path, GOOD_PLAN),
+        "--output",
+        output,
+        "--dtype",
+        "bfloat16",
+    ]
     run = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert f"written and verified: {output}" in run.stdout
@@ -60,7 +69,9 @@ def test_other_bad_input_is_one_line_and_exit_code_2(dense_folder, tmp_path, mon
         (dense_folder, plan, full, "not empty and not a sparse checkpoint"),
         (dense_folder, plan, plan, "is a file"),
     ):
-        assert complaint in refusal(["--model", model, "--plan", plan_path, "--output", output_dir], monkeypatch, capsys)
+        assert complaint in refusal(
+            ["--model", model, "--plan", plan_path, "--output", output_dir], monkeypatch, capsys
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "full", "text_only"}
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from modeling.user_error import UserError
 from training import cli
 
 
@@ -12,7 +13,7 @@ def test_success_exits_with_0(capsys):
 
 def test_bad_input_is_one_line_and_exit_code_2(capsys):
     def refuse():
-        raise ValueError("recipe.yaml: steps: got -1,\n  allowed: > 0")
+        raise UserError("recipe.yaml: steps: got -1,\n  allowed: > 0")
 
     with pytest.raises(SystemExit) as exit_:
         cli.run(refuse)
@@ -23,3 +24,5 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys):
 def test_our_own_bugs_keep_their_traceback():
     with pytest.raises(KeyError):
         cli.run(lambda: {}["missing"])
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.run(lambda: int("a library's own complaint"))

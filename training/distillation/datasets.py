@@ -10,13 +10,14 @@ from data.collator import Collator
 from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture
 from data.shapes.world import WORLDS, write_world
+from modeling.user_error import UserError
 from training.recipe.recipe import SourceSettings, StudentRecipe
 
 
 def mixture(
     recipe: StudentRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
 ) -> ConversationDataset:
-    """The samples of a role, encoded. Raises ValueError on bad data, as `data.mixture.build_mixture`."""
+    """The samples of a role, encoded. Raises UserError on bad data, as `data.mixture.build_mixture`."""
     data = recipe.data
     return build_mixture(
         _sources(recipe, getattr(data, role)),
@@ -29,7 +30,7 @@ def mixture(
 
 
 def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> list[dict]:
-    """`calibration.num_samples` samples in batches. Raises ValueError where there are fewer."""
+    """`calibration.num_samples` samples in batches. Raises UserError where there are fewer."""
     settings, dataset = recipe.calibration, mixture(recipe, "calibration", processor)
     return in_batches(dataset, settings.num_samples, settings.batch_size, processor, "calibration.num_samples")
 
@@ -37,11 +38,13 @@ def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> lis
 def in_batches(
     dataset: Dataset, num_samples: int, batch_size: int, processor: ProcessorMixin, asked_by: str
 ) -> list[dict]:
-    """The first samples, collated. Raises ValueError, with the name of the setting that asked, where there are fewer."""
+    """The first samples, collated. Raises UserError, with the name of the setting that asked, where there are fewer."""
     if len(dataset) < num_samples:
-        raise ValueError(f"{asked_by}: got {num_samples}, there are {len(dataset)} usable samples")
+        raise UserError(f"{asked_by}: got {num_samples}, there are {len(dataset)} usable samples")
     collator, starts = Collator(processor), range(0, num_samples, batch_size)
-    return [collator([dataset[index] for index in range(start, min(start + batch_size, num_samples))]) for start in starts]
+    return [
+        collator([dataset[index] for index in range(start, min(start + batch_size, num_samples))]) for start in starts
+    ]
 
 
 def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[Source]:

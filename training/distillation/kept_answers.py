@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from data.collator import Collator, pictures_of
 from data.dataset import ConversationDataset
 from modeling.class_attention import ScoredFeatures, class_attention_of
+from modeling.user_error import UserError
 from training.distillation.losses import predicts_answer
 
 FEATURES = "features_"
@@ -55,7 +56,9 @@ def keep_answers(
         with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
             encoded = model.encode_pictures(pictures_of(batch))
             text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            kept["teacher_logits"].append(model(**text, **encoded, logits_mask=supervised, use_cache=False).logits.cpu())
+            kept["teacher_logits"].append(
+                model(**text, **encoded, logits_mask=supervised, use_cache=False).logits.cpu()
+            )
         for kind, output in encoded.pop("mm_encoder_outputs", {}).items():
             kept[FEATURES + kind] += [features.cpu() for features in output.pooler_output]
             if (scores := class_attention_of(output)) is not None:
@@ -68,7 +71,9 @@ def keep_answers(
             pictures = {name: len(value) for name, value in pictures_of(sample).items()}
             lengths.append({"teacher_logits": int(answers.sum()), **tokens, **pictures})
     rows = {name: torch.cat(values) for name, values in kept.items()}
-    offsets = {name + OFFSETS: torch.tensor([0, *(sample.get(name, 0) for sample in lengths)]).cumsum(0) for name in rows}
+    offsets = {
+        name + OFFSETS: torch.tensor([0, *(sample.get(name, 0) for sample in lengths)]).cumsum(0) for name in rows
+    }
     partial = path.with_name(f".{path.name}.partial")
     save_file(rows | offsets, partial)
     partial.replace(path)
@@ -81,7 +86,7 @@ class AnsweredDataset(Dataset):
     has pictures, their features [N, D], what the class token attends to [N, tower layers] and what the model is told of them besides their pixels.
 
     Raises:
-        ValueError: `path` holds the answers to another number of samples.
+        UserError: `path` holds the answers to another number of samples.
     """
 
     def __init__(self, dataset: ConversationDataset, path: Path):
@@ -91,7 +96,7 @@ class AnsweredDataset(Dataset):
         self._offsets = {name.removesuffix(OFFSETS): self._file.get_tensor(name).tolist() for name in names}
         num_samples = len(self._offsets["teacher_logits"]) - 1
         if len(dataset) != num_samples:
-            raise ValueError(f"{path}: answers to {num_samples} samples, the data has {len(dataset)}")
+            raise UserError(f"{path}: answers to {num_samples} samples, the data has {len(dataset)}")
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -111,6 +116,10 @@ def with_features(pictures: dict[str, torch.Tensor]) -> dict:
         if name.startswith(FEATURES):
             kind = name.removeprefix(FEATURES)
             scores = pictures.get(CLASS_ATTENTION + kind)
-            outputs[kind] = BaseModelOutputWithPooling(pooler_output=[value]) if scores is None else ScoredFeatures.of([value], [scores])
+            outputs[kind] = (
+                BaseModelOutputWithPooling(pooler_output=[value])
+                if scores is None
+                else ScoredFeatures.of([value], [scores])
+            )
     rest = {name: value for name, value in pictures.items() if not name.startswith((FEATURES, CLASS_ATTENTION))}
     return {"mm_encoder_outputs": outputs, **rest} if outputs else rest

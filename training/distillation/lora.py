@@ -94,7 +94,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.off = False
 
 
-def permuted_adapters(adapters: Mapping[str, torch.Tensor], decoder: nn.Module, plan: VisualPlan) -> dict[str, torch.Tensor]:
+def permuted_adapters(
+    adapters: Mapping[str, torch.Tensor], decoder: nn.Module, plan: VisualPlan
+) -> dict[str, torch.Tensor]:
     """Adapters of the dense model as those of the student under `plan`, whose served units and neurons come first
     (`checkpoints.build.permute_for_plan`): rows of B where outputs were reordered, columns of A where inputs were.
 

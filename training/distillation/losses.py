@@ -55,7 +55,9 @@ class DistillationSettings(Strict):
     def needs_teacher(self) -> bool:
         return bool(self.forward_kl_weight or self.reverse_kl_weight or self.jsd_weight or self.hidden_cosine_weight)
 
-    def token_sums(self, labels: torch.Tensor, student: "Rows", teacher: "Rows | None") -> Iterator[tuple[str, float, torch.Tensor]]:
+    def token_sums(
+        self, labels: torch.Tensor, student: "Rows", teacher: "Rows | None"
+    ) -> Iterator[tuple[str, float, torch.Tensor]]:
         """Name, weight and token sum of each loss whose weight is not 0.
 
         Args:
@@ -100,15 +102,22 @@ def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     )
 
 
-def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float) -> torch.Tensor:
+def forward_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float
+) -> torch.Tensor:
     """temperature^2 * sum KL(teacher || student). Logits [N, V]. Returns a scalar, fp32."""
     return _divergence(_kl_teacher_student, student_logits, teacher_logits, distill_temperature)
 
 
-def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float) -> torch.Tensor:
+def reverse_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float
+) -> torch.Tensor:
     """temperature^2 * sum KL(student || teacher). Logits [N, V]. Returns a scalar, fp32."""
     return _divergence(
-        lambda student, teacher: _kl_teacher_student(teacher, student), student_logits, teacher_logits, distill_temperature
+        lambda student, teacher: _kl_teacher_student(teacher, student),
+        student_logits,
+        teacher_logits,
+        distill_temperature,
     )
 
 

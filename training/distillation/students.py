@@ -21,18 +21,18 @@ from checkpoints.processor import load_processor
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from training.distillation.lora import add_lora, permuted_adapters
+from training.distillation.trainer import DistillationTrainer
 from training.recipe.recipe import ModelSettings, StudentRecipe
 from training.run import device, is_main_process
-from training.distillation.trainer import DistillationTrainer
 
 
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The dense model and its processor, in the recipe's dtype, on the CPU. Raises ValueError, as `load_dense`."""
+    """The dense model and its processor, in the recipe's dtype, on the CPU. Raises UserError, as `load_dense`."""
     return load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
 
 
 def dense_processor(settings: ModelSettings) -> ProcessorMixin:
-    """The dense model's processor alone. Raises ValueError where there is none, or no model that is supported."""
+    """The dense model's processor alone. Raises UserError where there is none, or no model that is supported."""
     dense_config(settings.path)
     return load_processor(settings.path, settings.trust_remote_code)
 

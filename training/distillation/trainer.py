@@ -25,11 +25,12 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from transformers.integrations import unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.losses import DistillationSettings, Rows, predicts_answer
-from training.distillation.lora import adapters_off
-from training.schema import Strict
 from training.distillation.kept_answers import with_features
+from training.distillation.lora import adapters_off
+from training.distillation.losses import DistillationSettings, Rows, predicts_answer
+from training.schema import Strict
 
 
 class TrainingSettings(Strict):
@@ -112,7 +113,7 @@ class DistillationTrainer(Trainer):
         teacher: for full fine-tuning, a model of the same class under its own plan.
         others: as for transformers.Trainer. Batches are those of `data.collator.Collator`.
     Raises:
-        ValueError: teacher and student differ in vocabulary; while training: a loss that is not finite, a step whose
+        UserError: teacher and student differ in vocabulary; while training: a loss that is not finite, a step whose
             batches supervise no token.
     """
 
@@ -125,7 +126,9 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
-        assert not (distillation.needs_teacher and teacher is None and not isinstance(self.student, PeftModel)), "no teacher"
+        assert not (distillation.needs_teacher and teacher is None and not isinstance(self.student, PeftModel)), (
+            "no teacher"
+        )
         # compute_loss divides by the tokens of the whole step itself: Trainer must count them, and not divide again.
         self.model_accepts_loss_kwargs = True
         self.distillation = distillation
@@ -151,7 +154,9 @@ class DistillationTrainer(Trainer):
         supervised = predicts_answer(labels)  # [B, S]
         targets = labels.roll(-1, dims=1)[supervised]  # [N]
         if num_items_in_batch == 0:
-            raise ValueError(f"step {self.state.global_step + 1}: no token of its batches is supervised, nothing to train on")
+            raise UserError(
+                f"step {self.state.global_step + 1}: no token of its batches is supervised, nothing to train on"
+            )
 
         inputs = {**inputs, "logits_mask": supervised}
         kept_logits = inputs.pop("teacher_logits", None)
@@ -181,7 +186,7 @@ class DistillationTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise ValueError(
+            raise UserError(
                 f"step {self.state.global_step + 1}: the loss is {loss.item()}; "
                 f"the learning rate (now {self._get_learning_rate():.2g}) may be too high, or the data or weights hold NaN"
             )
@@ -237,7 +242,11 @@ class ProgressLine(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=args.run_name, unit="step", disable=not state.is_world_process_zero
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=args.run_name,
+            unit="step",
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -296,9 +305,11 @@ def _supervised_rows(model: nn.Module, bare_model: nn.Module, inputs: dict) -> R
 
 
 def _check_vocabulary(teacher: nn.Module, student: nn.Module) -> None:
-    sizes = {name: model.get_output_embeddings().out_features for name, model in (("teacher", teacher), ("student", student))}
+    sizes = {
+        name: model.get_output_embeddings().out_features for name, model in (("teacher", teacher), ("student", student))
+    }
     if len(set(sizes.values())) > 1:
-        raise ValueError(
+        raise UserError(
             f"teacher and student disagree on the vocabulary: {sizes['teacher']} and {sizes['student']} tokens; "
             "logits can only be compared over the same one"
         )

@@ -12,19 +12,23 @@ import torch
 from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan, num_served
+from modeling.user_error import UserError
 from modeling.visual_gates import FAMILIES, VisualGates
 from modeling.visual_plan import VisualPlan
-from training.measure.price import GateBudget, GatedCost
 from training.measure.calibration import Calibration
+from training.measure.price import GateBudget, GatedCost
 from training.recipe.gates import GateSettings
 
-def gates_at_start(config: PreTrainedConfig, calibration: Calibration, start: VisualPlan, settings: GateSettings) -> VisualGates:
+
+def gates_at_start(
+    config: PreTrainedConfig, calibration: Calibration, start: VisualPlan, settings: GateSettings
+) -> VisualGates:
     """Gates that are open where `start` serves vision.
 
     Blocks hold the FFN neurons in the order of their calibrated importance. A gate that `start` shuts is learned too.
 
     Raises:
-        ValueError: `start` carries a part of the visual tokens, about which gates say nothing, or shuts what the profile
+        UserError: `start` carries a part of the visual tokens, about which gates say nothing, or shuts what the profile
             asked for cannot.
     """
     text = config.text_config
@@ -38,10 +42,16 @@ def gates_at_start(config: PreTrainedConfig, calibration: Calibration, start: Vi
     opened["neurons"] = torch.zeros(num_layers, num_blocks, dtype=torch.bool)
     for index, layer in enumerate(start.layers):
         if 0 < layer.tokens < 1:
-            raise ValueError(f"plan.start: layer {index}: tokens: got {layer.tokens}, allowed: 1 or 0 (gates choose no tokens)")
+            raise UserError(
+                f"plan.start: layer {index}: tokens: got {layer.tokens}, allowed: 1 or 0 (gates choose no tokens)"
+            )
         carried = layer.tokens == 1
-        if settings.profile == "servable" and not (carried and layer.read and num_served(layer.heads, num_units) == num_units):
-            raise ValueError(f"plan.start: layer {index}: shuts more than attention updates and FFN neurons, allowed with profile: max")
+        if settings.profile == "servable" and not (
+            carried and layer.read and num_served(layer.heads, num_units) == num_units
+        ):
+            raise UserError(
+                f"plan.start: layer {index}: shuts more than attention updates and FFN neurons, allowed with profile: max"
+            )
         opened["attend"][index] = layer.attend and carried
         opened["read"][index] = layer.read and carried
         opened["ffn"][index] = num_served(layer.ffn, num_neurons) > 0 and carried
@@ -66,16 +76,21 @@ def base_plan(start: VisualPlan) -> VisualPlan:
 
 
 def check_budget(gates: VisualGates, base: VisualPlan, cost: GatedCost, budget: GateBudget) -> None:
-    """Raises ValueError where the budget cannot be met, not even with every gate shut that may be."""
+    """Raises UserError where the budget cannot be met, not even with every gate shut that may be."""
     least = cost.price(gates.plan({name: gates.fixed_open(name) for name in FAMILIES}, base))
     if least > budget.share:
-        raise ValueError(
+        raise UserError(
             f"plan.budget.{budget.measure}: got {budget.share:g}, allowed: {least:.4g} or more, the cost of what no gate can shut"
         )
 
 
 def harden(
-    gates: VisualGates, base: VisualPlan, cost: GatedCost, settings: GateSettings, answer_kl: Callable[[VisualPlan], float], seed: int
+    gates: VisualGates,
+    base: VisualPlan,
+    cost: GatedCost,
+    settings: GateSettings,
+    answer_kl: Callable[[VisualPlan], float],
+    seed: int,
 ) -> VisualPlan:
     """The plan of least answer KL among those that the gates are likely to mean, within the budget.
 

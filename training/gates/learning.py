@@ -18,27 +18,31 @@ from transformers import set_seed
 
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
-from training.measure.answer_kl import AnswerKL
-from training.measure.price import GatedCost
-from training.measure.calibration import Calibration
-from training.gates.trainer import GateTrainer
-from training.gates.student import GatedStudent
-from training.measure.latency import LatencyTable
 from training.distillation.lora import LoraSettings, adapters_off, add_lora
-from training.recipe.gates import GateSettings
+from training.distillation.students import train_and_keep, untrained_student
 from training.gates.hardening import base_plan, check_budget, gates_at_start, harden
+from training.gates.student import GatedStudent
+from training.gates.trainer import GateTrainer
+from training.measure.answer_kl import AnswerKL
+from training.measure.calibration import Calibration
+from training.measure.latency import LatencyTable
+from training.measure.price import GatedCost
+from training.recipe.gates import GateSettings
 from training.recipe.recipe import StudentRecipe
 from training.run import device, write_json
-from training.distillation.students import train_and_keep, untrained_student
 
 DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
 """Beside the gates, where the student itself is to be trained in full."""
 
 
 def gated_student(
-    recipe: StudentRecipe, settings: GateSettings, calibration: Calibration, start: VisualPlan, latency: LatencyTable | None
+    recipe: StudentRecipe,
+    settings: GateSettings,
+    calibration: Calibration,
+    start: VisualPlan,
+    latency: LatencyTable | None,
 ) -> GatedStudent:
-    """The dense model with fresh adapters and gates; `latency` as for `GatedCost`. Raises ValueError as `gates_at_start` and `check_budget`."""
+    """The dense model with fresh adapters and gates; `latency` as for `GatedCost`. Raises UserError as `gates_at_start` and `check_budget`."""
     base = base_plan(start)
     student = untrained_student(recipe.model, base)
     gates = gates_at_start(student.config, calibration, start, settings)
@@ -61,7 +65,12 @@ def learn_gates(
         return
     set_seed(recipe.seed)
     training = recipe.training.model_copy(
-        update={"max_steps": settings.steps, "num_epochs": None, "deepspeed": None, "lr_schedule": "constant_with_warmup"}
+        update={
+            "max_steps": settings.steps,
+            "num_epochs": None,
+            "deepspeed": None,
+            "lr_schedule": "constant_with_warmup",
+        }
     )
     trainer = GateTrainer(
         model=gated_student(recipe, settings, calibration, VisualPlan.load(folder / "start.json"), latency),
@@ -112,4 +121,8 @@ def hardened_plan(
 def learned_adapters(folder: Path) -> dict[str, torch.Tensor]:
     """The adapters that were learned beside the gates in `folder`, of the dense model."""
     kept = load_file(folder / "weights" / "model.safetensors")
-    return {name.removeprefix("student.").replace(".default.", "."): value for name, value in kept.items() if name.startswith("student.")}
+    return {
+        name.removeprefix("student.").replace(".default.", "."): value
+        for name, value in kept.items()
+        if name.startswith("student.")
+    }

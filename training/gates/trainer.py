@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch.optim import AdamW, Optimizer
 
-from training.measure.price import falling_target
-from training.gates.student import GatedStudent
-from training.recipe.gates import GateSettings
 from training.distillation.trainer import DistillationTrainer, MetricsFile
+from training.gates.student import GatedStudent
+from training.measure.price import falling_target
+from training.recipe.gates import GateSettings
 
 
 class GateTrainer(DistillationTrainer):
@@ -57,7 +57,11 @@ class GateTrainer(DistillationTrainer):
             [
                 {"params": lora, "lr": self.args.learning_rate},
                 {"params": list(gated.gates.parameters()), "lr": settings.learning_rate},
-                {"params": list(gated.lagrangian.parameters()), "lr": settings.multiplier_learning_rate, "maximize": True},
+                {
+                    "params": list(gated.lagrangian.parameters()),
+                    "lr": settings.multiplier_learning_rate,
+                    "maximize": True,
+                },
             ],
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
@@ -72,6 +76,8 @@ class GatesFile(MetricsFile):
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if state.is_world_process_zero and "cost" in logs:  # not in the summary at the end
             with torch.no_grad():
-                shares = {name: [round(share, 4) for share in of.tolist()] for name, of in model.served_shares().items()}
+                shares = {
+                    name: [round(share, 4) for share in of.tolist()] for name, of in model.served_shares().items()
+                }
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **shares}) + "\n")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from data.collator import TEXT_KEYS, pictures_of
+from modeling.user_error import UserError
 from modeling.visual_gates import LayerGates
 from modeling.visual_plan import VisualPlan
 from training.distillation.losses import predicts_answer
@@ -33,7 +34,7 @@ def answer_inputs(model: PreTrainedModel, batches: Sequence[dict]) -> list[dict]
         is true at the rows that predict an answer.
 
     Raises:
-        ValueError: no answer in `batches` belongs to a sample with an image.
+        UserError: no answer in `batches` belongs to a sample with an image.
     """
     found = []
     for batch in batches:
@@ -42,10 +43,14 @@ def answer_inputs(model: PreTrainedModel, batches: Sequence[dict]) -> list[dict]
         supervised = predicts_answer(rows["labels"])
         if supervised.any():
             # Labels tell which rows rank visual tokens, as in training; with `logits_mask` no loss is computed.
-            inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {"logits_mask": supervised}
+            inputs = {name: rows[name] for name in ("input_ids", "attention_mask", "labels")} | {
+                "logits_mask": supervised
+            }
             found.append(inputs | model.encode_pictures(pictures_of(rows)))
     if not found:
-        raise ValueError("calibration data: no supervised answer in a sample with an image; nothing to measure a plan by")
+        raise UserError(
+            "calibration data: no supervised answer in a sample with an image; nothing to measure a plan by"
+        )
     return found
 
 
@@ -57,7 +62,7 @@ class AnswerKL:
         batches: dicts of `data.collator.Collator`; text-only samples are left out.
 
     Raises:
-        ValueError: no answer in `batches` belongs to a sample with an image.
+        UserError: no answer in `batches` belongs to a sample with an image.
     """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[dict]):

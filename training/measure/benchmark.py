@@ -50,7 +50,10 @@ class Prompt:
         model_class = sparse_class(config)
         generator = torch.Generator().manual_seed(0)
         images = tuple(reference_images(config)) * batch_size
-        vocabulary, placeholders = torch.arange(config.text_config.vocab_size), model_class.visual_tokens(config).values()
+        vocabulary, placeholders = (
+            torch.arange(config.text_config.vocab_size),
+            model_class.visual_tokens(config).values(),
+        )
         words = vocabulary[~torch.isin(vocabulary, torch.tensor(list(placeholders)))]
         text = words[torch.randint(0, len(words), (batch_size, text_tokens), generator=generator)]
         visual = model_class.visual_rows(images[0])
@@ -63,7 +66,9 @@ class Prompt:
         embeds = torch.randn(*input_ids.shape, config.text_config.hidden_size, generator=generator)
         return cls(
             input_ids=input_ids,
-            pictures={name: value.to(weight) if value.is_floating_point() else value for name, value in pictures.items()},
+            pictures={
+                name: value.to(weight) if value.is_floating_point() else value for name, value in pictures.items()
+            },
             inputs_embeds=embeds.to(weight),
             visual_mask=visual_mask.to(weight.device),
             images=images,
@@ -209,7 +214,9 @@ def _measure_batch(models: dict[str, PreTrainedModel], prompt: Prompt, decode_to
         "prefill": _compared(prefill),
         "prefill_with_vision": _compared(whole),
         "decode": {**_compared(decode), "tokens_per_second": rate},
-        "peak_memory_bytes": {name: _peak_memory(m, prompt) for name, m in models.items()} if device.type == "cuda" else None,
+        "peak_memory_bytes": {name: _peak_memory(m, prompt) for name, m in models.items()}
+        if device.type == "cuda"
+        else None,
     }
 
 

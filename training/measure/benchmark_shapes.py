@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedC
 
 from checkpoints.families import SPARSE, class_of_type, sparse_class, sparse_classes, supported
 from modeling.layer_plan import num_served
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 
 HEAD_DIM = 64
@@ -24,15 +25,15 @@ def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> Lla
     """A LLaVA of these sizes with Llama's proportions, heads of 64, and a vision tower small enough not to matter.
 
     Raises:
-        ValueError: a hidden size that heads do not divide, or visual tokens that fill no square grid.
+        UserError: a hidden size that heads do not divide, or visual tokens that fill no square grid.
     """
     if hidden_size < HEAD_DIM or hidden_size % HEAD_DIM:
-        raise ValueError(f"hidden size: got {hidden_size}, allowed: multiples of {HEAD_DIM}")
+        raise UserError(f"hidden size: got {hidden_size}, allowed: multiples of {HEAD_DIM}")
     if num_layers < 1:
-        raise ValueError(f"layers: got {num_layers}, allowed: 1 or more")
+        raise UserError(f"layers: got {num_layers}, allowed: 1 or more")
     side = math.isqrt(max(visual_tokens, 0))
     if side == 0 or side**2 != visual_tokens:
-        raise ValueError(f"visual tokens: got {visual_tokens}, allowed: a square number")
+        raise UserError(f"visual tokens: got {visual_tokens}, allowed: a square number")
     text = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden_size,
@@ -56,10 +57,12 @@ def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> Lla
 
 
 def shape_of_file(path: str | os.PathLike) -> PreTrainedConfig:
-    """The shape in a model's config JSON (a checkpoint's config.json, or one of recipes/shapes). Raises ValueError."""
+    """The shape in a model's config JSON (a checkpoint's config.json, or one of recipes/shapes). Raises UserError."""
     values = _read(Path(path))
     if str(values.get("model_type")).removeprefix(SPARSE) not in sparse_classes():
-        raise ValueError(f"{path}: got model_type {values.get('model_type')!r}, supported, dense or sparse: {supported()}")
+        raise UserError(
+            f"{path}: got model_type {values.get('model_type')!r}, supported, dense or sparse: {supported()}"
+        )
     return stock_config(values)
 
 
@@ -80,12 +83,12 @@ def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> Visu
     """A sparse checkpoint's plan for another shape: by relative depth, with the same shares of units and neurons.
 
     Raises:
-        ValueError: not a sparse checkpoint.
+        UserError: not a sparse checkpoint.
     """
     path = Path(checkpoint) / "config.json"
     given = _read(path).get("visual_plan")
     if given is None:
-        raise ValueError(f"{path}: holds no visual_plan, so it is not a sparse checkpoint")
+        raise UserError(f"{path}: holds no visual_plan, so it is not a sparse checkpoint")
     plan, source, target = VisualPlan.from_dict(given), shape_of_file(path).text_config, shape.text_config
     return VisualPlan(
         tuple(
@@ -99,10 +102,8 @@ def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> Visu
     )
 
 
-def random_model(
-    shape: PreTrainedConfig, plan: VisualPlan, dtype: torch.dtype, device: str
-) -> PreTrainedModel:
-    """A sparse model of this shape with random weights, under the plan. Raises ValueError when the plan does not fit."""
+def random_model(shape: PreTrainedConfig, plan: VisualPlan, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """A sparse model of this shape with random weights, under the plan. Raises UserError when the plan does not fit."""
     text = shape.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
     values = {name: value for name, value in shape.to_dict().items() if name not in OF_A_CHECKPOINT}
@@ -124,6 +125,6 @@ def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
+        raise UserError(f"{path}: not a JSON file ({error})") from None

@@ -89,7 +89,7 @@ def calibrate(model: PreTrainedModel, batches: Sequence[dict], cache: Path) -> C
         cache: folder of calibration files, made where missing.
 
     Raises:
-        ValueError: no sample with an image has a supervised answer.
+        UserError: no sample with an image has a supervised answer.
     """
     path = Path(cache) / f"calibration-{_fingerprint(model, batches)}.safetensors"
     if not path.exists():
@@ -101,7 +101,11 @@ def calibrate(model: PreTrainedModel, batches: Sequence[dict], cache: Path) -> C
 def _fingerprint(model: PreTrainedModel, batches: Sequence[dict]) -> str:
     """A hash of every weight, of the configuration that gives them meaning, and of every tensor of the data."""
     digest = hashlib.blake2b(digest_size=16)
-    config = {name: value for name, value in model.config.to_dict().items() if name not in ("visual_plan", "transformers_version")}
+    config = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in ("visual_plan", "transformers_version")
+    }
     digest.update(json.dumps([FORMAT_VERSION, config], sort_keys=True, default=str).encode())
     tensors = [*model.state_dict().items(), *(item for batch in batches for item in sorted(batch.items()))]
     for name, tensor in tensors:
@@ -142,7 +146,9 @@ def decoder_inputs(model: PreTrainedModel, inputs: dict) -> DecoderInputs:
     model(**inputs, use_cache=False)
     hook.remove()
     states, mask = caught["inputs_embeds"], inputs["attention_mask"]
-    _, visual = split_streams(states.shape[:2], mask, caught["visual_mask"], caught["images"], past_length=0, device=states.device)
+    _, visual = split_streams(
+        states.shape[:2], mask, caught["visual_mask"], caught["images"], past_length=0, device=states.device
+    )
     return DecoderInputs(states, mask, decoder.rope(states, caught.get("position_ids"), 0), visual)
 
 
@@ -187,10 +193,14 @@ def _gather(model: PreTrainedModel, batches: Sequence[dict]) -> dict[str, Tensor
             neurons = neurons + of_batch[1]
             neighborhood.append(of_batch[2])
             num_samples += len(rows["input_ids"])
-    columns = torch.stack([layer.mlp.down_proj.weight.float().norm(dim=0) for layer in model.model.language_model.layers])
+    columns = torch.stack(
+        [layer.mlp.down_proj.weight.float().norm(dim=0) for layer in model.model.language_model.layers]
+    )
     farthest = max(shares.shape[1] for shares in neighborhood)
     # Beyond the farthest distance in a batch's own grids nothing is left to add.
-    padded = [torch.cat([shares, shares[:, -1:].expand(-1, farthest - shares.shape[1])], dim=1) for shares in neighborhood]
+    padded = [
+        torch.cat([shares, shares[:, -1:].expand(-1, farthest - shares.shape[1])], dim=1) for shares in neighborhood
+    ]
     return {
         "activity": torch.cat(activity).cpu(),
         "neuron_importance": (neurons / num_samples * columns).cpu(),
@@ -222,7 +232,9 @@ def _batch_statistics(model: PreTrainedModel, rows: dict) -> tuple[Tensor, Tenso
         neurons.append((of_neuron / is_visual.sum(1, keepdim=True)).sum(0))  # [M]
         neighborhood.append(
             sum(
-                _neighborhood(probabilities[sample], visual.index[sample], visual.valid[sample], distance[sample], beyond)
+                _neighborhood(
+                    probabilities[sample], visual.index[sample], visual.valid[sample], distance[sample], beyond
+                )
                 for sample in range(len(mask))
             )
         )

@@ -26,6 +26,7 @@ from data.benchmarks.shapes import score
 from data.collator import Collator
 from data.conversations import Sample, encode_prompt
 from data.shapes.questions import FAMILIES
+from modeling.user_error import UserError
 from training.run import write_json
 
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
@@ -110,10 +111,10 @@ def wilson(scores: Sequence[float]) -> Accuracy:
     (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
 
     Raises:
-        ValueError: there are no scores.
+        UserError: there are no scores.
     """
     if not scores:
-        raise ValueError("evaluation: no questions to score")
+        raise UserError("evaluation: no questions to score")
     n, z = len(scores), NORMAL_QUANTILE
     mean = math.fsum(scores) / n
     centre = mean + z * z / (2 * n)
@@ -153,11 +154,11 @@ def evaluate(
         Records in the order of `samples`.
 
     Raises:
-        ValueError: no samples, or a sample whose family has no metric.
+        UserError: no samples, or a sample whose family has no metric.
     """
     for sample in samples:
         if sample.family not in FAMILIES:
-            raise ValueError(
+            raise UserError(
                 f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(FAMILIES)} "
                 "(the family says how an answer is scored)"
             )

@@ -39,7 +39,9 @@ class LatencyTable:
         seconds = self.text
         for work in works:
             seconds = seconds + _interpolated(self.keys, work.key_units)
-            seconds = seconds + _interpolated(self.queries, work.query_units) + _interpolated(self.neurons, work.neurons)
+            seconds = (
+                seconds + _interpolated(self.queries, work.query_units) + _interpolated(self.neurons, work.neurons)
+            )
         return seconds / self.dense
 
     def save(self, path: Path) -> None:
@@ -81,8 +83,12 @@ def measure_latency(model: PreTrainedModel) -> LatencyTable:
         dense=seconds["dense"],
         text=seconds["text"],
         keys=_prices({count: (keys[count] - seconds["text"]) / num_layers for count in unit_counts}),
-        queries=_prices({count: (seconds[f"queries {count}"] - keys[count]) / (num_layers - 1) for count in unit_counts}),
-        neurons=_prices({count: (seconds[f"neurons {count}"] - keys[units]) / (num_layers - 1) for count in neuron_counts}),
+        queries=_prices(
+            {count: (seconds[f"queries {count}"] - keys[count]) / (num_layers - 1) for count in unit_counts}
+        ),
+        neurons=_prices(
+            {count: (seconds[f"neurons {count}"] - keys[units]) / (num_layers - 1) for count in neuron_counts}
+        ),
     )
 
 

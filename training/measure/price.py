@@ -66,7 +66,9 @@ class GatedCost:
         latency: for a budget of latency, the table that predicts it; the dense plan is then 1.
     """
 
-    def __init__(self, config: PreTrainedConfig, base: VisualPlan, budget: GateBudget, latency: LatencyTable | None = None):
+    def __init__(
+        self, config: PreTrainedConfig, base: VisualPlan, budget: GateBudget, latency: LatencyTable | None = None
+    ):
         self._decoder, self._images = DecoderShape.from_config(config.text_config), reference_images(config)
         self._base = self._decoder.live_layers(base)
         self._measure = budget.measure

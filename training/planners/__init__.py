@@ -6,9 +6,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.measure.price import GateBudget
 from training.measure.calibration import Calibration
-from training.planners.tools.budget import Budget
+from training.measure.price import GateBudget
 from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.g_search import GSearchSettings, plan_g_search
@@ -20,6 +19,7 @@ from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_dro
 from training.planners.random_plan import RandomSettings, plan_random
 from training.planners.shortv import ShortvSettings, plan_shortv
 from training.planners.stack import Part, StackSettings, stacked
+from training.planners.tools.budget import Budget
 from training.planners.uniform import UniformSettings, plan_uniform
 from training.planners.vica import VicaSettings, plan_vica
 from training.planners.vtw import VtwSettings, plan_vtw, withdrawal_within
@@ -47,7 +47,7 @@ def find_plan(
         folder: where a search leaves what it measured, and goes on from when it is started again; it is this search's own.
 
     Raises:
-        ValueError: the settings do not fit the model, or a plan file cannot be used.
+        UserError: the settings do not fit the model, or a plan file cannot be used.
     """
     known = plan_of_config(model.config, settings)
     if known is not None:
@@ -73,14 +73,16 @@ def find_plan(
             return plan_random(model.config, calibration, settings)
         case StackSettings():
             parts = enumerate(settings.of)
-            return stacked([find_plan(model, batches, calibration, part, folder and folder / str(index)) for index, part in parts])
+            return stacked(
+                [find_plan(model, batches, calibration, part, folder and folder / str(index)) for index, part in parts]
+            )
 
 
 def plan_of_config(config: PreTrainedConfig, settings: SearchSettings) -> VisualPlan | None:
     """The plan, where the model's config alone decides it; None where weights or data have a say.
 
     Raises:
-        ValueError: as `find_plan`.
+        UserError: as `find_plan`.
     """
     match settings:
         case FastvSettings():

@@ -10,6 +10,7 @@ from pydantic import Field
 from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
 from training.planners.tools.token_schedule import token_schedule
@@ -32,15 +33,19 @@ def plan_fastv(config: PreTrainedConfig, settings: FastvSettings) -> VisualPlan:
     """The plan of the given share, or of the largest that fits the budget.
 
     Raises:
-        ValueError: `layer` is not below the model's number of layers, or the budget below what the layers before it cost.
+        UserError: `layer` is not below the model's number of layers, or the budget below what the layers before it cost.
     """
     num_layers = config.text_config.num_hidden_layers
     if settings.layer >= num_layers:
-        raise ValueError(f"plan.layer: got {settings.layer}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers")
+        raise UserError(
+            f"plan.layer: got {settings.layer}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers"
+        )
 
     def plan(keep: float) -> VisualPlan:
         return token_schedule([1.0] * settings.layer + [keep] * (num_layers - settings.layer), RANK)
 
     if settings.budget is None:
         return plan(settings.keep)
-    return largest_within(settings.budget, config, SHARES, plan, f"all tokens in the first layers (plan.layer: {settings.layer})")
+    return largest_within(
+        settings.budget, config, SHARES, plan, f"all tokens in the first layers (plan.layer: {settings.layer})"
+    )

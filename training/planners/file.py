@@ -5,6 +5,7 @@ from typing import Literal
 
 from transformers import PreTrainedConfig
 
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.schema import Strict
 
@@ -20,14 +21,14 @@ class FileSettings(Strict):
 
 
 def plan_from_file(text_config: PreTrainedConfig, settings: FileSettings) -> VisualPlan:
-    """Raises ValueError when the file is missing, is not a plan, or does not fit the model."""
+    """Raises UserError when the file is missing, is not a plan, or does not fit the model."""
     plan = VisualPlan.load(settings.path)
     try:
         if settings.relative_depth:
             plan = _of_another_model(plan, text_config.num_hidden_layers)
         plan.check(text_config.num_hidden_layers, text_config.num_key_value_heads, text_config.intermediate_size)
-    except ValueError as error:
-        raise ValueError(f"{settings.path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{settings.path}: {error}") from None
     return plan
 
 
@@ -35,5 +36,5 @@ def _of_another_model(plan: VisualPlan, num_layers: int) -> VisualPlan:
     for index, layer in enumerate(plan.layers):
         for name in ("heads", "ffn"):
             if getattr(layer, name) not in (None, 0, ()):
-                raise ValueError(f"layer {index}: got {name}, allowed with relative_depth: all or none of them")
+                raise UserError(f"layer {index}: got {name}, allowed with relative_depth: all or none of them")
     return plan.at_depth(num_layers)

@@ -17,6 +17,7 @@ from pydantic import Field
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.measure.answer_kl import AnswerKL
 from training.planners.tools.token_schedule import RECEIVED, token_schedule
@@ -49,11 +50,11 @@ def plan_g_search(
         journal: where trials are kept; a search that was killed goes on from there.
 
     Raises:
-        ValueError: `full_layers` is not below the model's number of layers.
+        UserError: `full_layers` is not below the model's number of layers.
     """
     num_layers = model.config.text_config.num_hidden_layers
     if settings.full_layers >= num_layers:
-        raise ValueError(
+        raise UserError(
             f"plan.full_layers: got {settings.full_layers}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers"
         )
     trials, answers = Trials(journal), AnswerKL(model, batches)
@@ -70,7 +71,9 @@ def plan_g_search(
         if before > 0:  # all of the layer before are within the tolerance, so there is always an answer
             allowed = FloatDistribution(0.0, before)
             name = f"share of layer {layer}"
-            shares.append(trials.least(name, allowed, worth, first=(before, 0.0), count=settings.trials, seed=settings.seed))
+            shares.append(
+                trials.least(name, allowed, worth, first=(before, 0.0), count=settings.trials, seed=settings.seed)
+            )
         else:
             shares.append(0.0)
     tqdm.write(f"g_search plan: {', '.join(f'{share:.3g}' for share in shares)} of the visual tokens, layer by layer")

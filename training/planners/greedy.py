@@ -55,7 +55,13 @@ def plan_greedy(
 
 class _Search:
     def __init__(
-        self, moves: Moves, calibration: Calibration, answer_kl: AnswerKL, price: PlanPrice, budget: float, progress: tqdm
+        self,
+        moves: Moves,
+        calibration: Calibration,
+        answer_kl: AnswerKL,
+        price: PlanPrice,
+        budget: float,
+        progress: tqdm,
     ):
         self._moves = moves
         self._calibration = calibration

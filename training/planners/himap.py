@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
 from training.planners.tools.token_schedule import DIGITS
@@ -46,11 +47,13 @@ def plan_himap(config: PreTrainedConfig, settings: HimapSettings) -> VisualPlan:
     """The plan of the given shares, or of the largest that fit the budget.
 
     Raises:
-        ValueError: a layer that the model does not have, or a budget below what the layers before the first cost.
+        UserError: a layer that the model does not have, or a budget below what the layers before the first cost.
     """
     num_layers, (first, second) = config.text_config.num_hidden_layers, settings.layers
     if second >= num_layers:
-        raise ValueError(f"plan.layers: got {second}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers")
+        raise UserError(
+            f"plan.layers: got {second}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers"
+        )
 
     def plan(by_text: float, by_image: float) -> VisualPlan:
         dense = VisualPlan.dense(num_layers)

@@ -68,7 +68,7 @@ def plan_p_sigmoid(
         batches, journal: of the search: calibration data, and where trials are kept.
 
     Raises:
-        ValueError: the budget is below what the first layers cost.
+        UserError: the budget is below what the first layers cost.
     """
     config = model.config
     scale = PUBLISHED_LAYERS / config.text_config.num_hidden_layers
@@ -94,7 +94,7 @@ def sigmoid_plan(config: PreTrainedConfig, settings: PSigmoidSettings) -> Visual
     """The plan of the given `k`, with the given `alpha` or the largest that fits the budget.
 
     Raises:
-        ValueError: the budget is below what the first layers cost.
+        UserError: the budget is below what the first layers cost.
     """
     num_layers, full = config.text_config.num_hidden_layers, settings.full_layers
 

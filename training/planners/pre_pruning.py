@@ -31,7 +31,9 @@ class PrePruningSettings(SolvedSettings):
     @model_validator(mode="after")
     def _layers_of_the_tower(self) -> "PrePruningSettings":
         if self.by != "cls_attention" and self.tower_layers != 1:
-            raise ValueError(f"tower_layers: got {self.tower_layers} with by {self.by!r}, allowed: only with 'cls_attention'")
+            raise ValueError(
+                f"tower_layers: got {self.tower_layers} with by {self.by!r}, allowed: only with 'cls_attention'"
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
 from training.planners.tools.token_schedule import token_schedule
@@ -33,12 +34,12 @@ def plan_pyramid_drop(config: PreTrainedConfig, settings: PyramidDropSettings) -
     """The plan of the given share, or of the largest that fits the budget.
 
     Raises:
-        ValueError: a depth beyond the last layer, or a budget below what the layers before the first depth cost.
+        UserError: a depth beyond the last layer, or a budget below what the layers before the first depth cost.
     """
     num_layers = config.text_config.num_hidden_layers
     given, deepest = max(settings.depths), (num_layers - 1) / num_layers
     if given > deepest:
-        raise ValueError(f"plan.depths: got {given}, allowed: up to {deepest:.4g}, as the model has {num_layers} layers")
+        raise UserError(f"plan.depths: got {given}, allowed: up to {deepest:.4g}, as the model has {num_layers} layers")
     stage = [sum(index / num_layers >= depth for depth in settings.depths) for index in range(num_layers)]
 
     def plan(keep: float) -> VisualPlan:
@@ -46,4 +47,6 @@ def plan_pyramid_drop(config: PreTrainedConfig, settings: PyramidDropSettings) -
 
     if settings.budget is None:
         return plan(settings.keep)
-    return largest_within(settings.budget, config, SHARES, plan, "all tokens in the layers before the first of plan.depths")
+    return largest_within(
+        settings.budget, config, SHARES, plan, "all tokens in the layers before the first of plan.depths"
+    )

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field
 
 from modeling.layer_plan import LayerPlan, Rank
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.fastv import FastvSettings
 from training.planners.file import FileSettings
@@ -67,18 +68,18 @@ def stacked(plans: Sequence[VisualPlan]) -> VisualPlan:
     """The plan that does what all of `plans` would do.
 
     Raises:
-        ValueError: plans of different numbers of layers, or that disagree; or tokens would be ranked by a layer that another
+        UserError: plans of different numbers of layers, or that disagree; or tokens would be ranked by a layer that another
             plan has shut.
     """
     if len({len(plan) for plan in plans}) > 1:
         lengths = " and ".join(str(len(plan)) for plan in plans)
-        raise ValueError(f"plan.of: got plans of {lengths} layers, allowed: of one model")
+        raise UserError(f"plan.of: got plans of {lengths} layers, allowed: of one model")
     layers, carried = [], 1.0
     for index, parts in enumerate(zip(*(plan.layers for plan in plans), strict=True)):
         try:
             layers.append(_layer(parts, carried))
-        except ValueError as error:
-            raise ValueError(f"plan.of: layer {index}: {error}") from None
+        except UserError as error:
+            raise UserError(f"plan.of: layer {index}: {error}") from None
         carried = layers[-1].tokens
     return VisualPlan(layers=tuple(layers))
 
@@ -103,7 +104,7 @@ def _layer(parts: Sequence[LayerPlan], carried: float) -> LayerPlan:
 def _agreed(name: str, values: Iterable[Value]) -> Value:
     value, *others = dict.fromkeys(values)
     if others:
-        raise ValueError(f"{name}: got {value} and {others[0]}, allowed: the same in the plans that decide it")
+        raise UserError(f"{name}: got {value} and {others[0]}, allowed: the same in the plans that decide it")
     return value
 
 
@@ -117,5 +118,5 @@ def _served(name: str, given: list[int | tuple[int, ...] | None]) -> int | tuple
     if 0 in counts or (lists and not common):
         return 0
     if counts and lists:
-        raise ValueError(f"{name}: got a count ({counts[0]}) and a list, allowed: either of them (0 goes with both)")
+        raise UserError(f"{name}: got a count ({counts[0]}) and a list, allowed: either of them (0 goes with both)")
     return tuple(sorted(common)) if lists else min(counts)

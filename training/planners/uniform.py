@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.measure.calibration import Calibration
 from training.planners.tools.budget import Budget, PlanPrice
@@ -26,7 +27,7 @@ def plan_uniform(config: PreTrainedConfig, calibration: Calibration, settings: U
     """The units of largest KL and the neurons of largest importance stay in each layer.
 
     Raises:
-        ValueError: not even one unit in every layer fits the budget.
+        UserError: not even one unit in every layer fits the budget.
     """
     text, moves, price = config.text_config, Moves(config, calibration), PlanPrice(config)
     for step in range(SHARE_STEPS, 0, -1):
@@ -37,4 +38,6 @@ def plan_uniform(config: PreTrainedConfig, calibration: Calibration, settings: U
         plan = moves.listed(VisualPlan(layers=(layer,) * text.num_hidden_layers))
         if price(plan) <= settings.budget.visual_flops:
             return plan
-    raise ValueError(f"plan.budget.visual_flops: got {settings.budget.visual_flops}, the narrowest uniform plan costs {price(plan):.4f}")
+    raise UserError(
+        f"plan.budget.visual_flops: got {settings.budget.visual_flops}, the narrowest uniform plan costs {price(plan):.4f}"
+    )

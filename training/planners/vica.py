@@ -8,6 +8,7 @@ from typing import Literal
 from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.measure.calibration import Calibration
 from training.planners.tools.budget import Budget, PlanPrice
@@ -22,12 +23,14 @@ class VicaSettings(Strict):
 
 
 def plan_vica(config: PreTrainedConfig, calibration: Calibration, settings: VicaSettings) -> VisualPlan:
-    """Raises ValueError where the budget does not reach for one layer."""
+    """Raises UserError where the budget does not reach for one layer."""
     price, order = PlanPrice(config), calibration.unit_kl.sum(dim=1).argsort(descending=True, stable=True).tolist()
     plans = [_plan(len(order), frozenset(order[:count])) for count in range(len(order), 0, -1)]
     within = [plan for plan in plans if price(plan) <= settings.budget.visual_flops]
     if not within:
-        raise ValueError(f"plan.budget.visual_flops: got {settings.budget.visual_flops}, one layer read costs {price(plans[-1]):.4f}")
+        raise UserError(
+            f"plan.budget.visual_flops: got {settings.budget.visual_flops}, one layer read costs {price(plans[-1]):.4f}"
+        )
     return within[0]
 
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.conversations import IGNORE_INDEX
+from modeling.user_error import UserError
 from modeling.visual_layout import join_streams
 from modeling.visual_plan import VisualPlan
 from training.measure.answer_kl import answer_inputs
@@ -63,7 +64,7 @@ def plan_vtw(
         curve_path: where the `withdrawal_curve` is left as JSON.
 
     Raises:
-        ValueError: one side of `hold_out` is left without an answer.
+        UserError: one side of `hold_out` is left without an answer.
     """
     curve = withdrawal_curve(model, batches, settings.at, settings.hold_out)
     if curve_path is not None:
@@ -79,10 +80,14 @@ def plan_vtw(
 
 
 def withdrawal_within(config: PreTrainedConfig, budget: Budget) -> VisualPlan:
-    """The latest withdrawal within the budget. Raises ValueError where none is after the first layer."""
+    """The latest withdrawal within the budget. Raises UserError where none is after the first layer."""
     num_layers = config.text_config.num_hidden_layers
     return largest_within(
-        budget, config, range(1, num_layers + 1), lambda layer: _withdrawn(layer, num_layers), "all tokens in the first layer alone"
+        budget,
+        config,
+        range(1, num_layers + 1),
+        lambda layer: _withdrawn(layer, num_layers),
+        "all tokens in the first layer alone",
     )
 
 
@@ -102,7 +107,7 @@ def withdrawal_curve(
         `kl_hold_out`, that of the samples held out (None where there are none).
 
     Raises:
-        ValueError: no sample with an image has an answer, or one side of `hold_out` has none.
+        UserError: no sample with an image has an answer, or one side of `hold_out` has none.
     """
     num_layers = model.config.text_config.num_hidden_layers
     sums, counts, num_samples = torch.zeros(num_layers, 2, dtype=torch.double), torch.zeros(2), 0
@@ -111,13 +116,15 @@ def withdrawal_curve(
         if at == "prompt":
             rows = rows & (inputs["labels"] == IGNORE_INDEX)
         sample = num_samples + rows.nonzero()[:, 0].cpu()  # [A]: of each logits row, its sample's number
-        held = ((sample + 1) * hold_out).floor().long() - (sample * hold_out).floor().long()  # [A]: 0, or 1 where held out
+        held = ((sample + 1) * hold_out).floor().long() - (
+            sample * hold_out
+        ).floor().long()  # [A]: 0, or 1 where held out
         num_samples += len(rows)
         counts += held.bincount(minlength=2)
         for layer, divergence in _divergences(model, inputs | {"logits_mask": rows}, at == "prompt"):
             sums[layer - 1].index_add_(0, held, divergence.double().cpu())
     if counts[0] == 0 or (hold_out > 0 and counts[1] == 0):
-        raise ValueError(f"plan.hold_out: got {hold_out:g} of {num_samples} samples, allowed: answers on both sides")
+        raise UserError(f"plan.hold_out: got {hold_out:g} of {num_samples} samples, allowed: answers on both sides")
     return [
         {"layer": layer, "kl": chosen, "kl_hold_out": held if hold_out > 0 else None}
         for layer, (chosen, held) in enumerate((sums / counts).tolist(), start=1)
@@ -157,7 +164,9 @@ def _first_within(curve: list[dict], tolerance: float, for_all_later: bool) -> d
     """The first point within the tolerance; the last one, without withdrawal, always is."""
     within = [point["kl"] <= tolerance for point in curve]
     return next(
-        point for index, point in enumerate(curve) if all(within[index:] if for_all_later else within[index : index + 1])
+        point
+        for index, point in enumerate(curve)
+        if all(within[index:] if for_all_later else within[index : index + 1])
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.measure.calibration import Calibration
 from training.planners.tools.budget import Budget, PlanPrice
@@ -62,13 +63,13 @@ def plan_yopo(config: PreTrainedConfig, calibration: Calibration, settings: Yopo
     """The plan by given shares or thresholds, or the one that just meets the budget.
 
     Raises:
-        ValueError: `withdraw_from` lies beyond the model's layers.
+        UserError: `withdraw_from` lies beyond the model's layers.
     """
     if settings.budget is not None:
         return _within_budget(config, calibration, settings)
     num_layers = config.text_config.num_hidden_layers
     if settings.withdraw_from > num_layers:
-        raise ValueError(f"plan.withdraw_from: got {settings.withdraw_from}, the model has {num_layers} layers")
+        raise UserError(f"plan.withdraw_from: got {settings.withdraw_from}, the model has {num_layers} layers")
     if settings.heads_kept is None:
         kept = (calibration.activity > settings.activity_threshold).float().mean(0) > settings.votes  # [L, U]
     else:

@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from training.recipe.recipe import Recipe
+from modeling.user_error import UserError
 from training.recipe.errors import describe
+from training.recipe.recipe import Recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -19,21 +20,21 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         name_or_path: a YAML file, or the name (with or without .yaml) of one in recipes/.
         overrides: `key.sub=value`; the value is YAML; list items are named by index (`compare.0.name=x`).
-    Raises: ValueError with one line: the recipe, the path inside it, what was found, what is allowed.
+    Raises: UserError with one line: the recipe, the path inside it, what was found, what is allowed.
     """
     path = find_recipe(name_or_path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values, got {type(content).__name__}")
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, got {type(content).__name__}")
     for override in overrides:
         apply_override(content, override)
     try:
         return TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe(error, Recipe)}") from error
+        raise UserError(f"{path}: {describe(error, Recipe)}") from error
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -43,18 +44,18 @@ def find_recipe(name_or_path: str) -> Path:
         if candidate.is_file():
             return candidate
     available = ", ".join(sorted(path.name for path in RECIPES.glob("*.yaml")))
-    raise ValueError(f"no recipe {name_or_path!r}: neither a file nor one of recipes/ ({available})")
+    raise UserError(f"no recipe {name_or_path!r}: neither a file nor one of recipes/ ({available})")
 
 
 def apply_override(content: dict, override: str) -> None:
-    """Sets `key.sub=value` in what was read from YAML. Raises ValueError where it has no such place."""
+    """Sets `key.sub=value` in what was read from YAML. Raises UserError where it has no such place."""
     key, separator, text = override.partition("=")
     if not (separator and key):
-        raise ValueError(f"override {override!r}: expected key.sub=value")
+        raise UserError(f"override {override!r}: expected key.sub=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
     section: Any = content
     for part in parents:
@@ -72,5 +73,7 @@ def _index(section: Any, part: str, override: str) -> str | int:
     if isinstance(section, list):
         if part.isdecimal() and int(part) < len(section):
             return int(part)
-        raise ValueError(f"override {override!r}: {part!r} is not a position in a list of {len(section)} (0 is the first)")
-    raise ValueError(f"override {override!r}: {part!r} lies inside {section!r}, which has no keys")
+        raise UserError(
+            f"override {override!r}: {part!r} is not a position in a list of {len(section)} (0 is the first)"
+        )
+    raise UserError(f"override {override!r}: {part!r} lies inside {section!r}, which has no keys")

@@ -11,18 +11,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.shapes.world import WorldSettings
-from training.measure.calibration import CalibrationSettings
-from training.distillation.losses import DistillationSettings
 from training.distillation.lora import LoraSettings
+from training.distillation.losses import DistillationSettings
+from training.distillation.trainer import TrainingSettings
+from training.measure.calibration import CalibrationSettings
 from training.planners import budget_of
 from training.planners.g_search import GSearchSettings
-from training.recipe.gates import GateSettings, PlannerSettings
 from training.planners.p_sigmoid import PSigmoidSettings
 from training.planners.pre_pruning import PrePruningSettings
 from training.planners.random_plan import RandomSettings
+from training.recipe.gates import GateSettings, PlannerSettings
 from training.schema import Strict
 from training.tasks.dense import TeacherSettings
-from training.distillation.trainer import TrainingSettings
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 STUDENT = "student"
@@ -101,7 +101,9 @@ class DataSettings(Strict):
         known = self.world.splits if self.world else {}
         for source in (*self.train, *self.calibration, *self.evaluation):
             if source.split is not None and source.split not in known:
-                raise ValueError(f"split {source.split!r} is not one of data.world ({', '.join(known) or 'which is not given'})")
+                raise ValueError(
+                    f"split {source.split!r} is not one of data.world ({', '.join(known) or 'which is not given'})"
+                )
         return self
 
 
@@ -142,7 +144,9 @@ class StudentRecipe(BaseRecipe):
     @model_validator(mode="after")
     def _kept_answers_stay_true(self):
         if self.distillation.keep_answers and self.lora is None:
-            raise ValueError("distillation.keep_answers goes with lora: full fine-tuning changes the image features it keeps")
+            raise ValueError(
+                "distillation.keep_answers goes with lora: full fine-tuning changes the image features it keeps"
+            )
         return self
 
     @model_validator(mode="after")
@@ -179,7 +183,9 @@ class SparsifyRecipe(StudentRecipe):
     def _names_differ(self):
         names = [STUDENT, *(row.name for row in self.compare)]
         if len(set(names)) < len(names):
-            raise ValueError(f"compare: names must differ from each other and from {STUDENT!r}, got {', '.join(names[1:])}")
+            raise ValueError(
+                f"compare: names must differ from each other and from {STUDENT!r}, got {', '.join(names[1:])}"
+            )
         return self
 
     @property
@@ -219,7 +225,9 @@ class FrontierRecipe(StudentRecipe):
     def _budgets_are_known(self):
         for name, rival in self.planners.items():
             if unknown := set(rival.budgets or ()) - set(self.budgets):
-                raise ValueError(f"planners.{name}.budgets: {sorted(unknown)} are not among budgets ({', '.join(map(str, self.budgets))})")
+                raise ValueError(
+                    f"planners.{name}.budgets: {sorted(unknown)} are not among budgets ({', '.join(map(str, self.budgets))})"
+                )
         return self
 
     @model_validator(mode="after")

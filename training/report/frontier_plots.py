@@ -30,7 +30,9 @@ Group = tuple[str, bool]
 
 def by_planner(points: Sequence[Mapping]) -> dict[Group, dict[float | None, list[Mapping]]]:
     """Planner and kind -> budget -> its points, one per seed; budgets rise, a plan's own cost (None) comes last."""
-    found: dict[Group, dict[float | None, list[Mapping]]] = {(point["planner"], point["distilled"]): {} for point in points}
+    found: dict[Group, dict[float | None, list[Mapping]]] = {
+        (point["planner"], point["distilled"]): {} for point in points
+    }
     for point in sorted(points, key=lambda point: _order(point["budget"])):
         found[point["planner"], point["distilled"]].setdefault(point["budget"], []).append(point)
     return found
@@ -63,11 +65,23 @@ def frontier_picture(points: Sequence[Mapping], axis: str) -> Figure:
             place = mean(point[axis] for point in students)
             value, low, high = interval(students)
             line.append((place, value))
-            axes.plot((place, place), (low, min(high, 1.02)), color=color, linewidth=2, alpha=0.35, solid_capstyle="butt")
+            axes.plot(
+                (place, place), (low, min(high, 1.02)), color=color, linewidth=2, alpha=0.35, solid_capstyle="butt"
+            )
             for point in students:
-                axes.plot(point[axis], point["relative_accuracy"], marker, color=color, markersize=4, alpha=0.4, markeredgewidth=0)
+                axes.plot(
+                    point[axis],
+                    point["relative_accuracy"],
+                    marker,
+                    color=color,
+                    markersize=4,
+                    alpha=0.4,
+                    markeredgewidth=0,
+                )
         places, values = zip(*sorted(line), strict=True)
-        (lines[planner],) = axes.plot(places, values, marker=marker, color=color, linewidth=1.6, markersize=7, label=label(planner))
+        (lines[planner],) = axes.plot(
+            places, values, marker=marker, color=color, linewidth=1.6, markersize=7, label=label(planner)
+        )
     for axes, distilled in zip(halves, kinds, strict=True):
         axes.set(xlabel=AXES[axis])
         if len(kinds) > 1:
@@ -76,7 +90,9 @@ def frontier_picture(points: Sequence[Mapping], axis: str) -> Figure:
             axes.set_xscale("log")
             axes.set_xticks(sorted({point["budget"] for point in points} - {None}))
             axes.minorticks_off()
-        axes.xaxis.set_major_formatter(ScalarFormatter() if axis == "prefill_speedup" else PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(
+            ScalarFormatter() if axis == "prefill_speedup" else PercentFormatter(1, decimals=0)
+        )
         plain(axes, grid="y")
     halves[0].set_ylabel("accuracy, of the dense model's")
     halves[0].yaxis.set_major_formatter(PercentFormatter(1))

@@ -29,7 +29,12 @@ def gates_picture(history: Sequence[Mapping]) -> Figure:
     for axes, (kind, title) in zip(panels, TITLES.items(), strict=True):
         values = [[row[kind][layer] for row in history] for layer in range(num_layers)]
         image = axes.imshow(
-            values, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest",
+            values,
+            vmin=0,
+            vmax=1,
+            cmap="Blues",
+            aspect="auto",
+            interpolation="nearest",
             extent=(steps[0], max(steps[-1], steps[0] + 1), num_layers - 0.5, -0.5),
         )
         axes.set_title(title, fontsize=9, color=INK)
@@ -56,7 +61,9 @@ def budget_picture(metrics: Sequence[Mapping], budget: float, hard: float) -> Fi
     axes.plot(steps, [row["target"] for row in metrics], color=GREY, linewidth=1.5, linestyle="--", label="target")
     axes.plot(steps, [row["cost"] for row in metrics], color=BLUE, linewidth=2, label="gates, expected")
     axes.axhline(budget, color=INK, linewidth=0.8)
-    axes.annotate(f"budget {percent(budget)}", (steps[0], budget), (0, -10), textcoords="offset points", fontsize=8, color=INK)
+    axes.annotate(
+        f"budget {percent(budget)}", (steps[0], budget), (0, -10), textcoords="offset points", fontsize=8, color=INK
+    )
     axes.plot(steps[-1], hard, "o", color=ORANGE, label=f"hard plan, {percent(hard)}")
     axes.set(xlabel="optimizer step", ylabel="cost left", yscale="log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -86,7 +93,14 @@ def plans_picture(plans: Mapping[str, VisualPlan], num_units: int, intermediate_
         for layer, live in enumerate(plan.live(num_units, intermediate_size)):
             for column, share in enumerate(value(live) for value in columns.values()):
                 axes.add_patch(
-                    Rectangle((column - 0.46, layer - 0.44), 0.92, 0.88, facecolor=shade(share), edgecolor=FAINT, linewidth=0.6)
+                    Rectangle(
+                        (column - 0.46, layer - 0.44),
+                        0.92,
+                        0.88,
+                        facecolor=shade(share),
+                        edgecolor=FAINT,
+                        linewidth=0.6,
+                    )
                 )
                 text = f"{100 * share:.0f}" if 0 < share < 1 else ""
                 color = "white" if share > 0.6 else INK

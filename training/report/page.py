@@ -31,13 +31,14 @@ from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
 from data.images import open_image
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+from training.distillation.trainer import read_metrics
 from training.measure.evaluation import Evaluation, Record
+from training.recipe.gates import PlannerSettings
 from training.report.gate_plots import budget_picture, gates_picture, plans_picture
 from training.report.plots import comparison_picture, curves_picture, families_picture, percent, plan_picture, png
-from training.recipe.gates import PlannerSettings
 from training.report.search_plots import search_picture
-from training.distillation.trainer import read_metrics
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -94,7 +95,7 @@ def write_report(run_directory: Path) -> Path:
     """Writes `report.html` into the run's folder, whole or not at all, and returns its path.
 
     Raises:
-        ValueError: a file the report needs is missing or does not hold what it should, or a picture cannot be opened.
+        UserError: a file the report needs is missing or does not hold what it should, or a picture cannot be opened.
     """
     page = render(read_inputs(run_directory))
     path = run_directory / "report.html"
@@ -105,19 +106,19 @@ def write_report(run_directory: Path) -> Path:
 
 
 def read_inputs(run_directory: Path) -> Inputs:
-    """Reads every file the report needs; ValueError names the one that is missing or broken."""
+    """Reads every file the report needs; UserError names the one that is missing or broken."""
 
     def text(name: str) -> str:
         try:
             return (run_directory / name).read_text(encoding="utf-8")
         except OSError as error:
-            raise ValueError(f"{run_directory / name}: the report needs this file ({error.strerror})") from None
+            raise UserError(f"{run_directory / name}: the report needs this file ({error.strerror})") from None
 
     def parsed(name: str):
         try:
             return json.loads(text(name))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{run_directory / name}: not JSON ({error})") from None
+            raise UserError(f"{run_directory / name}: not JSON ({error})") from None
 
     evaluations = {"dense": "teacher", "student": "student", "dense, grey pictures": "grey"}
     for name in ("metrics.jsonl", *(f"evaluation/{file}.json" for file in evaluations.values())):
@@ -126,10 +127,16 @@ def read_inputs(run_directory: Path) -> Inputs:
     if (run_directory / "gates" / "student").is_dir():
         learned = {
             "history": read_metrics(run_directory / "gates/student/trainer/gates.jsonl"),
-            "metrics": [row for row in read_metrics(run_directory / "gates/student/trainer/metrics.jsonl") if "cost" in row],
+            "metrics": [
+                row for row in read_metrics(run_directory / "gates/student/trainer/metrics.jsonl") if "cost" in row
+            ],
             "hardening": parsed("gates/student/hardening.json"),
         }
-    recipe, result, plan = yaml.safe_load(text("recipe.yaml")), parsed("result.json"), VisualPlan.load(run_directory / "plan.json")
+    recipe, result, plan = (
+        yaml.safe_load(text("recipe.yaml")),
+        parsed("result.json"),
+        VisualPlan.load(run_directory / "plan.json"),
+    )
     search = None
     if (run_directory / "search" / "student").is_dir():
         settings = TypeAdapter(PlannerSettings).validate_python(recipe["plan"])
@@ -167,9 +174,11 @@ def render(inputs: Inputs) -> str:
         name=inputs.recipe["name"],
         figures=[(label, figure(inputs.result[key], unit)) for key, (label, unit) in FIGURES.items()],
         pictures={
-            "plan": data_uri(plan_picture(
-                inputs.plan, inputs.cost["num_units"], inputs.cost["intermediate_size"], inputs.cost["layers"]
-            )),
+            "plan": data_uri(
+                plan_picture(
+                    inputs.plan, inputs.cost["num_units"], inputs.cost["intermediate_size"], inputs.cost["layers"]
+                )
+            ),
             "comparison": data_uri(comparison_picture(inputs.rows)),
             "families": data_uri(families_picture({name: one.families for name, one in evaluations.items()})),
             "curves": data_uri(curves_picture(curves(inputs.metrics))),
@@ -182,7 +191,10 @@ def render(inputs: Inputs) -> str:
         families=list(dense.families),
         models=list(evaluations),
         family_rows=[
-            *((name, value.count, [one.families[name] for one in evaluations.values()]) for name, value in dense.families.items()),
+            *(
+                (name, value.count, [one.families[name] for one in evaluations.values()])
+                for name, value in dense.families.items()
+            ),
             ("all", dense.overall.count, overall),
         ],
         samples=[sample_card(*pair) for pair in choose_samples(dense.records, evaluations["student"].records)],
@@ -205,7 +217,9 @@ def learned_section(history: list[dict], metrics: list[dict], hardening: dict) -
 
 def curves(metrics: Sequence[dict]) -> dict[str, list[tuple[int, float]]]:
     """(step, value) pairs of the loss and of each of its parts that was logged; what is not positive has no logarithm."""
-    points = {label: [(row["step"], row[key]) for row in metrics if row.get(key, 0) > 0] for key, label in CURVES.items()}
+    points = {
+        label: [(row["step"], row[key]) for row in metrics if row.get(key, 0) > 0] for key, label in CURVES.items()
+    }
     return {label: pairs for label, pairs in points.items() if pairs}
 
 
@@ -264,7 +278,7 @@ def sample_card(teacher: Record, student: Record) -> dict:
 
 
 def thumbnail(path: Path) -> str:
-    """The picture, small and encoded anew, as a data URI. Raises ValueError where it cannot be opened."""
+    """The picture, small and encoded anew, as a data URI. Raises UserError where it cannot be opened."""
     image = open_image(path)
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()

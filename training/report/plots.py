@@ -58,7 +58,8 @@ def plan_picture(plan: VisualPlan, num_units: int, intermediate_size: int, layer
 
     figure.suptitle(
         f"Work for visual tokens, layer by layer: {percent(sum(layer_flops) / num_layers)} of the dense model's FLOPs",
-        fontsize=12, color=INK,
+        fontsize=12,
+        color=INK,
     )
     bars.bar(range(num_layers), layer_flops, width=0.82, color=BLUE)
     for index, share in enumerate(layer_flops):
@@ -92,7 +93,12 @@ def plan_picture(plan: VisualPlan, num_units: int, intermediate_size: int, layer
             Patch(facecolor=PAPER, edgecolor=FAINT, label="not in the plan"),
             Patch(facecolor=PAPER, edgecolor=FAINT, hatch="////", label="dead: nothing later reads it, not computed"),
         ],
-        loc="outside lower center", ncols=4, frameon=False, fontsize=9, handlelength=1.4, handleheight=1.2,
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.4,
+        handleheight=1.2,
     )
     return figure
 
@@ -126,8 +132,13 @@ def comparison_picture(rows: Sequence[Mapping]) -> Figure:
         points.plot((row["low"], row["high"]), (line, line), color=color, linewidth=3, solid_capstyle="butt", alpha=0.6)
         points.plot(row["accuracy"], line, "o", color=color, markersize=8)
         points.annotate(
-            percent(row["accuracy"]), (row["accuracy"], line), (0, 7), textcoords="offset points",
-            ha="center", fontsize=8, color=INK,
+            percent(row["accuracy"]),
+            (row["accuracy"], line),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=INK,
         )
         bars.barh(line, row["visual_flops"], height=0.55, color=color)
         bars.text(row["visual_flops"] + 0.02, line, percent(row["visual_flops"]), va="center", fontsize=9, color=INK)
@@ -162,7 +173,13 @@ def families_picture(models: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
         axes.errorbar(places, heights, whiskers, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
         for place, value in zip(places, values, strict=True):
             axes.text(place, value.high + 0.015, f"{100 * value.accuracy:.0f}", ha="center", fontsize=8, color=INK)
-    axes.set(xticks=range(len(families)), xticklabels=families, ylim=(0, 1.1), yticks=(0, 0.25, 0.5, 0.75, 1), ylabel="accuracy")
+    axes.set(
+        xticks=range(len(families)),
+        xticklabels=families,
+        ylim=(0, 1.1),
+        yticks=(0, 0.25, 0.5, 0.75, 1),
+        ylabel="accuracy",
+    )
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(axis="x", length=0)
     figure.legend(loc="outside upper right", ncols=len(models), frameon=False)
@@ -183,7 +200,9 @@ def _plan_rows(plan: VisualPlan, num_units: int, intermediate_size: int) -> list
     pairs = list(zip(plan.layers, plan.live(num_units, intermediate_size), strict=True))
 
     def cells(planned: Callable[[LayerPlan], float], live: Callable[[LiveLayer], float]) -> list[_Cell]:
-        return [_Cell(live(done), dead=layer.tokens > 0 and planned(layer) > 0 and live(done) == 0) for layer, done in pairs]
+        return [
+            _Cell(live(done), dead=layer.tokens > 0 and planned(layer) > 0 and live(done) == 0) for layer, done in pairs
+        ]
 
     sight = cells(lambda layer: layer.attend, lambda live: live.attend)
     for cell, (_, live) in zip(sight, pairs, strict=True):
@@ -193,13 +212,19 @@ def _plan_rows(plan: VisualPlan, num_units: int, intermediate_size: int) -> list
         ("tokens carried, %", cells(lambda layer: layer.tokens, lambda live: live.tokens)),
         ("updated by attention", cells(lambda layer: layer.attend, lambda live: live.attend)),
         ("sight (radius; ±: both ways)", sight),
-        ("updated by FFN: neurons, %", cells(
-            lambda layer: num_served(layer.ffn, intermediate_size), lambda live: live.num_ffn / intermediate_size
-        )),
-        ("heads that serve, %", cells(
-            lambda layer: num_served(layer.heads, num_units) * (layer.attend or layer.read),
-            lambda live: live.num_heads / num_units,
-        )),
+        (
+            "updated by FFN: neurons, %",
+            cells(
+                lambda layer: num_served(layer.ffn, intermediate_size), lambda live: live.num_ffn / intermediate_size
+            ),
+        ),
+        (
+            "heads that serve, %",
+            cells(
+                lambda layer: num_served(layer.heads, num_units) * (layer.attend or layer.read),
+                lambda live: live.num_heads / num_units,
+            ),
+        ),
         ("read by text", cells(lambda layer: layer.read, lambda live: live.read)),
     ]
 
@@ -207,8 +232,13 @@ def _plan_rows(plan: VisualPlan, num_units: int, intermediate_size: int) -> list
 def _draw_cell(axes: Axes, layer: int, row: int, cell: _Cell, fontsize: float) -> None:
     axes.add_patch(
         Rectangle(
-            (layer - 0.46, row - 0.42), 0.92, 0.84,
-            facecolor=shade(cell.share), edgecolor=FAINT, linewidth=0.8, hatch="////" if cell.dead else None,
+            (layer - 0.46, row - 0.42),
+            0.92,
+            0.84,
+            facecolor=shade(cell.share),
+            edgecolor=FAINT,
+            linewidth=0.8,
+            hatch="////" if cell.dead else None,
         )
     )
     axes.text(

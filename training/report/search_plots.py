@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from modeling.visual_plan import VisualPlan
-from training.report.plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, VERMILION, WIDTH, percent, plain
 from training.planners import CURVE, TRIALS, SearchSettings
 from training.planners.g_search import GSearchSettings
 from training.planners.tools.trials import read_trials
 from training.planners.vtw import VtwSettings
+from training.report.plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, VERMILION, WIDTH, percent, plain
 
 
 def search_picture(plan: VisualPlan, visual_flops: float, settings: SearchSettings, folder: Path) -> Figure:
@@ -29,7 +29,9 @@ def search_picture(plan: VisualPlan, visual_flops: float, settings: SearchSettin
     measured = curve.exists() or trials.exists()
     figure = Figure(figsize=(WIDTH, 6.4 if measured else 3.2), layout="constrained")
     panels = figure.subplots(2 if measured else 1, 1, squeeze=False)[:, 0]
-    figure.suptitle(f"{settings.planner} plan: {percent(visual_flops)} of the dense model's visual FLOPs", fontsize=12, color=INK)
+    figure.suptitle(
+        f"{settings.planner} plan: {percent(visual_flops)} of the dense model's visual FLOPs", fontsize=12, color=INK
+    )
     _schedule(panels[0], plan)
     if curve.exists():
         _withdrawals(panels[1], json.loads(curve.read_text(encoding="utf-8")), plan, settings)
@@ -59,7 +61,15 @@ def _withdrawals(axes: Axes, curve: Sequence[dict], plan: VisualPlan, settings: 
         names["kl_hold_out"] = ("held out", ORANGE, "--")
     for key, (name, color, line) in names.items():
         # A logarithmic axis has no place for the KL of 0 of the dense model, the curve's last point.
-        axes.plot(layers, [point[key] or math.nan for point in curve], line, marker="o", color=color, linewidth=1.8, label=name)
+        axes.plot(
+            layers,
+            [point[key] or math.nan for point in curve],
+            line,
+            marker="o",
+            color=color,
+            linewidth=1.8,
+            label=name,
+        )
     axes.axhline(settings.tolerance, color=VERMILION, linewidth=1.2, label=f"tolerance {settings.tolerance:g}")
     chosen = next((index for index, layer in enumerate(plan.layers) if layer.tokens == 0), len(plan))
     axes.axvline(chosen, color=GREEN, linewidth=1.2, label=f"chosen: {chosen}")
@@ -76,12 +86,22 @@ def _shares_tried(axes: Axes, searches: dict[str, list[tuple[float, float]]]) ->
         ticks.append((number + (len(trials) - 1) / 2, name.rsplit(maxsplit=1)[-1]))
         for share, worth in trials:
             within = worth <= 1
-            axes.plot(number, share, "o", color=BLUE if within else GREY, markerfacecolor=BLUE if within else "none", markersize=5)
+            axes.plot(
+                number,
+                share,
+                "o",
+                color=BLUE if within else GREY,
+                markerfacecolor=BLUE if within else "none",
+                markersize=5,
+            )
             number += 1
         least = min(share for share, worth in trials if worth <= 1)
         axes.plot((number - len(trials), number - 1), (least, least), color=ORANGE, linewidth=1.8)
         axes.axvline(number - 0.5, color=FAINT, linewidth=0.7)
-    for marker, name in ((dict(markerfacecolor=BLUE), "within the tolerance"), (dict(markerfacecolor="none", color=GREY), "outside")):
+    for marker, name in (
+        (dict(markerfacecolor=BLUE), "within the tolerance"),
+        (dict(markerfacecolor="none", color=GREY), "outside"),
+    ):
         axes.plot([], [], "o", **({"color": BLUE} | marker), label=name)
     axes.plot([], [], color=ORANGE, linewidth=1.8, label="taken")
     axes.set(xlabel="trials, of each layer's share", ylabel="share tried", ylim=(-0.03, 1.05))
@@ -93,9 +113,19 @@ def _shares_tried(axes: Axes, searches: dict[str, list[tuple[float, float]]]) ->
 
 def _slopes_tried(axes: Axes, trials: list[tuple[float, float]]) -> None:
     slopes, divergences = zip(*trials, strict=True)
-    points = axes.scatter(slopes, divergences, c=range(1, len(trials) + 1), cmap="Blues", s=36, edgecolors=INK, linewidths=0.4)
+    points = axes.scatter(
+        slopes, divergences, c=range(1, len(trials) + 1), cmap="Blues", s=36, edgecolors=INK, linewidths=0.4
+    )
     best = min(trials, key=lambda trial: trial[1])
-    axes.plot(*best, "o", color=ORANGE, markersize=12, markerfacecolor="none", markeredgewidth=2, label=f"taken: k = {best[0]:.3g}")
+    axes.plot(
+        *best,
+        "o",
+        color=ORANGE,
+        markersize=12,
+        markerfacecolor="none",
+        markeredgewidth=2,
+        label=f"taken: k = {best[0]:.3g}",
+    )
     scale = "log" if min(divergences) > 0 else "linear"  # a budget that lets all tokens stay moves nothing
     axes.set(xlabel="k, how steeply shares fall", ylabel="KL of the answers, nats", xscale="log", yscale=scale)
     axes.figure.colorbar(points, ax=axes, label="trial")

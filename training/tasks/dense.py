@@ -18,21 +18,28 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from data.collator import Collator
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
-from data.shapes.world import WORLDS, WorldSettings, split_rows, write_world
 from data.shapes.patches import GROUPS
+from data.shapes.world import WORLDS, WorldSettings, split_rows, write_world
+from training.distillation.trainer import MetricsFile, last_checkpoint
 from training.measure.evaluation import Evaluation, evaluate
-from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
+from training.report.tables import families_table
 from training.run import Run, Stage, console
 from training.schema import Strict
-from training.report.tables import families_table
+from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
 from training.tiny_llava.model import TinyLlavaSettings, build_model, build_processor
 from training.tiny_llava.tower import PatchDataset, PatchReader
-from training.distillation.trainer import MetricsFile, last_checkpoint
 
 
 class OptimizerSettings(Strict):
@@ -131,7 +138,9 @@ def stages(recipe) -> list[Stage]:
         Stage("world", "write the embedded world", write),
         Stage("tower", "teach the vision tower to see", train_tower, distributed=True),
         *(
-            Stage(phase.name, f"questions: {phase.name}", partial(train_phase, phase=phase, start=start), distributed=True)
+            Stage(
+                phase.name, f"questions: {phase.name}", partial(train_phase, phase=phase, start=start), distributed=True
+            )
             for phase, start in zip(phases, starts, strict=False)
         ),
         Stage("evaluate", "ask the held-out questions", evaluate_teacher),
@@ -256,7 +265,9 @@ def load_processor(run: Run) -> LlavaProcessor:
 def trained_teacher(run: Run) -> LlavaForConditionalGeneration:
     """The model after the last phase, in bfloat16."""
     last = run.recipe.teacher.phases[-1].name
-    return LlavaForConditionalGeneration.from_pretrained(run.directory / "phases" / last / "model", dtype=torch.bfloat16)
+    return LlavaForConditionalGeneration.from_pretrained(
+        run.directory / "phases" / last / "model", dtype=torch.bfloat16
+    )
 
 
 def finish(trainer: Trainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:

@@ -8,19 +8,20 @@ from transformers import PreTrainedConfig
 
 from checkpoints.build import dense_config
 from checkpoints.families import PICTURE, reference_images, sparse_class
+from modeling.user_error import UserError
 from modeling.visual_layout import num_tokens
 from modeling.visual_plan import VisualPlan
-from training.measure.price import GateBudget
+from training.distillation.lora import add_lora
+from training.distillation.trainer import TrainingSettings
 from training.measure.calibration import Calibration
 from training.measure.costs import TEXT_TOKENS, cost_sheet
-from training.distillation.lora import add_lora
+from training.measure.price import GateBudget
 from training.planners import budget_of, plan_of_config
-from training.recipe.gates import PlannerSettings
-from training.planners.tools.budget import Budget
 from training.planners.stack import StackSettings, stacked
+from training.planners.tools.budget import Budget
 from training.planners.yopo import YopoSettings, plan_yopo
+from training.recipe.gates import PlannerSettings
 from training.recipe.recipe import DenseRecipe, FrontierRecipe, SparsifyRecipe, StudentRecipe
-from training.distillation.trainer import TrainingSettings
 
 CONVENTIONS = {
     "A": "A: multiply-accumulates, visual tokens",
@@ -39,7 +40,7 @@ console = Console()
 
 
 def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe) -> None:
-    """Print what the recipe comes to. Raises ValueError where its model is not supported or its plan does not fit."""
+    """Print what the recipe comes to. Raises UserError where its model is not supported or its plan does not fit."""
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
     if isinstance(recipe, StudentRecipe):
         config = dense_config(recipe.model.config or recipe.model.path)
@@ -116,7 +117,9 @@ def _like_yopo(config: PreTrainedConfig, settings: YopoSettings) -> VisualPlan:
     """A plan of the same cost: calibration decides which heads and neurons stay; the cost depends on how many. All layers are
     taken for equally active."""
     if settings.activity_threshold is not None:
-        raise ValueError("plan.activity_threshold: how many heads pass it only calibration can tell; give heads_kept for a dry run")
+        raise UserError(
+            "plan.activity_threshold: how many heads pass it only calibration can tell; give heads_kept for a dry run"
+        )
     text = config.text_config
     layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
     flat = Calibration(
@@ -153,7 +156,11 @@ def memory_table(recipe: StudentRecipe, config: PreTrainedConfig, student: nn.Mo
     activations = activation_bytes(settings, config, recipe.data.max_length, width)
     second_model = recipe.lora is None and recipe.distillation.needs_teacher
     table = Table(
-        "processes", "ZeRO-2", "ZeRO-3", "global batch", title=f"memory per process, estimated ({gigabytes(activations)} of it activations)"
+        "processes",
+        "ZeRO-2",
+        "ZeRO-3",
+        "global batch",
+        title=f"memory per process, estimated ({gigabytes(activations)} of it activations)",
     )
     for size in WORLD_SIZES:
         states = trained * (width + OPTIMIZER_BYTES) / size
@@ -168,7 +175,9 @@ def activation_bytes(settings: TrainingSettings, config: PreTrainedConfig, max_l
     """Of a batch of the longest samples in the dense decoder; a sparse student keeps less."""
     text = config.text_config
     values = settings.micro_batch_size * max_length * text.hidden_size
-    whole_layers, inputs_kept = (1, text.num_hidden_layers) if settings.gradient_checkpointing else (text.num_hidden_layers, 0)
+    whole_layers, inputs_kept = (
+        (1, text.num_hidden_layers) if settings.gradient_checkpointing else (text.num_hidden_layers, 0)
+    )
     return values * (whole_layers * ACTIVATION_BYTES * width / 2 + inputs_kept * width)
 
 

@@ -15,15 +15,17 @@ frontier or planners:
 import json
 
 from checkpoints.build import dense_config
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+from training.distillation.datasets import mixture
+from training.distillation.students import load_model, untrained_student
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
-from training.distillation.datasets import mixture
 from training.measure.evaluation import Evaluation, relative_accuracy
+from training.recipe.recipe import FrontierRecipe
 from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table
 from training.report.gate_plots import plans_picture
 from training.report.plots import save
-from training.recipe.recipe import FrontierRecipe
 from training.run import Run, Stage, console, device, write_json
 from training.tasks.stages import (
     TEACHER,
@@ -34,7 +36,6 @@ from training.tasks.stages import (
     run_student,
     stages_before_students,
 )
-from training.distillation.students import load_model, untrained_student
 
 BATCH_SIZE, REPEATS, DECODE_TOKENS = 8, 5, 8
 """Of the timed prefills and decodes."""
@@ -52,14 +53,18 @@ def stages(recipe: FrontierRecipe) -> list[Stage]:
 
 
 def evaluate_all(run: Run) -> dict:
-    """Asks the dense model and every student. Raises ValueError where the dense model answers nothing right."""
+    """Asks the dense model and every student. Raises UserError where the dense model answers nothing right."""
     dense, processor = load_model(run.recipe.model)
     samples = mixture(run.recipe, "evaluation", processor).samples
     accuracy = {TEACHER: evaluation_of(run, TEACHER, dense, processor, samples).accuracy}
     if accuracy[TEACHER] == 0:
-        raise ValueError(f"{run.recipe.model.path}: answers none of the questions right, so there is nothing to be relative to")
+        raise UserError(
+            f"{run.recipe.model.path}: answers none of the questions right, so there is nothing to be relative to"
+        )
     for student in run.recipe.students:
-        accuracy[student.name] = evaluation_of(run, student.name, run_student(run, student), processor, samples).accuracy
+        accuracy[student.name] = evaluation_of(
+            run, student.name, run_student(run, student), processor, samples
+        ).accuracy
     return accuracy
 
 
@@ -105,7 +110,9 @@ def report(run: Run) -> dict:
                 "high": evaluation.high,
                 "relative_accuracy": relative_accuracy(evaluation, teacher),
                 "accuracy_by_family": {family: score.accuracy for family, score in evaluation.families.items()},
-                "interval_by_family": {family: [score.low, score.high] for family, score in evaluation.families.items()},
+                "interval_by_family": {
+                    family: [score.low, score.high] for family, score in evaluation.families.items()
+                },
                 **speed[student.name],
             }
         )

@@ -15,13 +15,15 @@ from checkpoints.build import dense_config
 from checkpoints.card import base_license, model_card
 from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
+from training.distillation.datasets import calibration_batches, mixture
+from training.distillation.students import dense_processor, load_model, trained_student
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
-from training.distillation.datasets import calibration_batches, mixture
 from training.measure.evaluation import Evaluation, relative_accuracy
-from training.report.plots import plan_picture, save
 from training.recipe.recipe import STUDENT, SparsifyRecipe
 from training.report.page import write_report
+from training.report.plots import plan_picture, save
+from training.report.tables import models_table
 from training.run import Run, Stage, console, device, is_main_process, write_json
 from training.tasks.stages import (
     GREY,
@@ -35,8 +37,6 @@ from training.tasks.stages import (
     stages_before_students,
     student_folder,
 )
-from training.distillation.students import dense_processor, load_model, trained_student
-from training.report.tables import models_table
 
 DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
 """The stock model's; the dense plan already costs less, as it leaves dead work out."""
@@ -83,7 +83,9 @@ def evaluate_all(run: Run) -> dict:
         plan = load_plan(run, student.name)
         evaluation = evaluation_of(run, student.name, run_student(run, student), processor, samples)
         plan_file = str(plan_path(run, student.name).relative_to(run.directory))
-        table.append(table_row(student.name, plan_file, student.distil, fractions(plan, dense.config), evaluation, teacher))
+        table.append(
+            table_row(student.name, plan_file, student.distil, fractions(plan, dense.config), evaluation, teacher)
+        )
     table.append(table_row("dense, grey pictures", None, False, DENSE_COST, grey, teacher))
     write_json(run.directory / "table.json", table)
     return {row["name"]: row["accuracy"] for row in table}
@@ -144,7 +146,12 @@ def report(run: Run) -> dict:
 
 
 def table_row(
-    name: str, plan_file: str | None, distilled: bool, cost: dict[str, float], evaluation: Evaluation, teacher: Evaluation
+    name: str,
+    plan_file: str | None,
+    distilled: bool,
+    cost: dict[str, float],
+    evaluation: Evaluation,
+    teacher: Evaluation,
 ) -> dict:
     """One row of table.json; costs are shares of the dense model's."""
     return {

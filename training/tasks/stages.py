@@ -23,18 +23,24 @@ from checkpoints.build import dense_config
 from data.collator import Collator
 from data.conversations import Sample
 from modeling.visual_plan import VisualPlan
+from training.distillation.datasets import calibration_batches, mixture
+from training.distillation.kept_answers import AnsweredDataset, keep_answers
+from training.distillation.students import (
+    dense_processor,
+    dense_student,
+    train_student,
+    trained_student,
+    untrained_student,
+)
+from training.gates.learning import gated_student, hardened_plan, learn_gates, learned_adapters
 from training.measure.calibration import Calibration, calibrate
 from training.measure.costs import fractions
-from training.distillation.datasets import calibration_batches, mixture
 from training.measure.evaluation import Evaluation, evaluate
-from training.gates.learning import gated_student, hardened_plan, learn_gates, learned_adapters
 from training.measure.latency import LatencyTable, measure_latency
 from training.planners import find_plan, needs_calibration
 from training.recipe.gates import GateSettings
 from training.recipe.recipe import CompareSettings, StudentRecipe
 from training.run import Run, Stage, device, write_json
-from training.distillation.students import dense_processor, dense_student, train_student, trained_student, untrained_student
-from training.distillation.kept_answers import AnsweredDataset, keep_answers
 
 TEACHER, GREY = "teacher", "grey"
 """The dense model's answers, and its answers to grey pictures, among the evaluations."""
@@ -148,7 +154,15 @@ def learn_plans(run: Run) -> dict:
     dataset, collator = training_data(run, processor), Collator(processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
     for student in learned(recipe):
-        learn_gates(of_student(recipe, student), student.plan, statistics, latency(run), dataset, collator, gates_folder(run, student.name))
+        learn_gates(
+            of_student(recipe, student),
+            student.plan,
+            statistics,
+            latency(run),
+            dataset,
+            collator,
+            gates_folder(run, student.name),
+        )
     return {}
 
 

@@ -101,7 +101,9 @@ def _build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(settings: TinyLlavaSettings, processor: LlavaProcessor, max_length: int) -> LlavaForConditionalGeneration:
+def build_model(
+    settings: TinyLlavaSettings, processor: LlavaProcessor, max_length: int
+) -> LlavaForConditionalGeneration:
     """The model with random weights, for sequences of up to `max_length` tokens."""
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
@@ -125,7 +127,10 @@ def build_model(settings: TinyLlavaSettings, processor: LlavaProcessor, max_leng
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e5},  # most of a head tells words apart over any distance
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e5,
+        },  # most of a head tells words apart over any distance
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(

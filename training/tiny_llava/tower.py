@@ -39,7 +39,9 @@ class PatchReader(nn.Module):
         for name, words in GROUPS.items():
             tokens = [processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
             assert all(len(token) == 1 and token[0] != processor.tokenizer.unk_token_id for token in tokens), name
-            self.register_buffer(name, embeddings[torch.tensor(tokens).flatten()].clone(), persistent=False)  # [words, D]
+            self.register_buffer(
+                name, embeddings[torch.tensor(tokens).flatten()].clone(), persistent=False
+            )  # [words, D]
         self.word_length = embeddings.norm(dim=-1).mean().item()
 
     def forward(self, pixel_values: torch.Tensor, words: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -118,7 +118,12 @@ def published_config(text: str, tower: str, vocab_size: int) -> dict:
 
 def random_weights(config: dict) -> dict[str, Tensor]:
     tower, llm = config["vision_config"], config["llm_config"]
-    dim, inner, width, ffn = tower["hidden_size"], tower["intermediate_size"], llm["hidden_size"], llm["intermediate_size"]
+    dim, inner, width, ffn = (
+        tower["hidden_size"],
+        tower["intermediate_size"],
+        llm["hidden_size"],
+        llm["intermediate_size"],
+    )
     head = width // llm["num_attention_heads"]
     qkv = (llm["num_attention_heads"] + 2 * llm["num_key_value_heads"]) * head
     shapes = {
@@ -128,7 +133,13 @@ def random_weights(config: dict) -> dict[str, Tensor]:
         "vision_model.embeddings.position_embedding": (1, (TILE // PATCH) ** 2 + 1, dim),
     }
     for layer in range(tower["num_hidden_layers"]):
-        own = {"ls1": (dim,), "ls2": (dim,), "attn.qkv.weight": (3 * dim, dim), "norm1.weight": (dim,), "norm2.weight": (dim,)}
+        own = {
+            "ls1": (dim,),
+            "ls2": (dim,),
+            "attn.qkv.weight": (3 * dim, dim),
+            "norm1.weight": (dim,),
+            "norm2.weight": (dim,),
+        }
         own |= {"attn.proj.weight": (dim, dim), "attn.proj.bias": (dim,)}
         own |= {"mlp.fc1.weight": (inner, dim), "mlp.fc1.bias": (inner,)}
         own |= {"mlp.fc2.weight": (dim, inner), "mlp.fc2.bias": (dim,)}
@@ -144,12 +155,21 @@ def random_weights(config: dict) -> dict[str, Tensor]:
     shapes |= {"mlp1.3.weight": (width, width), "mlp1.3.bias": (width,)}
     if llm["architectures"] == ["InternLM2ForCausalLM"]:
         ends = {"model.tok_embeddings": llm["vocab_size"], "output": llm["vocab_size"]}
-        own = {"attention.wqkv": (qkv, width), "attention.wo": (width, width), "attention_norm": (width,), "ffn_norm": (width,)}
+        own = {
+            "attention.wqkv": (qkv, width),
+            "attention.wo": (width, width),
+            "attention_norm": (width,),
+            "ffn_norm": (width,),
+        }
         own |= {"feed_forward.w1": (ffn, width), "feed_forward.w3": (ffn, width), "feed_forward.w2": (width, ffn)}
     else:
         ends = {"model.embed_tokens": llm["vocab_size"], "lm_head": llm["vocab_size"]}
         own = {"self_attn.qkv_proj": (qkv, width), "self_attn.o_proj": (width, width), "input_layernorm": (width,)}
-        own |= {"mlp.gate_up_proj": (2 * ffn, width), "mlp.down_proj": (width, ffn), "post_attention_layernorm": (width,)}
+        own |= {
+            "mlp.gate_up_proj": (2 * ffn, width),
+            "mlp.down_proj": (width, ffn),
+            "post_attention_layernorm": (width,),
+        }
     shapes |= {f"language_model.{name}.weight": (rows, width) for name, rows in ends.items()}
     shapes["language_model.model.norm.weight"] = (width,)
     for layer in range(llm["num_hidden_layers"]):
@@ -161,7 +181,9 @@ def random_weights(config: dict) -> dict[str, Tensor]:
 # ---- what it computes ----
 
 
-def published_logits(config: dict, weights: dict[str, Tensor], input_ids: list[int], image_id: int, tiles: Tensor) -> Tensor:
+def published_logits(
+    config: dict, weights: dict[str, Tensor], input_ids: list[int], image_id: int, tiles: Tensor
+) -> Tensor:
     """Logits [S, V] of one prompt; tiles [T, 3, height, width] stand where `image_id` does."""
     llm = config["llm_config"]
     ids = torch.tensor(input_ids)
@@ -192,7 +214,10 @@ def published_logits(config: dict, weights: dict[str, Tensor], input_ids: list[i
 
 def lm2_heads(llm: dict, own: dict[str, Tensor], states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys, values [heads, S, head_dim]: for each key/value head its queries' rows, its key's, its value's."""
-    head, groups = llm["hidden_size"] // llm["num_attention_heads"], llm["num_attention_heads"] // llm["num_key_value_heads"]
+    head, groups = (
+        llm["hidden_size"] // llm["num_attention_heads"],
+        llm["num_attention_heads"] // llm["num_key_value_heads"],
+    )
     rows = (states @ own["attention.wqkv"].T).split(head, dim=-1)
     q, k, v = [], [], []
     for unit in range(llm["num_key_value_heads"]):
@@ -283,7 +308,9 @@ def projected(weights: dict[str, Tensor], patches: Tensor) -> Tensor:
     """Four neighbouring patches side by side (pixel shuffle, version 2), then the projector: [tokens, width]."""
     tokens = torch.stack(
         [
-            torch.cat([patches[row, column], patches[row, column + 1], patches[row + 1, column], patches[row + 1, column + 1]])
+            torch.cat(
+                [patches[row, column], patches[row, column + 1], patches[row + 1, column], patches[row + 1, column + 1]]
+            )
             for row in range(0, len(patches), 2)
             for column in range(0, len(patches), 2)
         ]
@@ -306,7 +333,11 @@ def write_tokenizer(folder: Path, text: str) -> int:
     model = sentencepiece_model(WORDS + free, dummy_prefix=not lm2)
     pieces = len(model.pieces)
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
-    turns = ["<|im_end|>", "<|im_start|>"] if lm2 else ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
+    turns = (
+        ["<|im_end|>", "<|im_start|>"]
+        if lm2
+        else ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
+    )
     added = {token: pieces - len(free) + place for place, token in enumerate(turns + PICTURES)}
     flags = {"lstrip": False, "normalized": False, "rstrip": not lm2, "single_word": False, "special": True}
     config = {

@@ -94,7 +94,9 @@ def test_rope_is_scaled_only_beyond_the_context(converted):
     other = config | {"llm_config": config["llm_config"] | {"rope_scaling": _other_scaling(scaling)}}
     for length, differs in ((WITHIN, False), (BEYOND, True)):
         ids, tiles = prompt(image_id, length)
-        difference = relative_difference(published_logits(other, weights, ids, image_id, tiles), logits(model, ids, tiles))
+        difference = relative_difference(
+            published_logits(other, weights, ids, image_id, tiles), logits(model, ids, tiles)
+        )
         assert (difference > 1e-3) == differs
 
 
@@ -183,7 +185,9 @@ def test_the_dtype_stays(published, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
     write_weights(folder, {name: tensor.bfloat16() for name, tensor in weights.items()})
     convert_internvl(folder, tmp_path / "converted")
-    assert {tensor.dtype for tensor in load_file(tmp_path / "converted" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(tmp_path / "converted" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
     assert load(tmp_path / "converted", dtype="auto").dtype == torch.bfloat16
 
 
@@ -200,7 +204,15 @@ def test_tokens_are_those_of_the_published_model(published, tmp_path, text):
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in added} == added
     model = type(sentencepiece_model([], False))()
     model.ParseFromString((folder / "tokenizer.model").read_bytes())
-    for words in ("hello world", " hello  world", "héllo\nwörld", "low the world", "書hello", "[UNUSED_TOKEN_0", "hhelloo"):
+    for words in (
+        "hello world",
+        " hello  world",
+        "héllo\nwörld",
+        "low the world",
+        "書hello",
+        "[UNUSED_TOKEN_0",
+        "hhelloo",
+    ):
         if words.startswith(" ") and text == PHI3:
             continue  # transformers' own fast Llama tokenizer puts no second space there
         assert tokenizer(words).input_ids == [1, *sentencepiece_ids(model, words)]
@@ -209,7 +221,9 @@ def test_tokens_are_those_of_the_published_model(published, tmp_path, text):
     assert tokenizer(f"<img><IMG_CONTEXT></img>{end}").input_ids[1:] == [
         added[token] for token in ("<img>", "<IMG_CONTEXT>", "</img>", end)
     ]
-    assert tokenizer(f"{end}hello").input_ids[-1] == tokenizer.convert_tokens_to_ids("hello"), "no space after an added token"
+    assert tokenizer(f"{end}hello").input_ids[-1] == tokenizer.convert_tokens_to_ids("hello"), (
+        "no space after an added token"
+    )
     generation = GenerationConfig.from_pretrained(tmp_path / "converted")
     assert generation.eos_token_id == tokenizer.eos_token_id == added[end]
     image_token_id = json.loads((tmp_path / "converted" / "config.json").read_text())["image_token_id"]
@@ -250,7 +264,9 @@ def test_a_conversation_is_written_as_the_model_was_trained(published, tmp_path,
     ]
     assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
     own = [{"role": "system", "content": "low"}, *messages]
-    assert tokenizer.apply_chat_template(own, tokenize=False, add_generation_prompt=True) == expected.replace(SYSTEM, "low")
+    assert tokenizer.apply_chat_template(own, tokenize=False, add_generation_prompt=True) == expected.replace(
+        SYSTEM, "low"
+    )
 
 
 def test_pictures_are_cut_as_published(converted):
@@ -327,14 +343,26 @@ def test_a_tensor_in_two_files_is_refused(published, tmp_path):
         ("", {"torch_dtype": "float8"}, "torch_dtype: got 'float8'"),
         ("", {"llm_config": None}, "llm_config: got None, expected an object"),
         ("llm_config", {"bias": True}, "llm_config.bias: got True, allowed: False"),
-        ("llm_config", {"architectures": ["Qwen2ForCausalLM"]}, "llm_config.architectures: got 'Qwen2ForCausalLM', allowed: "),
+        (
+            "llm_config",
+            {"architectures": ["Qwen2ForCausalLM"]},
+            "llm_config.architectures: got 'Qwen2ForCausalLM', allowed: ",
+        ),
         ("llm_config", {"tie_word_embeddings": True}, "llm_config.tie_word_embeddings: got True"),
-        ("llm_config", {"rope_scaling": {"type": "yarn"}}, "llm_config.rope_scaling.type: got 'yarn', allowed: 'dynamic'"),
+        (
+            "llm_config",
+            {"rope_scaling": {"type": "yarn"}},
+            "llm_config.rope_scaling.type: got 'yarn', allowed: 'dynamic'",
+        ),
         ("llm_config", {"rope_scaling": {"type": "dynamic"}}, "llm_config.rope_scaling.factor: missing"),
         ("llm_config", {"vocab_size": 5}, r"the tokenizer has \d+ tokens, the vocabulary 5"),
         ("llm_config", {"hidden_size": "32"}, "hidden_size"),
         ("vision_config", {"norm_type": "none"}, "vision_config.norm_type: got 'none'"),
-        ("vision_config", {"qk_normalization": True, "layer_norm_eps": 1e-5}, "layer_norm_eps: got 1e-05, allowed: 1e-06"),
+        (
+            "vision_config",
+            {"qk_normalization": True, "layer_norm_eps": 1e-5},
+            "layer_norm_eps: got 1e-05, allowed: 1e-06",
+        ),
         ("vision_config", {"qkv_bias": False}, "attn.qkv.bias: left over"),
     ],
 )
@@ -350,7 +378,10 @@ def test_a_tokenizer_that_lacks_a_token_or_moves_one_is_refused(published, tmp_p
     added = json.loads((folder / "added_tokens.json").read_text())
     for changed, complaint in (
         ({token: index for token, index in added.items() if token != "<quad>"}, "'</quad>': got id"),
-        ({token: index for token, index in added.items() if "quad" not in token}, "the tokenizer has no token '<quad>'"),
+        (
+            {token: index for token, index in added.items() if "quad" not in token},
+            "the tokenizer has no token '<quad>'",
+        ),
         (added | {"<IMG_CONTEXT>": 7777}, "'<IMG_CONTEXT>': got id"),
         (added | {"<IMG_CONTEXT>": "?"}, "its added tokens are not readable"),
     ):

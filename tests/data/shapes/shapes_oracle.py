@@ -17,7 +17,9 @@ def read_caption(caption: str) -> tuple[list[dict], dict]:
         if len(words) == 2:
             sign = {**where, "kind": words[0], "text": words[1]}
         else:
-            things.append({**where, "size": words[0], "color": words[1], "shape": words[2], "name": " ".join(words[1:])})
+            things.append(
+                {**where, "size": words[0], "color": words[1], "shape": words[2], "name": " ".join(words[1:])}
+            )
     return things, sign
 
 

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 import data.shapes.world
 from data.conversations import load_llava_json
-from data.shapes.world import SplitSettings, WorldSettings, split_rows, write_world
 from data.shapes.patches import GROUPS, NO_WORD, patch_words
 from data.shapes.questions import FAMILIES
 from data.shapes.scenes import IMAGE_SIZE, PLACES, draw_scene, sample_scene
+from data.shapes.world import SplitSettings, WorldSettings, split_rows, write_world
 from tests.data.shapes.shapes_oracle import answer
 
 PARTS = ("train", "validation", "calibration", "test")
@@ -44,7 +44,8 @@ def rows_of(part: str, rows: int, questions: int = 1, kinds: str = "all"):
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     one, two, other = (
-        write_world(tmp_path / name, world(seed))["train"].parent for name, seed in (("one", 0), ("two", 0), ("other", 1))
+        write_world(tmp_path / name, world(seed))["train"].parent
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
     )
     assert digests(one) == digests(two)
     assert digests(one).keys() == digests(other).keys()
@@ -94,7 +95,9 @@ def test_no_scene_is_in_two_parts():
         for other in PARTS:
             assert part == other or not descriptions[part] & descriptions[other]
     # The smallest scenes are few, so a split by seed alone would share some of them.
-    train, test = ({sample_scene(random.Random(i), part, 1, 1).description for i in range(3000)} for part in ("train", "test"))
+    train, test = (
+        {sample_scene(random.Random(i), part, 1, 1).description for i in range(3000)} for part in ("train", "test")
+    )
     assert train and test and not train & test
 
 

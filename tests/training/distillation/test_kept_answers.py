@@ -6,9 +6,8 @@ from pydantic import ValidationError
 
 from tests.tiny_student import tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, DATASET, gradients
-from training.distillation.losses import DistillationSettings
 from training.distillation.kept_answers import AnsweredDataset, keep_answers
-
+from training.distillation.losses import DistillationSettings
 
 
 class Conversations(list):
@@ -43,7 +42,8 @@ def test_other_answers_teach_something_else(tmp_path, answers):
     other = tmp_path / "other.safetensors"
     keep_answers(tiny_student(seed=1), DATASET, COLLATOR, other, batch_size=3, autocast=None)
     losses = [
-        gradients(tmp_path / path.stem, losses=KEPT, dataset=AnsweredDataset(CONVERSATIONS, path))[1]["forward_kl"] for path in (answers, other)
+        gradients(tmp_path / path.stem, losses=KEPT, dataset=AnsweredDataset(CONVERSATIONS, path))[1]["forward_kl"]
+        for path in (answers, other)
     ]
     assert abs(losses[0] - losses[1]) > 1e-2
 

@@ -53,7 +53,9 @@ def test_merging_keeps_the_logits_and_gives_back_plain_projections(model):
         merged = model.merge_and_unload()
         after = merged(**batch).logits
     assert float((after - before).abs().max() / before.abs().max()) < 1e-5
-    kinds = {type(module) for name, module in merged.named_modules() if name.endswith("_proj") and "language_model" in name}
+    kinds = {
+        type(module) for name, module in merged.named_modules() if name.endswith("_proj") and "language_model" in name
+    }
     assert kinds == {NarrowLinear}
 
 
@@ -75,7 +77,10 @@ def test_adapters_follow_their_units_and_neurons(num_kv_heads):
     plan = VisualPlan.dense(3).replace(0, heads=(1,), ffn=(20, 3, 11)).replace(1, heads=(1, 0), ffn=tuple(range(5, 23)))
     dense = add_lora(tiny_student(num_kv_heads=num_kv_heads), SETTINGS)
     generator = torch.Generator().manual_seed(1)
-    adapters = {name: torch.randn(value.shape, generator=generator) * 0.2 for name, value in get_peft_model_state_dict(dense).items()}
+    adapters = {
+        name: torch.randn(value.shape, generator=generator) * 0.2
+        for name, value in get_peft_model_state_dict(dense).items()
+    }
     set_peft_model_state_dict(dense, adapters)
     batch = {name: value for name, value in tiny_batch((1, 2)).items() if name != "labels"}
     with torch.no_grad(), dense.get_base_model().use_plan(plan):

@@ -99,7 +99,11 @@ def test_settings_choose_and_weigh_the_losses(student, teacher):
     settings = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=0, jsd_weight=2, hidden_cosine_weight=1)
     rows = Rows(student, student), Rows(teacher, teacher)
     found = list(settings.token_sums(torch.arange(N) % V, *rows))
-    assert [(name, weight) for name, weight, _ in found] == [("cross_entropy", 0.5), ("jensen_shannon", 2), ("hidden_cosine", 1)]
+    assert [(name, weight) for name, weight, _ in found] == [
+        ("cross_entropy", 0.5),
+        ("jensen_shannon", 2),
+        ("hidden_cosine", 1),
+    ]
     assert settings.needs_teacher
     alone = DistillationSettings(cross_entropy_weight=1, forward_kl_weight=0)
     assert not alone.needs_teacher

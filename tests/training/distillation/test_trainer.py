@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import VOCAB_SIZE, single_samples, tiny_batch, tiny_student
-from training.distillation.losses import DistillationSettings
 from training.distillation.lora import LoraSettings, add_lora
+from training.distillation.losses import DistillationSettings
 from training.distillation.trainer import DistillationTrainer, TrainingSettings, read_metrics
 
 LOSSES = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0, hidden_cosine_weight=0.1)
@@ -33,7 +33,9 @@ def student(rank: int = 2):
     return add_lora(model, LoraSettings(rank=rank, alpha=4))
 
 
-def trainer(folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), teacher=None, **settings) -> DistillationTrainer:
+def trainer(
+    folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), teacher=None, **settings
+) -> DistillationTrainer:
     values = {
         "max_steps": 1,
         "micro_batch_size": 4,
@@ -163,7 +165,8 @@ def test_a_killed_run_continues_with_the_same_losses(tmp_path, lora):
     begin("killed").train()
 
     whole, resumed = (
-        [row for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row] for name in ("whole", "killed")
+        [row for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        for name in ("whole", "killed")
     )
     assert [row["step"] for row in whole] == [row["step"] for row in resumed] == [1, 2, 3, 4, 5, 6]
     for name in ("loss", "cross_entropy", "forward_kl", "grad_norm", "learning_rate"):

@@ -7,15 +7,17 @@ from pydantic import ValidationError
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_NEURONS, NUM_UNITS, tiny_calibration, tiny_config
+from training.gates.hardening import base_plan, check_budget, gates_at_start, harden, without_dead_work
 from training.measure.price import GatedCost
 from training.recipe.gates import GateSettings
-from training.gates.hardening import base_plan, check_budget, gates_at_start, harden, without_dead_work
 
 CONFIG, CALIBRATION, DENSE = tiny_config(), tiny_calibration(), VisualPlan.dense(NUM_LAYERS)
 
 
 def settings(share=0.12, **changes) -> GateSettings:
-    return GateSettings(**{"planner": "gates", "budget": {"visual_flops": share}, "steps": 1, "ffn_blocks": 8} | changes)
+    return GateSettings(
+        **{"planner": "gates", "budget": {"visual_flops": share}, "steps": 1, "ffn_blocks": 8} | changes
+    )
 
 
 def start_gates(start=DENSE, **changes):
@@ -35,7 +37,13 @@ def shuffled(gates, seed):
 
 
 def test_gates_open_what_the_start_serves():
-    start = DENSE.replace(1, attend=False).replace(2, heads=(0, 3)).replace(3, ffn=0).replace(4, read=False).replace(6, tokens=0.0)
+    start = (
+        DENSE.replace(1, attend=False)
+        .replace(2, heads=(0, 3))
+        .replace(3, ffn=0)
+        .replace(4, read=False)
+        .replace(6, tokens=0.0)
+    )
     gates = start_gates(start)
     again = gates.plan(opened_at_start(gates), base_plan(start))
     sizes = {"num_units": NUM_UNITS, "intermediate_size": NUM_NEURONS}
@@ -63,7 +71,10 @@ def test_a_start_that_servers_cannot_execute_is_refused_where_servable_is_asked_
         start_gates(DENSE.replace(NUM_LAYERS - 1, **changes), profile="servable")
 
 
-@pytest.mark.parametrize("changes, fixed", [({"profile": "servable"}, {"read", "heads"}), ({"off": ["attend", "heads"]}, {"attend", "heads"})])
+@pytest.mark.parametrize(
+    "changes, fixed",
+    [({"profile": "servable"}, {"read", "heads"}), ({"off": ["attend", "heads"]}, {"attend", "heads"})],
+)
 def test_families_that_are_not_learned_stay_as_they_start(changes, fixed):
     gates = shuffled(start_gates(**changes), seed=0)
     assert {name for name in gates.log_alpha if not gates.learned(name).any()} == fixed
@@ -102,7 +113,9 @@ def test_the_plan_of_least_kl_is_taken():
     assert seen[chosen] == min(seen.values()) and len(seen) > 3
 
 
-@pytest.mark.parametrize("changes", [{"budget": {"model_flops": 0.01}}, {"profile": "servable", "budget": {"visual_flops": 0.05}}])
+@pytest.mark.parametrize(
+    "changes", [{"budget": {"model_flops": 0.01}}, {"profile": "servable", "budget": {"visual_flops": 0.05}}]
+)
 def test_a_budget_that_no_gate_can_meet_is_refused(changes):
     asked = settings(**changes)
     gates, cost = gates_at_start(CONFIG, CALIBRATION, DENSE, asked), GatedCost(CONFIG, DENSE, asked.budget)

@@ -10,15 +10,15 @@ from transformers import TrainerCallback
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
-from training.measure.price import GatedCost
-from training.measure.calibration import Calibration
-from training.distillation.losses import DistillationSettings
-from training.gates.trainer import GateTrainer
-from training.gates.student import GatedStudent
 from training.distillation.lora import LoraSettings, add_lora
-from training.recipe.gates import GateSettings
-from training.gates.hardening import gates_at_start
+from training.distillation.losses import DistillationSettings
 from training.distillation.trainer import TrainingSettings, read_metrics
+from training.gates.hardening import gates_at_start
+from training.gates.student import GatedStudent
+from training.gates.trainer import GateTrainer
+from training.measure.calibration import Calibration
+from training.measure.price import GatedCost
+from training.recipe.gates import GateSettings
 
 COLLATOR = Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0)))
 DATASET = [
@@ -32,7 +32,10 @@ def gated(settings: GateSettings, dtype=torch.float32) -> GatedStudent:
     model = tiny_student().to(dtype)
     torch.manual_seed(3)
     statistics = Calibration(
-        activity=torch.rand(2, 3, 2), neuron_importance=torch.rand(3, 24), neighborhood=torch.ones(3, 3), unit_kl=torch.rand(3, 2)
+        activity=torch.rand(2, 3, 2),
+        neuron_importance=torch.rand(3, 24),
+        neighborhood=torch.ones(3, 3),
+        unit_kl=torch.rand(3, 2),
     )
     gates = gates_at_start(model.config, statistics, DENSE, settings)
     cost = GatedCost(model.config, DENSE, settings.budget)
@@ -75,7 +78,9 @@ def test_the_expected_cost_comes_down_to_the_budget(tmp_path):
     assert targets == sorted(targets, reverse=True) and targets[-1] == pytest.approx(0.2) == pytest.approx(targets[72])
     assert rows[0]["cost"] == pytest.approx(start, rel=1e-4)
     history = [json.loads(line) for line in (tmp_path / "gates.jsonl").read_text().splitlines()]
-    assert len(history) == 120 and history[0].keys() == {"step", "read", "attend", "ffn"} and len(history[0]["read"]) == 3
+    assert (
+        len(history) == 120 and history[0].keys() == {"step", "read", "attend", "ffn"} and len(history[0]["read"]) == 3
+    )
     served = [sum(row["read"] + row["attend"] + row["ffn"]) for row in history]
     assert served[-1] < served[0]
     assert all(row["attend"][-1] == row["ffn"][-1] == 0 for row in history), "nothing reads what the last layer writes"
@@ -94,7 +99,9 @@ def test_all_that_learns_learns_and_nothing_else(tmp_path):
 def test_gates_are_fp32_whatever_the_model(tmp_path):
     one = trainer(tmp_path, steps=2, dtype=torch.bfloat16, precision="bfloat16")
     one.train()
-    assert {parameter.dtype for parameter in (*one.model.gates.parameters(), *one.model.lagrangian.parameters())} == {torch.float32}
+    assert {parameter.dtype for parameter in (*one.model.gates.parameters(), *one.model.lagrangian.parameters())} == {
+        torch.float32
+    }
 
 
 def test_multipliers_climb_while_the_cost_is_above_its_target(tmp_path):

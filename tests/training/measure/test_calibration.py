@@ -35,7 +35,9 @@ def slow_statistics(model, batches) -> dict[str, torch.Tensor]:
         inputs = {name: value for name, value in sample.items() if name != "labels"}
         neurons = {}
         hooks = [
-            layer.mlp.down_proj.register_forward_pre_hook(lambda _, args, index=index: neurons.update({index: args[0][0]}))
+            layer.mlp.down_proj.register_forward_pre_hook(
+                lambda _, args, index=index: neurons.update({index: args[0][0]})
+            )
             for index, layer in enumerate(layers)
         ]
         with torch.no_grad():

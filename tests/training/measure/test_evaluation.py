@@ -51,7 +51,9 @@ def config_values(processor) -> dict:
 
 def sparse(model: LlavaForConditionalGeneration, processor, plan: VisualPlan) -> SparseLlavaForConditionalGeneration:
     """The same weights under a plan."""
-    student = SparseLlavaForConditionalGeneration(SparseLlavaConfig(**config_values(processor), visual_plan=plan.to_dict()))
+    student = SparseLlavaForConditionalGeneration(
+        SparseLlavaConfig(**config_values(processor), visual_plan=plan.to_dict())
+    )
     student.load_state_dict(model.state_dict())
     return student.eval()
 
@@ -99,7 +101,9 @@ def test_answers_are_what_greedy_generation_from_a_hand_made_prompt_gives(model,
     inputs = processor(
         text=f"USER: {sample.turns[0][0]} ASSISTANT:", images=Image.open(sample.images[0]), return_tensors="pt"
     )
-    generated = model.generate(**inputs, do_sample=False, max_new_tokens=5, pad_token_id=processor.tokenizer.pad_token_id)
+    generated = model.generate(
+        **inputs, do_sample=False, max_new_tokens=5, pad_token_id=processor.tokenizer.pad_token_id
+    )
     expected = processor.tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     got = evaluate(model, processor, [sample], batch_size=1, max_new_tokens=5)
     assert got.records[0].prediction == expected.strip()
@@ -157,7 +161,12 @@ def test_no_samples_are_refused(model, processor):
 
 def test_wilson_interval():
     # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    for right, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         value = wilson([1.0] * right + [0.0] * (count - right))
         assert value == pytest.approx((right / count, low, high, count), abs=5e-5)
     assert wilson([1.0] * 20).high == 1.0
@@ -174,7 +183,12 @@ def record(index: int, family: str, score: float) -> Record:
 
 
 def test_overall_is_the_mean_over_questions_and_survives_a_file(tmp_path: Path):
-    records = [record(0, "caption", 0.5), record(1, "attribute", 1.0), record(2, "attribute", 0.0), record(3, "attribute", 1.0)]
+    records = [
+        record(0, "caption", 0.5),
+        record(1, "attribute", 1.0),
+        record(2, "attribute", 0.0),
+        record(3, "attribute", 1.0),
+    ]
     evaluation = Evaluation.of(records)
     assert evaluation.accuracy == pytest.approx(2.5 / 4)
     assert list(evaluation.families) == ["attribute", "caption"]

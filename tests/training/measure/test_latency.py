@@ -7,10 +7,16 @@ from modeling.visual_flops import Work
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_student
 from tests.training.measure.test_price import BASES, CONFIG, SHAPES, SIZES, gates, states
-from training.measure.price import GateBudget, GatedCost
 from training.measure.latency import LatencyTable, measure_latency
+from training.measure.price import GateBudget, GatedCost
 
-TABLE = LatencyTable(dense=10.0, text=2.0, keys=((0, 0.0), (1, 0.5), (2, 0.7)), queries=((0, 0.0), (1, 0.3), (2, 0.6)), neurons=((0, 0.0), (4, 0.2), (10, 1.4)))
+TABLE = LatencyTable(
+    dense=10.0,
+    text=2.0,
+    keys=((0, 0.0), (1, 0.5), (2, 0.7)),
+    queries=((0, 0.0), (1, 0.3), (2, 0.6)),
+    neurons=((0, 0.0), (4, 0.2), (10, 1.4)),
+)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +44,10 @@ def test_a_hard_plan_costs_what_its_gates_are_expected_to(seed):
 def test_expected_latency_has_gradients():
     cost = GatedCost(CONFIG, BASES["dense"], GateBudget(latency=0.5), TABLE)
     generator = torch.Generator().manual_seed(1)
-    values = [(0.2 + 0.2 * torch.rand(shape, generator=generator, dtype=torch.double)).requires_grad_() for shape in SHAPES.values()]
+    values = [
+        (0.2 + 0.2 * torch.rand(shape, generator=generator, dtype=torch.double)).requires_grad_()
+        for shape in SHAPES.values()
+    ]
     assert torch.autograd.gradcheck(lambda *given: cost.expected(dict(zip(SHAPES, given, strict=True)), SIZES), values)
 
 
@@ -46,7 +55,13 @@ def test_a_table_is_taken_and_kept(tmp_path):
     model = tiny_student(num_layers=3, num_kv_heads=4)
     table = measure_latency(model)
     assert model.visual_plan == VisualPlan.dense(3), "the plan in force is restored"
-    assert [count for count, _ in table.keys] == [0, 1, 2, 3, 4] and [count for count, _ in table.neurons] == [0, 6, 12, 18, 24]
+    assert [count for count, _ in table.keys] == [0, 1, 2, 3, 4] and [count for count, _ in table.neurons] == [
+        0,
+        6,
+        12,
+        18,
+        24,
+    ]
     for pairs in (table.keys, table.queries, table.neurons):
         prices = [price for _, price in pairs]
         assert prices[0] == 0 and prices == sorted(prices), "doing more is never cheaper"

@@ -10,8 +10,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from modeling.layer_plan import LayerPlan
 from modeling.visual_gates import FAMILIES, VisualGates
 from modeling.visual_plan import VisualPlan
-from training.measure.price import GateBudget, GatedCost, Lagrangian, falling_target
 from training.measure.costs import fractions
+from training.measure.price import GateBudget, GatedCost, Lagrangian, falling_target
 
 NUM_LAYERS, NUM_UNITS, NUM_NEURONS, NUM_BLOCKS = 3, 2, 10, 2
 CONFIG = LlavaConfig(
@@ -65,7 +65,9 @@ def test_it_is_the_mean_over_all_states_of_the_gates(measure):
     first = states(3)
     for name in FAMILIES:
         probability[name][0] = first[name][0].double()
-    free = [(name, place) for name in FAMILIES for place in itertools.product(*map(range, SHAPES[name])) if place[0] > 0]
+    free = [
+        (name, place) for name in FAMILIES for place in itertools.product(*map(range, SHAPES[name])) if place[0] > 0
+    ]
     assert len(free) == 14
     counter, table, mean = cost(measure), gates(), 0.0
     opened = {name: value.clone() for name, value in first.items()}
@@ -126,7 +128,9 @@ def test_the_linear_multiplier_waits_until_the_target_rests():
     for rests in (False, True):
         lagrangian = Lagrangian(quadratic=1.0)
         lagrangian(torch.tensor(0.3), 0.12, rests).backward()
-        assert (lagrangian.linear.grad.item() != 0) is rests and lagrangian.quadratic.grad.item() == pytest.approx(1.5**2)
+        assert (lagrangian.linear.grad.item() != 0) is rests and lagrangian.quadratic.grad.item() == pytest.approx(
+            1.5**2
+        )
 
 
 def test_the_target_falls_geometrically_and_then_stays():

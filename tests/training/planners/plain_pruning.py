@@ -28,7 +28,9 @@ def plain_survivors(
             rows = [row for row in range(len(image)) if image[row] == number and alive[row]]
             keep = math.ceil(round(share(index) * int((image == number).sum()), 6))
             if keep < len(rows):
-                readers = {"last": [len(image) - 1], "instruction": range(last_image + 1, len(image)), "image": rows}[ranked_by(index)]
+                readers = {"last": [len(image) - 1], "instruction": range(last_image + 1, len(image)), "image": rows}[
+                    ranked_by(index)
+                ]
                 received = {row: sum(float(probabilities[:, reader, row].sum()) for reader in readers) for row in rows}
                 for row in sorted(rows, key=lambda row: (-received[row], row))[keep:]:
                     alive[row] = False
@@ -37,7 +39,9 @@ def plain_survivors(
     return seen
 
 
-def _layer(layer: nn.Module, states: torch.Tensor, rope: tuple, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _layer(
+    layer: nn.Module, states: torch.Tensor, rope: tuple, present: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """states [S, D] -> those after the layer, and attention probabilities [H, S, S]."""
     attention, length = layer.self_attn, len(states)
     normed = layer.input_layernorm(states[None])

@@ -42,7 +42,9 @@ def test_meets_the_budget_and_beats_chance(student, calibration, budget):
     plan = find_plan(student, BATCHES, calibration, greedy(budget))
     assert price(plan) <= budget
     by_chance = [
-        find_plan(student, BATCHES, calibration, RandomSettings(planner="random", budget=greedy(budget).budget, seed=seed))
+        find_plan(
+            student, BATCHES, calibration, RandomSettings(planner="random", budget=greedy(budget).budget, seed=seed)
+        )
         for seed in range(3)
     ]
     # Within the smallest budget there is little to choose from: chance may find the same plan.
@@ -89,6 +91,9 @@ def test_file_planner(student, calibration, tmp_path):
     plan.save(tmp_path / "plan.json")
     assert find_plan(student, [], calibration, FileSettings(planner="file", path=tmp_path / "plan.json")) == plan
     VisualPlan.dense(NUM_LAYERS + 1).save(tmp_path / "deeper.json")
-    for name, message in (("missing.json", "no such plan file"), ("deeper.json", "deeper.json: visual plan: got 5 layers")):
+    for name, message in (
+        ("missing.json", "no such plan file"),
+        ("deeper.json", "deeper.json: visual plan: got 5 layers"),
+    ):
         with pytest.raises(ValueError, match=message):
             find_plan(student, [], calibration, FileSettings(planner="file", path=tmp_path / name))

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_NEURONS, NUM_UNITS, tiny_calibration, tiny_config
-from training.planners.tools.budget import PlanPrice
 from training.planners.random_plan import RandomSettings, plan_random
+from training.planners.tools.budget import PlanPrice
 
 CONFIG, CALIBRATION = tiny_config(), tiny_calibration()
 

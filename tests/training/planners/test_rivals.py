@@ -8,8 +8,8 @@ from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_UNITS, tiny_calibration, tiny_config
 from training.measure.answer_kl import AnswerKL
-from training.planners.tools.budget import PlanPrice
 from training.planners.shortv import ShortvSettings, plan_shortv
+from training.planners.tools.budget import PlanPrice
 from training.planners.uniform import UniformSettings, plan_uniform
 from training.planners.vica import VicaSettings, plan_vica
 
@@ -31,7 +31,9 @@ def test_vica_updates_nothing_and_reads_where_it_matters(share):
     assert PRICE(plan) <= share
     order = CALIBRATION.unit_kl.sum(1).argsort(descending=True).tolist()
     read = [index for index, layer in enumerate(plan.layers) if layer.read and layer.tokens]
-    assert sorted(order[: len(read)]) == read and all(not layer.attend and layer.ffn == 0 for layer in plan.layers if layer.tokens)
+    assert sorted(order[: len(read)]) == read and all(
+        not layer.attend and layer.ffn == 0 for layer in plan.layers if layer.tokens
+    )
     if len(read) < NUM_LAYERS:
         wider = {*read, order[len(read)]}
         layers = (LayerPlan(attend=False, ffn=0, read=index in wider) for index in range(NUM_LAYERS))

@@ -11,9 +11,9 @@ from modeling.visual_plan import VisualPlan
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.measure.answer_kl import AnswerKL
 from training.planners import TRIALS, find_plan
-from training.planners.tools.budget import PlanPrice
 from training.planners.g_search import GSearchSettings
 from training.planners.p_sigmoid import PUBLISHED_K, PSigmoidSettings, sigmoid_plan
+from training.planners.tools.budget import PlanPrice
 from training.planners.tools.trials import read_trials
 
 NUM_LAYERS = 5
@@ -79,7 +79,13 @@ def test_each_layer_takes_the_least_share_tried_with_which_the_answers_stay(tmp_
 
 def test_the_tolerance_decides_between_all_tokens_and_none():
     one_layer_full = g_search(tolerance=100.0, full_layers=1)
-    assert tokens(one_layer_full) == [1.0, 0.0, 0.0, 0.0, 0.0] and tokens(g_search(tolerance=100.0)) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert tokens(one_layer_full) == [1.0, 0.0, 0.0, 0.0, 0.0] and tokens(g_search(tolerance=100.0)) == [
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
     price = PlanPrice(MODEL.config)
     costs = [price(g_search(tolerance=share * TOLERANCE)) for share in (0.0, 0.5, 1.0, 2.0)]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
@@ -103,7 +109,9 @@ def knowing_batches() -> list[dict]:
             with torch.no_grad():
                 said = MODEL(**{**batch, "input_ids": ids, "labels": None}).logits.argmax(-1).roll(1, dims=1)
             labels = torch.where(labels != -100, said, labels)
-        batches.append({**batch, "input_ids": torch.where(labels != -100, labels, batch["input_ids"]), "labels": labels})
+        batches.append(
+            {**batch, "input_ids": torch.where(labels != -100, labels, batch["input_ids"]), "labels": labels}
+        )
     return batches
 
 
@@ -171,13 +179,20 @@ def test_the_slope_is_the_best_of_those_tried_within_the_budget(tmp_path):
 
 
 def test_what_does_not_fit_is_refused():
-    for wrong in ({}, {"tolerance": -1.0}, {"tolerance": 0.1, "trials": 1}, {"tolerance": 0.1, "budget": {"visual_flops": 0.5}}):
+    for wrong in (
+        {},
+        {"tolerance": -1.0},
+        {"tolerance": 0.1, "trials": 1},
+        {"tolerance": 0.1, "budget": {"visual_flops": 0.5}},
+    ):
         with pytest.raises(ValidationError):
             g_search(**wrong)
     with pytest.raises(ValueError, match=r"plan.full_layers: got 5, allowed: 1 to 4, as the model has 5 layers"):
         g_search(tolerance=0.1, full_layers=5)
     with pytest.raises(ValidationError, match="k is searched within a budget"):
         p_sigmoid(alpha=3.0)
-    with pytest.raises(ValueError, match=r"plan.budget.visual_flops: got 0.05, allowed: 0\.\d+ or more, the cost of all tokens"):
+    with pytest.raises(
+        ValueError, match=r"plan.budget.visual_flops: got 0.05, allowed: 0\.\d+ or more, the cost of all tokens"
+    ):
         p_sigmoid(budget={"visual_flops": 0.05})
     assert math.isclose(p_sigmoid(budget={"visual_flops": 0.5}, full_layers=1, k=1.0).layers[0].tokens, 1.0)

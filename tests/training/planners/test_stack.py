@@ -13,8 +13,8 @@ from tests.tiny_student import tiny_batch, tiny_student
 from tests.training.planners.tiny_calibration import tiny_calibration, tiny_config
 from training.measure.calibration import calibrate
 from training.planners import find_plan
-from training.planners.tools.budget import PlanPrice
 from training.planners.stack import StackSettings, stacked
+from training.planners.tools.budget import PlanPrice
 from training.planners.vica import VicaSettings, plan_vica
 
 LAYERS, UNITS, NEURONS = 3, 4, 12
@@ -37,7 +37,11 @@ def counted(seed: int) -> VisualPlan:
     plan = random_plan(seed, LAYERS, UNITS, NEURONS)
     return VisualPlan(
         tuple(
-            replace(layer, heads=layer.heads and num_served(layer.heads, UNITS), ffn=layer.ffn and num_served(layer.ffn, NEURONS))
+            replace(
+                layer,
+                heads=layer.heads and num_served(layer.heads, UNITS),
+                ffn=layer.ffn and num_served(layer.ffn, NEURONS),
+            )
             for layer in plan.layers
         )
     )
@@ -64,7 +68,9 @@ def test_the_laws_hold_on_random_plans(draw):
         plans = [draw(of_seed.randrange(60)) for _ in range(3)]
         first, second, _ = plans
         alone = stacked([first])
-        assert stacked([alone]) == alone == stacked([first, DENSE]) == stacked([DENSE, first]) == stacked([first, first])
+        assert (
+            stacked([alone]) == alone == stacked([first, DENSE]) == stacked([DENSE, first]) == stacked([first, first])
+        )
         assert attempted(first, second) == attempted(second, first)
         flat = attempted(*plans)
         groupings = [nested(*order) for order in permutations(plans)]
@@ -80,7 +86,10 @@ def test_a_plan_alone_means_what_it_meant():
     for seed in range(60):
         plan = drawn(seed)
         for live, other in zip(plan.live(UNITS, NEURONS), stacked([plan]).live(UNITS, NEURONS), strict=True):
-            units = [frozenset(range(each) if isinstance(each, int) else each) for each in (live.heads, other.heads, live.ffn, other.ffn)]
+            units = [
+                frozenset(range(each) if isinstance(each, int) else each)
+                for each in (live.heads, other.heads, live.ffn, other.ffn)
+            ]
             assert units[0] == units[1] and units[2] == units[3]
             assert live.rank == other.rank or not live.keep
             same = {"heads": 0, "ffn": 0, "rank": Rank()}
@@ -140,7 +149,9 @@ def test_what_plans_disagree_on_is_refused(message):
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="plan.of: got plans of 3 and 4 layers, allowed: of one model"):
         stacked([DENSE, VisualPlan.dense(4)])
-    with pytest.raises(ValueError, match="layer 2: tokens falls to 0.5.*, but text does not read visual tokens in layer 1"):
+    with pytest.raises(
+        ValueError, match="layer 2: tokens falls to 0.5.*, but text does not read visual tokens in layer 1"
+    ):
         stacked([DENSE.replace(2, tokens=0.5), DENSE.replace(1, read=False)])
 
 
@@ -156,7 +167,14 @@ def test_the_planner_stacks_what_the_parts_find(tmp_path):
     VisualPlan.dense(4).replace(1, radius=1).save(tmp_path / "near.json")
     parts = [
         {"planner": "fastv", "keep": 0.5},
-        {"planner": "yopo", "withdraw_from": 4, "heads_kept": 1, "ffn_kept": 0.5, "radius": None, "bidirectional": False},
+        {
+            "planner": "yopo",
+            "withdraw_from": 4,
+            "heads_kept": 1,
+            "ffn_kept": 0.5,
+            "radius": None,
+            "bidirectional": False,
+        },
         {"planner": "file", "path": tmp_path / "near.json"},
     ]
     settings = StackSettings(planner="stack", of=parts)

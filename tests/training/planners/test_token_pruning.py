@@ -15,13 +15,13 @@ from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
 from tests.training.planners.plain_pruning import plain_survivors
 from tests.training.planners.tiny_calibration import NUM_LAYERS, tiny_config
-from training.planners.tools.budget import SHARES, PlanPrice
 from training.planners.fastv import FastvSettings, plan_fastv
 from training.planners.file import FileSettings, plan_from_file
 from training.planners.himap import HimapSettings, plan_himap
 from training.planners.p_sigmoid import PSigmoidSettings, sigmoid_plan
 from training.planners.pre_pruning import PrePruningSettings, plan_pre_pruning
 from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
+from training.planners.tools.budget import SHARES, PlanPrice
 from training.recipe.file import RECIPES
 
 CONFIG, LAYERS = tiny_config(), 6
@@ -110,7 +110,9 @@ def test_survivors_are_those_of_a_plain_reading(family, rule):
         laid_out = family.layout(model, as_batch(sample))
         with torch.no_grad():
             expected = plain_survivors(model, laid_out, share, ranked_by)
-            wrong = plain_survivors(model, laid_out, share, lambda l: "last" if ranked_by(l) == "instruction" else "instruction")
+            wrong = plain_survivors(
+                model, laid_out, share, lambda l: "last" if ranked_by(l) == "instruction" else "instruction"
+            )
         # Newlines between a picture's rows are image tokens to the prompt, and text to the plan.
         own = [layer[number, -len(laid_out.image) :] & (laid_out.image >= 0) for layer in executed]
         assert all(map(torch.equal, own, expected))
@@ -166,7 +168,9 @@ def test_budgets_are_met_from_below_and_larger_ones_keep_no_less(rule):
 def test_an_unreachable_budget_is_refused_in_one_line(rule):
     planner, settings, _ = SOLVED[rule]
     least = 0.3 if "one layer" not in rule else 0.05
-    with pytest.raises(ValueError, match=r"^plan.budget.visual_flops: got 0.01, allowed: 0\.\d+ or more, the cost of ") as error:
+    with pytest.raises(
+        ValueError, match=r"^plan.budget.visual_flops: got 0.01, allowed: 0\.\d+ or more, the cost of "
+    ) as error:
         planner(budget={"visual_flops": 0.01}, **settings)
     allowed = float(str(error.value).split("allowed: ")[1].split(" or")[0])
     assert allowed < least
@@ -210,12 +214,19 @@ def test_a_schedule_goes_to_another_depth_by_relative_depth(tmp_path):
         return plan_from_file(text, FileSettings(planner="file", path=path, relative_depth=True))
 
     schedule = fastv(shape("llava-1.5-7b"), keep=0.5, layer=8)
-    assert tokens(carried(schedule, 24)) == [1.0] * 6 + [0.5] * 18 and tokens(carried(schedule, 40)) == [1.0] * 10 + [0.5] * 30
+    assert (
+        tokens(carried(schedule, 24)) == [1.0] * 6 + [0.5] * 18
+        and tokens(carried(schedule, 40)) == [1.0] * 10 + [0.5] * 30
+    )
     assert carried(schedule, 24).layers[6].rank == schedule.layers[8].rank and carried(schedule, 32) == schedule
     frozen = VisualPlan.dense(4).replace(2, attend=False, ffn=0, read=False)
-    assert carried(frozen, 8) == VisualPlan.dense(8).replace(4, attend=False, ffn=0, read=False).replace(5, attend=False, ffn=0, read=False)
+    assert carried(frozen, 8) == VisualPlan.dense(8).replace(4, attend=False, ffn=0, read=False).replace(
+        5, attend=False, ffn=0, read=False
+    )
     for units in ({"heads": (1,)}, {"heads": 4}, {"ffn": 7}):
-        with pytest.raises(ValueError, match=f"plan.json: layer 3: got {next(iter(units))}, allowed with relative_depth"):
+        with pytest.raises(
+            ValueError, match=f"plan.json: layer 3: got {next(iter(units))}, allowed with relative_depth"
+        ):
             carried(VisualPlan.dense(4).replace(3, **units), 8)
     with pytest.raises(ValueError, match="got 4 layers, the model has 8"):
         VisualPlan.dense(4).save(path)
@@ -239,7 +250,13 @@ def test_published_schedules():
     assert published == pytest.approx(0.246, abs=0.005)
     assert himap(config, budget={"visual_flops": published}) == himap(config, keep=(0.5, 0.125))
     # The mean share of tokens that the published TFLOPs come to, at the published k.
-    published = ((0.3558, 2.9, 0.13), (0.4808, 6.0, 0.18), (0.4568, 9.1, 0.27), (0.7478, 12.8, 0.38), (0.933, 16.5, 0.50))
+    published = (
+        (0.3558, 2.9, 0.13),
+        (0.4808, 6.0, 0.18),
+        (0.4568, 9.1, 0.27),
+        (0.7478, 12.8, 0.38),
+        (0.933, 16.5, 0.50),
+    )
     for k, alpha, mean in published:
         assert sum(tokens(p_sigmoid(config, k=k, alpha=alpha))) / 32 == pytest.approx(mean, abs=0.005)
 

@@ -50,7 +50,9 @@ def test_the_curve_is_the_answer_kl_of_the_plans_in_every_family(family):
 
 def test_samples_are_held_out_at_even_distances():
     batches = [tiny_batch((1, 1, 1), seed=3), tiny_batch((1, 0, 2), seed=1)]
-    samples = [sample for batch in batches for sample in single_samples(batch) if "pixel_values" in sample]  # five of them
+    samples = [
+        sample for batch in batches for sample in single_samples(batch) if "pixel_values" in sample
+    ]  # five of them
     chosen, held = (AnswerKL(MODEL, [samples[number] for number in numbers]) for numbers in ((0, 2, 4), (1, 3)))
     for point in curve(hold_out=0.5, batches=batches):
         plan = withdrawn(point["layer"])
@@ -116,7 +118,9 @@ def test_a_budget_takes_the_latest_withdrawal_without_measuring():
         fitting = [layer for layer in range(1, NUM_LAYERS + 1) if price(withdrawn(layer)) <= budget]
         plan = find_plan(MODEL, [], None, VtwSettings(planner="vtw", budget={"visual_flops": budget}))
         assert plan == withdrawn(max(fitting))
-    with pytest.raises(ValueError, match=r"plan.budget.visual_flops: got 0.01, allowed: 0\.\d+ or more, the cost of all tok"):
+    with pytest.raises(
+        ValueError, match=r"plan.budget.visual_flops: got 0.01, allowed: 0\.\d+ or more, the cost of all tok"
+    ):
         vtw(budget={"visual_flops": 0.01})
 
 

@@ -9,10 +9,10 @@ import yaml
 
 from checkpoints.build import dense_config
 from modeling.visual_plan import VisualPlan
-from training.tasks.dry_run import console, cost_table, dry_run
-from training.recipe.recipe import BaseRecipe
 from training.recipe.file import RECIPES, find_recipe, load_recipe
+from training.recipe.recipe import BaseRecipe
 from training.run import Stage, execute
+from training.tasks.dry_run import console, cost_table, dry_run
 
 ROOT = RECIPES.parent
 SHIPPED = sorted(path.name for path in RECIPES.glob("*.yaml"))
@@ -163,7 +163,9 @@ def test_dry_runs_leave_open_what_the_search_finds(plan, capsys, tmp_path):
 
 def test_the_command_line_answers_in_one_line(tmp_path):
     def call(*arguments):
-        return subprocess.run([sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
 
     done = call("--local_rank=0", "--recipe", "debug", "training.max_stpes=3")
     assert done.returncode == 2 and not list(tmp_path.iterdir())

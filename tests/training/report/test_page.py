@@ -56,9 +56,19 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
         for sample in samples:
             question, answer = sample.turns[-1]
             right = rng.random() < skill
-            prediction, score = (answer, 1.0) if right else ("something else", 0.4 if sample.family == "caption" else 0.0)
+            prediction, score = (
+                (answer, 1.0) if right else ("something else", 0.4 if sample.family == "caption" else 0.0)
+            )
             records.append(
-                Record(sample.id, sample.family, question + text, answer + text, prediction + text, score, str(sample.images[0]))
+                Record(
+                    sample.id,
+                    sample.family,
+                    question + text,
+                    answer + text,
+                    prediction + text,
+                    score,
+                    str(sample.images[0]),
+                )
             )
         result = Evaluation.of(records)
         result.save(directory / "evaluation" / f"{name}.json")
@@ -82,8 +92,16 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
         for index, (name, one) in enumerate(zip(names, evaluations, strict=True))
     ]
     seconds = {"data" + text: 12.3, "calibrate": 31.0, "plan": 74.9, "distil": 301.2, "export": 14.0, "evaluate": 55.5}
-    result = {"teacher_accuracy": 0.971, "student_accuracy": 0.968, "relative_accuracy": 0.997, "visual_flops": 0.118,
-              "model_flops": 0.42, "kv_bytes": 0.55, "prefill_speedup": 2.31, "seconds": seconds}
+    result = {
+        "teacher_accuracy": 0.971,
+        "student_accuracy": 0.968,
+        "relative_accuracy": 0.997,
+        "visual_flops": 0.118,
+        "model_flops": 0.42,
+        "kv_bytes": 0.55,
+        "prefill_speedup": 2.31,
+        "seconds": seconds,
+    }
     PLAN.save(directory / "plan.json")
     (directory / "recipe.yaml").write_text(yaml.safe_dump({"name": "tiny_sparse", "note": "as told" + text}))
     for name, value in {
@@ -100,8 +118,14 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     }.items():
         (directory / name).write_text(json.dumps(value))
     lines = [
-        {"step": step, "loss": math.exp(-step / 80) * 3 + 0.1, "cross_entropy": math.exp(-step / 80) + 0.05,
-         "forward_kl": math.exp(-step / 80) * 2 + 0.05, "learning_rate": 1e-3, "note": text}
+        {
+            "step": step,
+            "loss": math.exp(-step / 80) * 3 + 0.1,
+            "cross_entropy": math.exp(-step / 80) + 0.05,
+            "forward_kl": math.exp(-step / 80) * 2 + 0.05,
+            "learning_rate": 1e-3,
+            "note": text,
+        }
         for step in range(1, 301)
     ]
     lines.append({"step": 300, "train_runtime": 301.2})
@@ -112,7 +136,10 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     (gates / "hardening.json").write_text(json.dumps(hardening))
     opened = {step: math.exp(-step / 50) for step in range(10, 150, 10)}
     kinds = ("read", "attend", "ffn")
-    history = [{"step": step} | {name: [value * layer / 8 for layer in range(8)] for name in kinds} for step, value in opened.items()]
+    history = [
+        {"step": step} | {name: [value * layer / 8 for layer in range(8)] for name in kinds}
+        for step, value in opened.items()
+    ]
     costs = [{"step": step, "cost": value, "target": max(value, 0.12), "loss": 1.0} for step, value in opened.items()]
     for name, some in (("gates", history), ("metrics", costs)):
         (gates / "trainer" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
@@ -140,8 +167,24 @@ def test_the_page_holds_the_run_and_needs_nothing_else(run):
     path = write_report(run)
     page = path.read_text(encoding="utf-8")
     assert path == run / "report.html" and not list(run.glob("*.partial"))
-    for expected in ("tiny_sparse", "97.1 %", "99.7 %", "2.31 ×", "11.8 %", "greedy plan, distilled", "dense, grey pictures",
-                     "620 M", "11.9 %", "0123abc", "calibrate", "reading", "48", "as told", "1.1 % of the budget is unused", "0.0173"):
+    for expected in (
+        "tiny_sparse",
+        "97.1 %",
+        "99.7 %",
+        "2.31 ×",
+        "11.8 %",
+        "greedy plan, distilled",
+        "dense, grey pictures",
+        "620 M",
+        "11.9 %",
+        "0123abc",
+        "calibrate",
+        "reading",
+        "48",
+        "as told",
+        "1.1 % of the budget is unused",
+        "0.0173",
+    ):
         assert expected in page, expected
     pictures = re.findall(r'<img [^>]*src="([^"]*)"', page)
     assert len(pictures) == 7 + NUM_SAMPLES
@@ -159,8 +202,19 @@ def test_hostile_text_stays_text(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["recipe.yaml", "env.json", "result.json", "plan.json", "cost.json", "table.json", "metrics.jsonl",
-     "evaluation/teacher.json", "evaluation/student.json", "evaluation/grey.json", "gates/student/hardening.json"],
+    [
+        "recipe.yaml",
+        "env.json",
+        "result.json",
+        "plan.json",
+        "cost.json",
+        "table.json",
+        "metrics.jsonl",
+        "evaluation/teacher.json",
+        "evaluation/student.json",
+        "evaluation/grey.json",
+        "gates/student/hardening.json",
+    ],
 )
 def test_a_missing_file_is_named_and_no_page_is_written(broken, name):
     (broken / name).unlink()
@@ -223,7 +277,11 @@ def test_samples_show_right_and_wrong_answers_of_all_families():
 
 
 def test_curves_are_the_loss_and_its_parts():
-    metrics = [{"step": 1, "loss": 2.0, "forward_kl": 0.0}, {"step": 2, "loss": 1.0, "forward_kl": 0.5}, {"step": 2, "epoch": 1}]
+    metrics = [
+        {"step": 1, "loss": 2.0, "forward_kl": 0.0},
+        {"step": 2, "loss": 1.0, "forward_kl": 0.5},
+        {"step": 2, "epoch": 1},
+    ]
     assert curves(metrics) == {"loss": [(1, 2.0), (2, 1.0)], "KL to the teacher": [(2, 0.5)]}
 
 
@@ -236,10 +294,16 @@ def test_costs_that_were_not_counted_are_left_out():
 
 
 def test_stages_are_drawn_to_the_longest():
-    assert stage_rows({"plan": 30.0, "distil": 60.0}) == [("plan", "30", 50.0), ("distil", "60", 100.0), ("all", "90", 0.0)]
+    assert stage_rows({"plan": 30.0, "distil": 60.0}) == [
+        ("plan", "30", 50.0),
+        ("distil", "60", 100.0),
+        ("all", "90", 0.0),
+    ]
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (1000, "1 k"), (6.2e8, "620 M"), (7.63e12, "7.63 T"), (2e16, "2e+04 T")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (999, "999"), (1000, "1 k"), (6.2e8, "620 M"), (7.63e12, "7.63 T"), (2e16, "2e+04 T")]
+)
 def test_quantities(value, text):
     assert quantity(value) == text
 

@@ -7,13 +7,13 @@ import pytest
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
-from training.report.plots import png
 from training.planners import CURVE, find_plan
 from training.planners.fastv import FastvSettings
 from training.planners.g_search import GSearchSettings
 from training.planners.p_sigmoid import PSigmoidSettings
 from training.planners.tools.trials import read_trials
 from training.planners.vtw import VtwSettings
+from training.report.plots import png
 from training.report.search_plots import search_picture
 
 NUM_LAYERS = 5
@@ -43,12 +43,16 @@ def test_a_schedule_without_a_search_stands_alone(tmp_path):
 def test_the_curve_has_its_tolerance_and_the_layer_taken(tmp_path):
     settings = VtwSettings(planner="vtw", tolerance=0.5, hold_out=0.3)
     layers = (LayerPlan(), LayerPlan(), LayerPlan(), LayerPlan(tokens=0.0), LayerPlan(tokens=0.0))
-    curve = [{"layer": layer, "kl": 3.0 / layer if layer < 5 else 0.0, "kl_hold_out": 4.0 / layer} for layer in range(1, 6)]
+    curve = [
+        {"layer": layer, "kl": 3.0 / layer if layer < 5 else 0.0, "kl_hold_out": 4.0 / layer} for layer in range(1, 6)
+    ]
     (tmp_path / CURVE).write_text(json.dumps(curve))
     _, axes = search_picture(VisualPlan(layers), 0.5, settings, tmp_path).axes
     assert legend(axes) == ["searched on", "held out", "tolerance 0.5", "chosen: 3"]
     searched = axes.lines[0].get_ydata()
-    assert searched[:4].tolist() == pytest.approx([3.0, 1.5, 1.0, 0.75]) and searched[4] != searched[4], "zero has no logarithm"
+    assert searched[:4].tolist() == pytest.approx([3.0, 1.5, 1.0, 0.75]) and searched[4] != searched[4], (
+        "zero has no logarithm"
+    )
     plan, figure = picture(settings.model_copy(update={"hold_out": 0.0}), tmp_path)
     assert "held out" not in legend(figure.axes[1])
     assert f"chosen: {sum(layer.tokens > 0 for layer in plan.layers)}" in legend(figure.axes[1])
@@ -75,7 +79,9 @@ def test_the_slope_taken_is_ringed(tmp_path):
     best = min(tried, key=lambda trial: trial[1])
     (ring,) = figure.axes[1].lines
     assert figure.axes[1].get_yscale() == "log"
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == best and legend(figure.axes[1]) == [f"taken: k = {best[0]:.3g}"]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == best and legend(figure.axes[1]) == [
+        f"taken: k = {best[0]:.3g}"
+    ]
 
 
 def test_a_budget_that_lets_all_tokens_stay_has_no_logarithm(tmp_path):

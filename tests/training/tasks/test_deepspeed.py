@@ -12,8 +12,8 @@ from checkpoints.load import load_checkpoint
 from tests.checkpoints.tiny_dense import tiny_dense
 from tests.families.family import TinyFamily
 from tests.families.test_families import families
-from training.recipe.file import RECIPES
 from training.distillation.trainer import read_metrics
+from training.recipe.file import RECIPES
 
 ROOT = RECIPES.parent
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
@@ -31,7 +31,15 @@ def train(tmp_path_factory):
 
     def run(name: str, processes: int | None, *overrides: str) -> Path:
         launcher = [sys.executable] if processes is None else [LAUNCHER, "--num_gpus", str(processes)]
-        command = [*launcher, ROOT / "train.py", "--recipe", "debug", f"name={name}", f"model.path={folder / 'dense'}", *overrides]
+        command = [
+            *launcher,
+            ROOT / "train.py",
+            "--recipe",
+            "debug",
+            f"name={name}",
+            f"model.path={folder / 'dense'}",
+            *overrides,
+        ]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         assert "Traceback" not in done.stderr, "a rank died on its way out"

@@ -6,18 +6,21 @@ import pytest
 import yaml
 
 from tests.checkpoints.tiny_dense import tiny_dense
-from training.tasks.frontier import stages
+from training.distillation.trainer import read_metrics
+from training.recipe.file import RECIPES, load_recipe
 from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table, interval
 from training.report.plots import png
-from training.recipe.file import RECIPES, load_recipe
 from training.run import execute
-from training.distillation.trainer import read_metrics
+from training.tasks.frontier import stages
 
 SMALL = {
     "task": "frontier",
     "budgets": [0.5, 0.3],
     "planners": {
-        "learned": {"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 2, "draws": 2}, "seeds": [0, 1]},
+        "learned": {
+            "plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 2, "draws": 2},
+            "seeds": [0, 1],
+        },
         "vica": {"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.5]},
         "random": {"plan": {"planner": "random", "budget": {"visual_flops": 1.0}, "seed": 5}, "seeds": [3]},
     },
@@ -61,14 +64,21 @@ def test_plans_stand_untrained_and_distilled(tmp_path):
     planners = {
         "fastv": {"plan": {"planner": "fastv", "budget": {"visual_flops": 1.0}, "layer": 1}, "budgets": [0.5]},
         "g_search": {"plan": {"planner": "g_search", "tolerance": 1.0, "trials": 2}},
-        "random_tokens": {"plan": {"planner": "pre_pruning", "by": "random", "budget": {"visual_flops": 1.0}}, "seeds": [0, 4]},
+        "random_tokens": {
+            "plan": {"planner": "pre_pruning", "by": "random", "budget": {"visual_flops": 1.0}},
+            "seeds": [0, 4],
+        },
     }
     recipe = load_recipe(str(small_recipe(tmp_path, "checkpoints/tiny-llava", task="planners", planners=planners)))
     run = execute(recipe, stages(recipe), tmp_path / "run")
     points = json.loads((run.directory / "planners.json").read_text())
     assert [(point["planner"], point["budget"], point["seed"], point["distilled"]) for point in points] == [
         (*point, distilled)
-        for point in (("fastv", 0.5, 0), ("g_search", None, 0), *(("random_tokens", b, s) for b in (0.5, 0.3) for s in (0, 4)))
+        for point in (
+            ("fastv", 0.5, 0),
+            ("g_search", None, 0),
+            *(("random_tokens", b, s) for b in (0.5, 0.3) for s in (0, 4)),
+        )
         for distilled in (False, True)
     ]
     answers = {path.stem for path in (run.directory / "evaluation").iterdir()}
@@ -78,7 +88,9 @@ def test_plans_stand_untrained_and_distilled(tmp_path):
     by_name = {(one["planner"], one["budget"], one["seed"], one["distilled"]): one for one in points}
     for key, one in by_name.items():
         families, intervals = one["accuracy_by_family"], one["interval_by_family"]
-        assert one["accuracy"] == pytest.approx(sum(families.values()) / len(families)), "families take turns, twice each"
+        assert one["accuracy"] == pytest.approx(sum(families.values()) / len(families)), (
+            "families take turns, twice each"
+        )
         assert all(intervals[name][0] <= accuracy <= intervals[name][1] for name, accuracy in families.items())
         assert one["prefill_speedup"] > 0 and one["decode_speedup"] > 0
         assert one["visual_flops"] == by_name[(*key[:3], not key[3])]["visual_flops"]
@@ -98,7 +110,9 @@ def test_gates_start_from_a_plan_of_their_own_budget(tmp_path):
     assert student({"planner": "vica", "budget": {"visual_flops": 1.0}}).plan.start.budget.visual_flops == 0.3
     wider = student({"planner": "vica", "budget": {"visual_flops": 0.4}}, budget=0.2)
     assert wider.plan.budget.visual_flops == 0.3 and wider.plan.start.budget.visual_flops == 0.6
-    assert student({"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}).plan.start.budget is None
+    assert (
+        student({"planner": "yopo", "withdraw_from": 2, "heads_kept": 0.5, "ffn_kept": 0.5}).plan.start.budget is None
+    )
     assert student({"planner": "vtw", "budget": {"visual_flops": 1.0}}).plan.start.budget.visual_flops == 0.3
     assert student({"planner": "vtw", "tolerance": 0.01}).plan.start.budget is None
     parts = [{"planner": "vica", "budget": {"visual_flops": 1.0}}, {"planner": "vtw", "tolerance": 0.01}]
@@ -142,11 +156,23 @@ def test_a_rival_out_of_reach_of_its_budget_stops_the_run_before_anything_is_lea
 @pytest.mark.parametrize(
     "planner, message",
     [
-        ({"plan": {"planner": "file", "path": "x.json"}, "budgets": [0.3]}, "budgets: the plan has no budget to vary; give it one"),
+        (
+            {"plan": {"planner": "file", "path": "x.json"}, "budgets": [0.3]},
+            "budgets: the plan has no budget to vary; give it one",
+        ),
         ({"plan": {"planner": "fastv", "keep": 0.5}, "budgets": [0.3]}, "budgets: the plan has no budget to vary"),
-        ({"plan": {"planner": "g_search", "tolerance": 0.1}, "budgets": [0.3]}, "budgets: the plan has no budget to vary"),
-        ({"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.4]}, r"\[0.4\] are not among budgets"),
-        ({"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 3}}, "plan.steps: got 3, allowed: less than"),
+        (
+            {"plan": {"planner": "g_search", "tolerance": 0.1}, "budgets": [0.3]},
+            "budgets: the plan has no budget to vary",
+        ),
+        (
+            {"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.4]},
+            r"\[0.4\] are not among budgets",
+        ),
+        (
+            {"plan": {"planner": "gates", "budget": {"visual_flops": 1.0}, "steps": 3}},
+            "plan.steps: got 3, allowed: less than",
+        ),
     ],
 )
 def test_what_cannot_be_varied_is_refused(tmp_path, planner, message):
@@ -155,10 +181,30 @@ def test_what_cannot_be_varied_is_refused(tmp_path, planner, message):
 
 
 def point(planner, budget, seed, relative, **changes):
-    values = {"planner": planner, "budget": budget, "seed": seed, "distilled": True, "visual_flops": 0.9 * budget, "model_flops": 0.5}
-    values |= {"prefill_speedup": 1.5, "decode_speedup": 1.1, "accuracy_by_family": {"caption": relative / 2, "choice": 0.5}}
+    values = {
+        "planner": planner,
+        "budget": budget,
+        "seed": seed,
+        "distilled": True,
+        "visual_flops": 0.9 * budget,
+        "model_flops": 0.5,
+    }
+    values |= {
+        "prefill_speedup": 1.5,
+        "decode_speedup": 1.1,
+        "accuracy_by_family": {"caption": relative / 2, "choice": 0.5},
+    }
     values |= {"interval_by_family": {"caption": [0.25, 0.75], "choice": [0.4, 0.6]}}
-    return values | {"relative_accuracy": relative, "accuracy": relative / 2, "low": relative / 2 - 0.01, "high": relative / 2 + 0.01} | changes
+    return (
+        values
+        | {
+            "relative_accuracy": relative,
+            "accuracy": relative / 2,
+            "low": relative / 2 - 0.01,
+            "high": relative / 2 + 0.01,
+        }
+        | changes
+    )
 
 
 def test_intervals_are_over_seeds_or_else_over_questions():

@@ -13,13 +13,13 @@ from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
 from training.distillation.datasets import mixture
-from training.gates.learning import learned_adapters
-from training.tasks.sparsify import stages
-from training.recipe.file import load_recipe
-from training.run import execute
-from training.tasks.stages import load_plan, student_folder
 from training.distillation.students import dense_processor, train_student, trained_student
 from training.distillation.trainer import read_metrics
+from training.gates.learning import learned_adapters
+from training.recipe.file import load_recipe
+from training.run import execute
+from training.tasks.sparsify import stages
+from training.tasks.stages import load_plan, student_folder
 
 STAGES = ["data", "calibrate", "plan", "cost", "distil", "evaluate", "export", "benchmark", "report"]
 
@@ -47,7 +47,9 @@ def test_a_picture_that_breaks_off_is_left_out_of_every_role(run, tmp_path, role
     recipe = load_recipe("debug", [*overrides, *skipping])
     read = execute(recipe, stages(recipe)[:1], tmp_path / "run")
     left_out = json.loads((read.directory / "left_out.json").read_text())
-    assert [(name, bad["reason"].split(" is ")[-1][:9]) for name, rows in left_out.items() for bad in rows] == [(role, "truncated")]
+    assert [(name, bad["reason"].split(" is ")[-1][:9]) for name, rows in left_out.items() for bad in rows] == [
+        (role, "truncated")
+    ]
 
 
 def test_every_stage_leaves_its_result(run):
@@ -103,13 +105,20 @@ def test_a_finished_run_does_nothing_again(run, capsys):
 def learned(run, tmp_path_factory):
     """A finished run whose plan is learned."""
     plan = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 4, "ffn_blocks": 4, "draws": 3}
-    servable = {**plan, "profile": "servable", "budget": {"visual_flops": 0.5}, "start": {"planner": "yopo", "budget": {"visual_flops": 0.9}}}
+    servable = {
+        **plan,
+        "profile": "servable",
+        "budget": {"visual_flops": 0.5},
+        "start": {"planner": "yopo", "budget": {"visual_flops": 0.9}},
+    }
     compare = [
         {"name": "untrained", "distil": False},
         {"name": "servable", "plan": servable, "distil": False},
     ]
     overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", f"compare={json.dumps(compare)}"]
-    recipe = load_recipe("debug", [*overrides, "distillation.keep_answers=true", "name=learned", "training.max_steps=7"])
+    recipe = load_recipe(
+        "debug", [*overrides, "distillation.keep_answers=true", "name=learned", "training.max_steps=7"]
+    )
     return execute(recipe, stages(recipe), tmp_path_factory.mktemp("learned") / "run")
 
 
@@ -128,7 +137,9 @@ def test_statistics_are_gathered_where_a_planner_reads_them():
 
 def test_a_searched_plan_goes_the_same_way(run, tmp_path):
     plan = {"planner": "g_search", "tolerance": 0.5, "full_layers": 1, "trials": 3}
-    recipe = load_recipe("debug", [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "name=searched"])
+    recipe = load_recipe(
+        "debug", [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "name=searched"]
+    )
     searched = execute(recipe, stages(recipe), tmp_path / "run")
     assert not (searched.directory / "calibration").exists()
     assert (searched.directory / "search" / "student" / "trials.journal").exists()
@@ -137,7 +148,14 @@ def test_a_searched_plan_goes_the_same_way(run, tmp_path):
 
 
 def test_a_learned_plan_goes_the_same_way(learned):
-    assert [stage.name for stage in stages(learned.recipe)] == ["data", "calibrate", "ask", "learn", "harden", *STAGES[3:]]
+    assert [stage.name for stage in stages(learned.recipe)] == [
+        "data",
+        "calibrate",
+        "ask",
+        "learn",
+        "harden",
+        *STAGES[3:],
+    ]
     result = json.loads((learned.directory / "result.json").read_text())
     assert 0 < result["visual_flops"] <= 0.3
     hardening = json.loads((learned.directory / "gates" / "student" / "hardening.json").read_text())
@@ -162,7 +180,10 @@ def test_the_student_goes_on_from_what_was_learned_beside_its_gates(learned, run
 
 
 def test_a_servable_plan_shuts_no_head_and_no_reading(learned):
-    plan, start = load_plan(learned, "servable"), VisualPlan.load(learned.directory / "gates" / "servable" / "start.json")
+    plan, start = (
+        load_plan(learned, "servable"),
+        VisualPlan.load(learned.directory / "gates" / "servable" / "start.json"),
+    )
     for layer, before in zip(plan.layers, start.layers, strict=True):
         assert layer.tokens == before.tokens
         assert layer.tokens == 0 or (layer.read, layer.heads) == (True, before.heads)
@@ -170,7 +191,12 @@ def test_a_servable_plan_shuts_no_head_and_no_reading(learned):
 
 def test_a_budget_out_of_reach_stops_the_run_before_it_learns(run, tmp_path):
     plan = {"planner": "gates", "budget": {"visual_flops": 0.01}, "profile": "servable", "steps": 4}
-    overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "training.max_steps=7"]
+    overrides = [
+        f"model.path={run.recipe.model.path}",
+        f"plan={json.dumps(plan)}",
+        "compare=[]",
+        "training.max_steps=7",
+    ]
     recipe = load_recipe("debug", overrides)
     with pytest.raises(ValueError, match="plan.budget.visual_flops: got 0.01, allowed: 0"):
         execute(recipe, stages(recipe), tmp_path / "run")

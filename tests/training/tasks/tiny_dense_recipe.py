@@ -7,7 +7,14 @@ from training.recipe.recipe import DenseRecipe
 
 def tiny_dense_recipe(output: Path, **teacher) -> DenseRecipe:
     """The smallest sizes that still go through every stage; `teacher` overrides keys of that section."""
-    phase = {"split": "train", "steps": 2, "micro_batch_size": 4, "learning_rate": 1e-3, "tower_learning_rate": 1e-4, "word_learning_rate": 1e-4}
+    phase = {
+        "split": "train",
+        "steps": 2,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-3,
+        "tower_learning_rate": 1e-4,
+        "word_learning_rate": 1e-4,
+    }
     return DenseRecipe.model_validate(
         {
             "name": "tiny",

@@ -47,9 +47,9 @@ def test_each_turn_reads_as_if_it_were_alone(setting):
     model, processor, image = setting
     collate = Collator(processor)
     together = collate([encode(sample(image, *TURNS), processor, 128), encode(sample(image, TURNS[1]), processor, 128)])
-    apart = torch.cat([
-        answer_logits(model, collate([encode(sample(image, turn), processor, 128)]))[0] for turn in TURNS
-    ])
+    apart = torch.cat(
+        [answer_logits(model, collate([encode(sample(image, turn), processor, 128)]))[0] for turn in TURNS]
+    )
     packed, short = answer_logits(model, independent_turns(together, processor.image_token_id))
     torch.testing.assert_close(packed, apart, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(short, apart[2:5], rtol=1e-4, atol=1e-5)  # 4, 7, end: beside a longer row

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedConfig
 
 from checkpoints.families import reference_images
+from modeling.user_error import UserError
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_plan import VisualPlan
 from training.schema import Strict
@@ -60,11 +61,11 @@ def largest_within(
         least: what the plan of the smallest size is, in words.
 
     Raises:
-        ValueError: not even that one fits.
+        UserError: not even that one fits.
     """
     price = PlanPrice(config)
     num_fitting = bisect_right(sizes, budget.visual_flops, key=lambda size: price(plan_of(size)))
     if num_fitting == 0:
         got, cost = budget.visual_flops, price(plan_of(sizes[0]))
-        raise ValueError(f"plan.budget.visual_flops: got {got:g}, allowed: {cost:.4g} or more, the cost of {least}")
+        raise UserError(f"plan.budget.visual_flops: got {got:g}, allowed: {cost:.4g} or more, the cost of {least}")
     return plan_of(sizes[num_fitting - 1])

@@ -37,7 +37,9 @@ def _estimate(move, before, after, calibration, known) -> float:
         case "freeze" | "idle":
             return sum(known.get((part, index), 0.0) for part in _parts(old, new))
         case "withdraw":
-            return sum(known.get(("blind", later), 0.0) for later in range(index, len(before)) if before.layers[later].read)
+            return sum(
+                known.get(("blind", later), 0.0) for later in range(index, len(before)) if before.layers[later].read
+            )
         case "narrow ffn":
             importance = calibration.neuron_importance[index].sort(descending=True).values
             lost = float(importance[new.ffn :].sum() / importance.sum())
@@ -52,5 +54,9 @@ def _estimate(move, before, after, calibration, known) -> float:
 
 def _parts(old: LayerPlan, new: LayerPlan) -> list[str]:
     """The single moves that together lead from one state of a layer to the other."""
-    changed = {"stop attention": old.attend != new.attend, "stop ffn": old.ffn != new.ffn, "blind": old.read != new.read}
+    changed = {
+        "stop attention": old.attend != new.attend,
+        "stop ffn": old.ffn != new.ffn,
+        "blind": old.read != new.read,
+    }
     return [name for name, differs in changed.items() if differs]

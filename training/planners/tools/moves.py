@@ -63,8 +63,9 @@ class Moves:
         for index, layer in enumerate(plan.layers):
             for name, changes in self._less(layer):
                 yield (name, index), plan.replace(index, **changes)
-            yield ("withdraw", index), VisualPlan(
-                layers=plan.layers[:index] + tuple(replace(later, **IDLE) for later in plan.layers[index:])
+            yield (
+                ("withdraw", index),
+                VisualPlan(layers=plan.layers[:index] + tuple(replace(later, **IDLE) for later in plan.layers[index:])),
             )
 
     def openings(self, plan: VisualPlan) -> Iterator[tuple[Move, VisualPlan]]:

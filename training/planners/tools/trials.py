@@ -103,9 +103,13 @@ class Trials:
 def read_trials(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Of each search in a journal, in their order: the numbers tried and what the objective was."""
     storage = JournalStorage(JournalFileBackend(str(path)))
-    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.study.get_all_study_names(storage)]
+    studies = [
+        optuna.load_study(study_name=name, storage=storage) for name in optuna.study.get_all_study_names(storage)
+    ]
     return {
-        study.study_name: [(trial.params[PARAMETER], trial.value) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+        study.study_name: [
+            (trial.params[PARAMETER], trial.value) for trial in study.get_trials(states=(TrialState.COMPLETE,))
+        ]
         for study in studies
     }
 

@@ -41,9 +41,23 @@ def test_every_listed_plan_fits_the_model_and_costs_the_same():
 def test_named_moves_of_a_dense_layer():
     moves = Moves(CONFIG, tiny_calibration())
     names = {name for (name, index), _ in moves.closings(moves.dense) if index == 1}
-    assert names == {"stop attention", "stop ffn", "narrow ffn", "freeze", "blind", "idle", "shut unit", "shrink radius", "withdraw"}
+    assert names == {
+        "stop attention",
+        "stop ffn",
+        "narrow ffn",
+        "freeze",
+        "blind",
+        "idle",
+        "shut unit",
+        "shrink radius",
+        "withdraw",
+    }
     assert not list(moves.openings(moves.dense))
-    idle = {name for (name, index), _ in moves.openings(moves.dense.replace(1, read=False, attend=False, ffn=0)) if index == 1}
+    idle = {
+        name
+        for (name, index), _ in moves.openings(moves.dense.replace(1, read=False, attend=False, ffn=0))
+        if index == 1
+    }
     assert idle == {"attend", "widen ffn", "whole ffn", "read"}
 
 

@@ -98,7 +98,9 @@ print(Trials(Path(sys.argv[1])).least("one", FloatDistribution(0.0, 1.0), object
 
 
 def start(journal):
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(journal)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(journal)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(journal, num_trials):
