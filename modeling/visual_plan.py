@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .layer_plan import ATTENTION_RANKINGS, RANKINGS, LayerPlan, Rank, num_served, refuse_unknown_keys
 from .user_error import UserError
+from .whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,8 @@ class VisualPlan:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan file whole or not at all."""
-        partial = Path(f"{path}.partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as file:
+            file.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def at_depth(self, num_layers: int) -> "VisualPlan":
         """The plan for a model of another depth: each layer as the one at its relative depth."""
