@@ -24,13 +24,15 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)  # each time a trainer is made
 
-    from transformers.utils.logging import disable_progress_bar  # after parsing: --help should not wait for torch
-
-    from training.recipe.file import load_recipe
-
-    disable_progress_bar()  # a bar per loaded model drowns the stages'
+    from training.recipe import load_recipe  # after parsing: --help need not wait for it
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+
+    from transformers.utils.logging import (
+        disable_progress_bar,  # after the recipe: its mistakes need not wait for torch
+    )
+
+    disable_progress_bar()  # a bar per loaded model drowns the stages'
     if arguments.dry_run:
         from training.tasks.dry_run import dry_run
 
@@ -42,9 +44,9 @@ def main() -> None:
         from training.tasks.frontier import stages
     else:
         from training.tasks.sparsify import stages
-    from training.run import be_a_world_of_one, execute
+    from training.run import execute, start_single_process
 
-    be_a_world_of_one()
+    start_single_process()
     execute(recipe, stages(recipe), Path("runs") / recipe.name, restart=arguments.restart)
 
 

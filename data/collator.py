@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
@@ -47,3 +48,11 @@ class Collator:
             else:
                 batch[key] = strung(rows)
         return batch
+
+
+def predicts_answer(labels: torch.Tensor) -> torch.Tensor:
+    """Returns the rows whose next token is supervised: labels [B, S] int64 -> [B, S] bool.
+
+    This is the one place where labels are shifted against the rows that predict them.
+    """
+    return F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)

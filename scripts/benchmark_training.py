@@ -22,11 +22,12 @@ from modeling.user_error import UserError
 from modeling.visual_flops import DecoderShape, visual_fraction
 from modeling.visual_plan import VisualPlan
 from training.cli import run
-from training.distillation.lora import LoraSettings, add_lora
+from training.distillation.lora import add_lora
 from training.distillation.losses import cross_entropy, forward_kl
+from training.files import write_json
 from training.measure.benchmark import Prompt, spread, stock_twin
 from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
-from training.run import write_json
+from training.recipe.lora import LoraSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -19,10 +19,10 @@ from data.shapes.questions import FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from modeling.user_error import UserError
 from training.cli import run
+from training.files import write_json
 from training.measure.evaluation import Evaluation, evaluate, relative_accuracy
 from training.report.plots import families_picture, percent, save
 from training.report.tables import families_table
-from training.run import write_json
 
 # The questions of recipes/tiny_teacher.yaml, as many of each family: a standard error of at most 3.5 points in one.
 TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})

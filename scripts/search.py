@@ -12,10 +12,10 @@ plan; a recipe distils it: plan='{planner: file, path: plan.json}'.
 import argparse
 import json
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch.utils.data import Subset
+from transformers import PreTrainedModel
 
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
@@ -27,15 +27,18 @@ from modeling.visual_plan import VisualPlan
 from training import cli
 from training.distillation.datasets import in_batches
 from training.distillation.students import dense_processor, dense_student
+from training.files import write_json
 from training.measure.calibration import calibrate
 from training.measure.costs import fractions
-from training.planners import SearchSettings, find_plan, needs_calibration, plan_of_config
+from training.measure.latency import LatencyTable, measure_latency
+from training.planners import AnyPlanner
+from training.planners.planner import Planner
+from training.planners.tools.search import Search
 from training.recipe.errors import describe
 from training.recipe.file import apply_override
-from training.recipe.recipe import ModelSettings
+from training.recipe.model import ModelSettings
 from training.report.plots import save
 from training.report.search_plots import search_picture
-from training.run import write_json
 
 SHAPES = "shapes"
 
@@ -44,7 +47,7 @@ def main() -> None:
     args = parse_args()
     settings = read_settings(args)
     config = dense_config(args.model)
-    plan = plan_of_config(config, settings)
+    plan = settings.plan_of_config(config)
     folder = args.output.with_suffix(".search")
     if plan is None and args.data is None:
         raise UserError(f"--planner {args.planner}: measures the model, give --data (a LLaVA JSON, or {SHAPES!r})")
@@ -59,21 +62,20 @@ def main() -> None:
     print(f"\nwritten: {args.output}, {args.output.with_suffix('.png')}")
 
 
-def read_settings(args: argparse.Namespace) -> SearchSettings:
+def read_settings(args: argparse.Namespace) -> Planner:
     """The planner's settings. Raises UserError with one line."""
     given: dict = {"planner": args.planner}
     if args.budget is not None:
         given["budget"] = {"visual_flops": args.budget}
     for override in args.overrides:
         apply_override(given, override)
-    schema = Annotated[SearchSettings, Field(discriminator="planner")]
     try:
-        return TypeAdapter(schema).validate_python(given)
+        return TypeAdapter(AnyPlanner).validate_python(given)
     except ValidationError as error:
-        raise UserError(f"--planner {args.planner}: {describe(error, schema)}") from error
+        raise UserError(f"--planner {args.planner}: {describe(error, AnyPlanner)}") from error
 
 
-def open_folder(folder: Path, args: argparse.Namespace, settings: SearchSettings) -> None:
+def open_folder(folder: Path, args: argparse.Namespace, settings: Planner) -> None:
     """Makes the search's folder, or sees that it is this search's. Raises UserError where something else is in the way."""
     asked = {
         "settings": settings.model_dump(mode="json"),
@@ -91,7 +93,7 @@ def open_folder(folder: Path, args: argparse.Namespace, settings: SearchSettings
     write_json(path, asked)
 
 
-def search(args: argparse.Namespace, settings: SearchSettings, folder: Path) -> VisualPlan:
+def search(args: argparse.Namespace, settings: Planner, folder: Path) -> VisualPlan:
     """The plan, measured on `--data`."""
     model_settings = ModelSettings(path=args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     processor = dense_processor(model_settings)
@@ -115,8 +117,17 @@ def search(args: argparse.Namespace, settings: SearchSettings, folder: Path) -> 
         )
     batches = in_batches(dataset, args.num_samples, args.batch_size, processor, "--num-samples")
     model = dense_student(model_settings)
-    statistics = calibrate(model, batches, folder / "calibration") if needs_calibration(settings) else None
-    return find_plan(model, batches, statistics, settings, folder)
+    statistics = calibrate(model, batches, folder / "calibration") if settings.needs_statistics else None
+    bounds_latency = any(bound.measure == "latency" for bound in settings.bounds)
+    latency = measured_latency(model, folder / "latency.json") if bounds_latency else None
+    return settings.find(Search(model, batches, statistics, latency, folder))
+
+
+def measured_latency(model: PreTrainedModel, path: Path) -> LatencyTable:
+    """Returns the timings of this machine, those of an earlier start of this search where there are any."""
+    if not path.exists():
+        measure_latency(model).save(path)
+    return LatencyTable.load(path)
 
 
 def parse_args() -> argparse.Namespace:

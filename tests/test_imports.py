@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,86 @@ def test_a_wrong_exported_import_is_noticed(line):
 
 def test_a_wrong_room_import_is_noticed():
     assert wrong_imports("data", ast.parse("import training.recipe.recipe")) == ["training.recipe.recipe"]
+
+
+# ---- rooms within training ----
+
+FLOORS = (
+    {"files", "schema"},
+    {"cli", "run"},
+    {"measure"},
+    {"planners"},
+    {"recipe"},
+    {"distillation", "tiny_llava"},
+    {"gates", "report"},
+    {"tasks"},
+)
+"""The rooms and files of `training`, from the ground up. Each imports from itself and from the floors below it."""
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+MOST_FILES = 14
+"""Of one room. In training/planners each method has a file, and modeling/ is exported as it is."""
+
+
+def training_imports(tree: ast.AST) -> set[str]:
+    """Modules of `training` that are imported anywhere in a file, for types alone or in a function as well."""
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return {module for module in modules if module and module.split(".")[0] == "training"}
+
+
+def imports_upward(room: str, tree: ast.AST) -> list[str]:
+    """Imports from a floor that is not below the room's own."""
+    rooms = [(module, module.split(".")[1]) for module in training_imports(tree) if "." in module]
+    return [module for module, other in rooms if other != room and FLOOR[other] >= FLOOR[room]]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "training").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_room_of_training_imports_upward(path):
+    room = path.relative_to(ROOT / "training").with_suffix("").parts[0]
+    assert room in FLOOR or room == "__init__", "a new room or file: give it a floor"
+    if room in FLOOR:
+        assert imports_upward(room, ast.parse(path.read_text())) == []
+
+
+def test_an_import_upward_is_noticed():
+    assert imports_upward("measure", ast.parse("def f():\n    from training.tasks.stages import distil"))
+    assert imports_upward("gates", ast.parse("from training.report.plots import plain")), "two rooms of one floor"
+    assert not imports_upward("tasks", ast.parse("from training.measure.price import PlanPrice"))
+
+
+def executed_imports(tree: ast.AST) -> set[str]:
+    """Modules of this project whose import is executed when the file is imported."""
+    skipped = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node not in skipped}
+    return {module for module in found if module and module.split(".")[0] in ALLOWED}
+
+
+def module_graph(sources_of: dict[str, str]) -> dict[str, set[str]]:
+    """Module -> modules that it imports, each with its source."""
+    return {name: executed_imports(ast.parse(source)) & sources_of.keys() for name, source in sources_of.items()}
+
+
+def test_no_imports_go_in_a_circle():
+    files = {path for _, path in sources()}
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    list(TopologicalSorter(module_graph({name: path.read_text() for name, path in names.items()})).static_order())
+
+
+def test_a_circle_is_noticed():
+    circle = {"data.a": "from data.b import x", "data.b": "from data.a import y"}
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(module_graph(circle)).static_order())
+
+
+@pytest.mark.parametrize("top", ["training", "data", "checkpoints"])
+def test_no_room_is_crowded(top):
+    folders = [ROOT / top, *filter(Path.is_dir, (ROOT / top).rglob("*"))]
+    crowded = [str(folder) for folder in folders if len(list(folder.glob("*.py"))) > MOST_FILES]
+    assert crowded == [str(ROOT / "training" / "planners")] or crowded == []

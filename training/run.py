@@ -8,7 +8,6 @@ With several processes (one per accelerator, started by `deepspeed` or `torchrun
 others wait, except stages marked `distributed`, which all ranks enter together.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -28,6 +27,7 @@ import yaml
 from rich.console import Console
 
 from modeling.user_error import UserError
+from training.files import read_json, write_json, write_text
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
 # One rank may work for hours (a search, an evaluation) while the others stand at the barrier.
@@ -45,7 +45,7 @@ class Run:
 
     def result(self, stage: str) -> dict:
         """The result of a finished stage (same dict on every rank)."""
-        return json.loads(self.result_path(stage).read_text(encoding="utf-8"))
+        return read_json(self.result_path(stage))
 
     def result_path(self, stage: str) -> Path:
         return self.directory / "stages" / f"{stage}.json"
@@ -66,7 +66,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def be_a_world_of_one() -> None:
+def start_single_process() -> None:
     """Where no launcher started this process, tell torch and DeepSpeed what a launcher would: it is alone."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -106,14 +106,6 @@ def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: b
             dist.destroy_process_group()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that `path` is either absent, old or whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
     path = run.result_path(stage.name)
     if path.exists():
@@ -147,9 +139,7 @@ def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
         raise UserError(f"{directory} exists and is not a run's folder (no recipe.yaml in it): choose another name")
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "env.json", environment())
-    partial = recipe_path.with_name(".recipe.yaml.partial")
-    partial.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(recipe_path)
+    write_text(recipe_path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
 
 def device() -> torch.device:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from checkpoints.families import sparse_class, vision_macs
-from data.collator import TEXT_KEYS, Collator, pictures_of
+from data.collator import TEXT_KEYS, Collator, pictures_of, predicts_answer
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
 from data.images import tokens_at
@@ -27,19 +27,22 @@ from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
+from training.distillation.arguments import training_arguments
 from training.distillation.kept_answers import AnsweredDataset, keep_answers, with_features
-from training.distillation.lora import LoraSettings, add_lora
-from training.distillation.losses import DistillationSettings, predicts_answer
-from training.distillation.trainer import DistillationTrainer, TrainingSettings
-from training.gates.hardening import gates_at_start
+from training.distillation.lora import add_lora
+from training.distillation.trainer import DistillationTrainer
+from training.gates.start import gates_at_start
 from training.gates.student import GatedStudent
 from training.gates.trainer import GateTrainer
 from training.measure.calibration import calibrate
 from training.measure.costs import fractions
-from training.measure.price import GatedCost
-from training.planners import find_plan
-from training.planners.greedy import GreedySettings
+from training.measure.price import PlanPrice
+from training.planners.greedy import GreedyPlanner
+from training.planners.tools.search import Search
+from training.recipe.distillation import DistillationSettings
 from training.recipe.gates import GateSettings
+from training.recipe.lora import LoraSettings
+from training.recipe.training import TrainingSettings
 
 FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
 LAYERS, UNITS, NEURONS = 3, 2, 24
@@ -325,7 +328,7 @@ def test_statistics_and_plans_are_found(family: TinyFamily, tmp_path):
     for layer, of_heads in enumerate(maps):  # [1, heads, T, T]
         share = of_heads[0][:, readers][:, :, is_visual].sum(-1).mean(1).view(UNITS, -1).mean(1)
         torch.testing.assert_close(statistics.activity[-1, layer], share, rtol=1e-4, atol=1e-5)
-    plan = find_plan(model, batches, statistics, GreedySettings(planner="greedy", budget={"visual_flops": 0.3}))
+    plan = GreedyPlanner(planner="greedy", budget={"visual_flops": 0.3}).find(Search(model, batches, statistics))
     assert 0 < fractions(plan, model.config)["visual_flops"] <= 0.3
 
 
@@ -348,7 +351,7 @@ def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
     dense = VisualPlan.dense(LAYERS)
     gates, cost = (
         gates_at_start(model.config, statistics, dense, settings),
-        GatedCost(model.config, dense, settings.budget),
+        PlanPrice(model.config, settings.budget.measure),
     )
     gated = GatedStudent(add_lora(model, LoraSettings(rank=2, alpha=4)), gates, cost)
     narrow = add_lora(family.sparse(dense.replace(0, heads=(1,), ffn=5)), LoraSettings(rank=2, alpha=4))
@@ -359,7 +362,7 @@ def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
         before = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
         trainer_class(
             model=student,
-            args=training.arguments(tmp_path / trainer_class.__name__, seed=0, name="student"),
+            args=training_arguments(training, tmp_path / trainer_class.__name__, seed=0, name="student"),
             train_dataset=samples,
             data_collator=COLLATORS["right"],
             distillation=losses,

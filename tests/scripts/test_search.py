@@ -11,8 +11,8 @@ from PIL import Image
 from modeling.visual_plan import VisualPlan
 from scripts import search
 from tests.checkpoints.tiny_dense import NUM_LAYERS
-from training.planners import CURVE, TRIALS
-from training.planners.tools.trials import read_trials
+from training.planners.tools.trials import TRIALS, read_trials
+from training.planners.vtw import CURVE
 from training.recipe.file import RECIPES
 
 LLAVA_7B = RECIPES / "shapes" / "llava-1.5-7b.json"

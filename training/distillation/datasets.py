@@ -11,7 +11,8 @@ from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture
 from data.shapes.world import WORLDS, write_world
 from modeling.user_error import UserError
-from training.recipe.recipe import SourceSettings, StudentRecipe
+from training.recipe.data import SourceSettings
+from training.recipe.student import StudentRecipe
 
 
 def mixture(

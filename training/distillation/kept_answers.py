@@ -17,11 +17,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from data.collator import Collator, pictures_of
+from data.collator import Collator, pictures_of, predicts_answer
 from data.dataset import ConversationDataset
 from modeling.class_attention import ScoredFeatures, class_attention_of
 from modeling.user_error import UserError
-from training.distillation.losses import predicts_answer
 
 FEATURES = "features_"
 """Before the kind of visual input, as in `mm_encoder_outputs`: its features among a sample's tensors."""

@@ -14,22 +14,12 @@ from contextlib import contextmanager
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
-from pydantic import Field
 from torch import nn
 
 from checkpoints.build import permuted, served_first
 from modeling.narrow_linear import NarrowLinear
 from modeling.visual_plan import VisualPlan
-from training.schema import Strict
-
-
-class LoraSettings(Strict):
-    """Adapters on every projection of the text decoder."""
-
-    rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+from training.recipe.lora import LoraSettings
 
 
 class NarrowLoraLinear(LoraLinear):

@@ -12,74 +12,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch.utils.checkpoint import checkpoint
 
-from data.conversations import IGNORE_INDEX
-from training.schema import Strict
+from training.recipe.distillation import DistillationSettings
 
 # Rows whose fp32 log-probabilities are alive together: at a vocabulary of 32,000, 128 MB per tensor.
 CHUNK_ROWS = 1024
-
-
-class DistillationSettings(Strict):
-    """Loss = sum of weight x (token sum / number of supervised tokens)."""
-
-    cross_entropy_weight: float = Field(ge=0)
-    """On the data's own answers."""
-    forward_kl_weight: float = Field(ge=0)
-    """KL(teacher || student)."""
-    reverse_kl_weight: float = Field(default=0.0, ge=0)
-    """KL(student || teacher)."""
-    jsd_weight: float = Field(default=0.0, ge=0)
-    jsd_beta: float = Field(default=0.5, gt=0, lt=1)
-    """Weight of the teacher in the mixture of the Jensen-Shannon divergence."""
-    hidden_cosine_weight: float = Field(default=0.0, ge=0)
-    """1 - cosine of teacher's and student's last hidden state on supervised text rows."""
-    distill_temperature: float = Field(default=1.0, gt=0)
-    keep_answers: bool = False
-    """Ask the teacher once and keep its logits and the image features in the run's folder: for several students on data that
-    is small (supervised tokens x vocabulary, and images x their tokens x hidden size)."""
-
-    @model_validator(mode="after")
-    def _has_a_loss(self):
-        if not (self.cross_entropy_weight or self.needs_teacher):
-            raise ValueError("every weight is 0: nothing to train on")
-        if self.keep_answers and self.hidden_cosine_weight:
-            raise ValueError("keep_answers keeps logits, not hidden states: it does not go with hidden_cosine_weight")
-        if self.keep_answers and not self.needs_teacher:
-            raise ValueError("keep_answers: no loss here reads a teacher's answers")
-        return self
-
-    @property
-    def needs_teacher(self) -> bool:
-        return bool(self.forward_kl_weight or self.reverse_kl_weight or self.jsd_weight or self.hidden_cosine_weight)
-
-    def token_sums(
-        self, labels: torch.Tensor, student: "Rows", teacher: "Rows | None"
-    ) -> Iterator[tuple[str, float, torch.Tensor]]:
-        """Name, weight and token sum of each loss whose weight is not 0.
-
-        Args:
-            labels: [N] int64, the next token of each row.
-            student, teacher: the same N rows of both; the teacher may be None where no loss needs it.
-        """
-        temperature = self.distill_temperature
-        if self.cross_entropy_weight:
-            yield "cross_entropy", self.cross_entropy_weight, cross_entropy(student.logits, labels)
-        if self.forward_kl_weight:
-            token_sum = forward_kl(student.logits, teacher.logits, distill_temperature=temperature)
-            yield "forward_kl", self.forward_kl_weight, token_sum
-        if self.reverse_kl_weight:
-            token_sum = reverse_kl(student.logits, teacher.logits, distill_temperature=temperature)
-            yield "reverse_kl", self.reverse_kl_weight, token_sum
-        if self.jsd_weight:
-            token_sum = jensen_shannon(
-                student.logits, teacher.logits, jsd_beta=self.jsd_beta, distill_temperature=temperature
-            )
-            yield "jensen_shannon", self.jsd_weight, token_sum
-        if self.hidden_cosine_weight:
-            yield "hidden_cosine", self.hidden_cosine_weight, hidden_cosine(student.hidden, teacher.hidden)
 
 
 class Rows(NamedTuple):
@@ -90,9 +28,31 @@ class Rows(NamedTuple):
     """None in answers that were kept (training/distillation/kept_answers.py)."""
 
 
-def predicts_answer(labels: torch.Tensor) -> torch.Tensor:
-    """The rows whose next token is supervised: labels [B, S] -> [B, S] bool. The one place for that shift."""
-    return F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1), value=False)
+def weighted_token_sums(
+    settings: DistillationSettings, labels: torch.Tensor, student: Rows, teacher: Rows | None
+) -> Iterator[tuple[str, float, torch.Tensor]]:
+    """Name, weight and token sum of each loss whose weight is not 0.
+
+    Args:
+        labels: [N] int64, the next token of each row.
+        student, teacher: the same N rows of both; the teacher may be None where no loss needs it.
+    """
+    temperature = settings.distill_temperature
+    if settings.cross_entropy_weight:
+        yield "cross_entropy", settings.cross_entropy_weight, cross_entropy(student.logits, labels)
+    if settings.forward_kl_weight:
+        token_sum = forward_kl(student.logits, teacher.logits, distill_temperature=temperature)
+        yield "forward_kl", settings.forward_kl_weight, token_sum
+    if settings.reverse_kl_weight:
+        token_sum = reverse_kl(student.logits, teacher.logits, distill_temperature=temperature)
+        yield "reverse_kl", settings.reverse_kl_weight, token_sum
+    if settings.jsd_weight:
+        token_sum = jensen_shannon(
+            student.logits, teacher.logits, jsd_beta=settings.jsd_beta, distill_temperature=temperature
+        )
+        yield "jensen_shannon", settings.jsd_weight, token_sum
+    if settings.hidden_cosine_weight:
+        yield "hidden_cosine", settings.hidden_cosine_weight, hidden_cosine(student.hidden, teacher.hidden)
 
 
 def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

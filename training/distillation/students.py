@@ -20,9 +20,11 @@ from checkpoints.families import sparse_class
 from checkpoints.processor import load_processor
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
+from training.distillation.arguments import training_arguments
 from training.distillation.lora import add_lora, permuted_adapters
 from training.distillation.trainer import DistillationTrainer
-from training.recipe.recipe import ModelSettings, StudentRecipe
+from training.recipe.model import ModelSettings
+from training.recipe.student import StudentRecipe
 from training.run import device, is_main_process
 
 
@@ -95,7 +97,7 @@ def train_student(
             teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
     trainer = DistillationTrainer(
         model=student,
-        args=recipe.training.arguments(folder / "trainer", recipe.seed, folder.name),
+        args=training_arguments(recipe.training, folder / "trainer", recipe.seed, folder.name),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,

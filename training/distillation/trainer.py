@@ -10,98 +10,24 @@ how a global batch is cut into micro-batches and ranks changes nothing.
 B batch, S tokens of a padded row, N supervised positions of a batch, V vocab, D hidden_size.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 from peft import PeftModel
-from pydantic import Field, model_validator
 from torch import nn
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.integrations import unset_hf_deepspeed_config
 
-from data.collator import TEXT_KEYS
+from data.collator import TEXT_KEYS, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+from training.distillation.callbacks import MetricsFile, ProgressLine, last_checkpoint
 from training.distillation.kept_answers import with_features
 from training.distillation.lora import adapters_off
-from training.distillation.losses import DistillationSettings, Rows, predicts_answer
-from training.schema import Strict
-
-
-class TrainingSettings(Strict):
-    """Optimisation: how long, how fast, on what."""
-
-    max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; either this or num_epochs."""
-    num_epochs: float | None = Field(default=None, gt=0)
-    micro_batch_size: int = Field(ge=1)
-    """Samples per process and forward."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    learning_rate: float = Field(gt=0)
-    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["bfloat16", "float32"]
-    gradient_checkpointing: bool = False
-    deepspeed: str | None
-    """A DeepSpeed config (recipes/deepspeed/*.json); null: none."""
-    logging_steps: int = Field(default=10, ge=1)
-    save_steps: int = Field(default=500, ge=1)
-    """A killed run continues from the last multiple of this."""
-    num_workers: int = Field(default=0, ge=0)
-    """Processes per rank that load and encode samples."""
-    report_to: tuple[str, ...] = ("tensorboard",)
-    """Trackers known to transformers (wandb, mlflow, ...); metrics.jsonl is always written."""
-
-    @model_validator(mode="after")
-    def _one_length(self):
-        if (self.max_steps is None) == (self.num_epochs is None):
-            raise ValueError("give either max_steps or num_epochs")
-        return self
-
-    @model_validator(mode="after")
-    def _deepspeed_exists(self):
-        if self.deepspeed is not None and not Path(self.deepspeed).is_file():
-            raise ValueError(f"deepspeed: no file {self.deepspeed!r}")
-        return self
-
-    def arguments(self, output_dir: Path, seed: int, name: str) -> TrainingArguments:
-        """The same in transformers' words; `name` stands before the progress bar and among a tracker's runs."""
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-        return TrainingArguments(
-            output_dir=str(output_dir),
-            run_name=name,
-            max_steps=self.max_steps or -1,
-            num_train_epochs=self.num_epochs or 1,
-            per_device_train_batch_size=self.micro_batch_size,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            average_tokens_across_devices=True,
-            learning_rate=self.learning_rate,
-            lr_scheduler_type=self.lr_schedule,
-            warmup_steps=self.warmup_ratio,  # below 1, transformers reads a share of all steps
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            bf16=self.precision == "bfloat16",
-            **(checkpointing if self.gradient_checkpointing else {}),
-            deepspeed=self.deepspeed,
-            use_cpu=not torch.cuda.is_available(),
-            logging_steps=self.logging_steps,
-            logging_nan_inf_filter=False,
-            save_steps=self.save_steps,
-            save_total_limit=1,
-            dataloader_num_workers=self.num_workers,
-            remove_unused_columns=False,
-            report_to=list(self.report_to),
-            disable_tqdm=True,  # ProgressLine shows the same without a line per log
-            seed=seed,
-        )
+from training.distillation.losses import Rows, weighted_token_sums
+from training.recipe.distillation import DistillationSettings
 
 
 class DistillationTrainer(Trainer):
@@ -171,7 +97,7 @@ class DistillationTrainer(Trainer):
         student_rows = _supervised_rows(model, self.student, inputs)
 
         loss = torch.zeros((), device=labels.device)
-        for name, weight, token_sum in self.distillation.token_sums(targets, student_rows, teacher_rows):
+        for name, weight, token_sum in weighted_token_sums(self.distillation, targets, student_rows, teacher_rows):
             part = token_sum / num_items_in_batch
             self.add_part(name, part.detach())
             loss = loss + weight * part
@@ -235,61 +161,6 @@ class DistillationTrainer(Trainer):
             with adapters_off(student), base.use_plan(VisualPlan.dense(len(base.visual_plan))):
                 yield student
             student.train(training)
-
-
-class ProgressLine(TrainerCallback):
-    """One progress bar over all steps, with the last loss."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=args.run_name,
-            unit="step",
-            disable=not state.is_world_process_zero,
-        )
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4g}")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
-
-
-class MetricsFile(TrainerCallback):
-    """Appends every log to metrics.jsonl; a resumed run drops what it will log again."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
-
-
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (its trainer state is written last)."""
-    whole = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _supervised_rows(model: nn.Module, bare_model: nn.Module, inputs: dict) -> Rows:

@@ -18,18 +18,22 @@ from transformers import set_seed
 
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
-from training.distillation.lora import LoraSettings, adapters_off, add_lora
+from training.distillation.arguments import training_arguments
+from training.distillation.lora import adapters_off, add_lora
 from training.distillation.students import train_and_keep, untrained_student
-from training.gates.hardening import base_plan, check_budget, gates_at_start, harden
+from training.files import write_json
+from training.gates.hardening import harden
+from training.gates.start import base_plan, check_budget, gates_at_start
 from training.gates.student import GatedStudent
 from training.gates.trainer import GateTrainer
 from training.measure.answer_kl import AnswerKL
 from training.measure.calibration import Calibration
 from training.measure.latency import LatencyTable
-from training.measure.price import GatedCost
+from training.measure.price import PlanPrice
 from training.recipe.gates import GateSettings
-from training.recipe.recipe import StudentRecipe
-from training.run import device, write_json
+from training.recipe.lora import LoraSettings
+from training.recipe.student import StudentRecipe
+from training.run import device
 
 DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
 """Beside the gates, where the student itself is to be trained in full."""
@@ -42,13 +46,20 @@ def gated_student(
     start: VisualPlan,
     latency: LatencyTable | None,
 ) -> GatedStudent:
-    """The dense model with fresh adapters and gates; `latency` as for `GatedCost`. Raises UserError as `gates_at_start` and `check_budget`."""
+    """Returns the dense model with fresh adapters and gates.
+
+    Args:
+        latency: timings of the machine, where the budget bounds latency.
+
+    Raises:
+        UserError: as `gates_at_start` and `check_budget`.
+    """
     base = base_plan(start)
     student = untrained_student(recipe.model, base)
     gates = gates_at_start(student.config, calibration, start, settings)
-    cost = GatedCost(student.config, base, settings.budget, latency)
-    check_budget(gates, base, cost, settings.budget)
-    return GatedStudent(add_lora(student, recipe.lora or DEFAULT_LORA), gates, cost)
+    price = PlanPrice(student.config, settings.budget.measure, latency)
+    check_budget(gates, base, price, settings.budget)
+    return GatedStudent(add_lora(student, recipe.lora or DEFAULT_LORA), gates, price)
 
 
 def learn_gates(
@@ -74,7 +85,7 @@ def learn_gates(
     )
     trainer = GateTrainer(
         model=gated_student(recipe, settings, calibration, VisualPlan.load(folder / "start.json"), latency),
-        args=training.arguments(folder / "trainer", recipe.seed, f"gates of {folder.name}"),
+        args=training_arguments(training, folder / "trainer", recipe.seed, f"gates of {folder.name}"),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,
@@ -102,8 +113,8 @@ def hardened_plan(
         answer_kl = AnswerKL(model, batches)  # holds the dense model's own answers
     gated.student.merge_adapter()
     soft, expected_cost = answer_kl.distance(base, gated.gates()), gated.expected_cost().item()
-    plan = harden(gated.gates.cpu(), base, gated.counter, settings, answer_kl, recipe.seed)
-    share = gated.counter.price(plan)
+    plan = harden(gated.gates.cpu(), base, gated.price, settings, answer_kl, recipe.seed)
+    share = gated.price(plan)
     write_json(
         folder / "hardening.json",
         {

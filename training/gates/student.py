@@ -8,7 +8,8 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from modeling.visual_gates import VisualGates
-from training.measure.price import GatedCost, Lagrangian, expected_work
+from training.gates.lagrangian import Lagrangian
+from training.measure.price import PlanPrice, expected_work
 
 
 @dataclass
@@ -27,7 +28,7 @@ class GatedStudent(nn.Module):
     Args:
         student: adapters on a student under the plan that gates do not decide (dense, but for `radius`).
         gates: open and shut what that plan serves.
-        counter: of gated plans' cost, in the budget's measure.
+        price: of plans, in the budget's measure.
 
     Attributes:
         target, target_rests: what the expected cost is held to, and whether that will not fall further.
@@ -36,11 +37,11 @@ class GatedStudent(nn.Module):
 
     _keys_to_ignore_on_save = None  # transformers.Trainer looks for it where it resumes
 
-    def __init__(self, student: PeftModel, gates: VisualGates, counter: GatedCost):
+    def __init__(self, student: PeftModel, gates: VisualGates, price: PlanPrice):
         super().__init__()
         self.student, self.gates = student, gates
         self.lagrangian = Lagrangian(quadratic=1.0)
-        self.counter = counter
+        self.price = price
         self.target, self.target_rests = 1.0, False
         num_blocks = gates.log_alpha["neurons"].shape[1]
         sizes = torch.stack([block.bincount(minlength=num_blocks) for block in gates.block])
@@ -55,7 +56,8 @@ class GatedStudent(nn.Module):
 
     def expected_cost(self) -> torch.Tensor:
         """Differentiable scalar; the stock model costs 1."""
-        return self.counter.expected(self.gates.open_probability(), self.block_sizes)
+        base = self.student.get_base_model().visual_plan
+        return self.price.expected(self.gates.open_probability(), self.block_sizes, base)
 
     def served_shares(self) -> dict[str, torch.Tensor]:
         """Per layer [L], the expected shares of heads that text reads, of heads that visual tokens query, and of FFN neurons

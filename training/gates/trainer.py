@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch.optim import AdamW, Optimizer
 
-from training.distillation.trainer import DistillationTrainer, MetricsFile
+from training.distillation.callbacks import MetricsFile
+from training.distillation.trainer import DistillationTrainer
+from training.gates.lagrangian import falling_target
 from training.gates.student import GatedStudent
-from training.measure.price import falling_target
 from training.recipe.gates import GateSettings
 
 

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from data.collator import TEXT_KEYS, pictures_of
+from data.collator import TEXT_KEYS, pictures_of, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_gates import LayerGates
 from modeling.visual_plan import VisualPlan
-from training.distillation.losses import predicts_answer
 
 
 def rows_with_images(batch: dict, visual_token_ids: Iterable[int]) -> dict:

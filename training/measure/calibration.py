@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,17 +29,8 @@ from data.collator import pictures_of
 from modeling.visual_layout import VisualTokens, split_streams
 from modeling.visual_plan import VisualPlan
 from training.measure.answer_kl import AnswerKL, rows_with_images
-from training.schema import Strict
 
 FORMAT_VERSION = 1
-
-
-class CalibrationSettings(Strict):
-    """The recipe's `calibration` section."""
-
-    num_samples: int = Field(ge=1)
-    """Training samples the statistics and the planners' evaluations are taken over."""
-    batch_size: int = Field(ge=1)
 
 
 @dataclass(frozen=True)

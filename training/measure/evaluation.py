@@ -27,7 +27,7 @@ from data.collator import Collator
 from data.conversations import Sample, encode_prompt
 from data.shapes.questions import FAMILIES
 from modeling.user_error import UserError
-from training.run import write_json
+from training.files import write_json
 
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
 

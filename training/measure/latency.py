@@ -1,47 +1,61 @@
-"""How long a plan's prefill takes here: a small table of timings, taken once, from which other plans are interpolated.
+"""How long a plan's prefill takes on this machine.
 
-Four kinds of plans are timed, alike in all layers: text alone; visual keys of some units, read by text; besides, visual queries
-of some units; besides, an FFN of some neurons. What a kind adds, divided by the layers that do it, is its price per layer;
-between the counts that were timed prices are interpolated linearly, so an expected cost can be differentiated.
+A small table of timings is taken once, and the time of any other plan is interpolated from it. Four kinds of plans are
+timed, alike in all layers. The first has text alone. The second adds visual keys of some units, which text reads. The
+third adds visual queries of some units, the fourth an FFN of some neurons. What a kind adds, divided by the number of
+layers that do it, is its price per layer. A fifth kind is the dense plan with a part of the visual tokens: it says what
+share of these prices remains. Between the timed counts prices are linear, so an expected cost has gradients.
 """
 
-import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from modeling.layer_plan import LayerPlan
+from modeling.layer_plan import LayerPlan, Rank
 from modeling.visual_flops import Work
 from modeling.visual_plan import VisualPlan
+from training.files import read_json, write_json
 from training.measure.benchmark import Prompt, prefill_decoder, take_turns
 from training.measure.costs import TEXT_TOKENS
-from training.run import write_json
 
 POINTS, REPEATS = 4, 9
+TOKEN_SHARES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Seconds of one sample's prefill: `dense`, under the dense plan; `text`, of text alone; and, as (count, seconds per layer)
-    pairs from 0 on, what keys of that many units add, queries of that many units, and an FFN of that many neurons."""
+    """Timings of one sample's prefill.
+
+    Attributes:
+        dense, text: seconds under the dense plan, and of text alone.
+        keys, queries, neurons: (count, seconds per layer) pairs from 0 on. They say what keys of that many units add,
+            queries of that many units, and an FFN of that many neurons.
+        tokens: (share of the visual tokens, share of those seconds) pairs from (0, 0) to (1, 1).
+    """
 
     dense: float
     text: float
     keys: tuple[tuple[int, float], ...]
     queries: tuple[tuple[int, float], ...]
     neurons: tuple[tuple[int, float], ...]
+    tokens: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
 
-    def share(self, works: list[Work]) -> float:
-        """Predicted seconds of layers doing `works`, as a share of the dense plan's; a tensor where the works are."""
+    def share(self, works: Sequence[Work], tokens: Sequence[float]) -> float | torch.Tensor:
+        """Returns the predicted seconds of layers that do `works`, as a share of the dense plan's seconds.
+
+        Args:
+            works: of each layer, for all visual tokens. Where they are tensors, so is the result.
+            tokens: the share of the visual tokens that each layer carries.
+        """
         seconds = self.text
-        for work in works:
-            seconds = seconds + _interpolated(self.keys, work.key_units)
-            seconds = (
-                seconds + _interpolated(self.queries, work.query_units) + _interpolated(self.neurons, work.neurons)
-            )
+        for work, carried in zip(works, tokens, strict=True):
+            added = _interpolated(self.keys, work.key_units)
+            added = added + _interpolated(self.queries, work.query_units) + _interpolated(self.neurons, work.neurons)
+            seconds = seconds + added * _interpolated(self.tokens, carried)
         return seconds / self.dense
 
     def save(self, path: Path) -> None:
@@ -49,13 +63,15 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: Path) -> "LatencyTable":
-        values = json.loads(path.read_text(encoding="utf-8"))
-        pairs = {name: tuple(map(tuple, values[name])) for name in ("keys", "queries", "neurons")}
-        return cls(**{**values, **pairs})
+        """Reads what `save` wrote. A table of before `tokens` were timed has time fall in proportion to tokens."""
+        values = read_json(path)
+        return cls(
+            **{name: tuple(map(tuple, value)) if isinstance(value, list) else value for name, value in values.items()}
+        )
 
 
 def measure_latency(model: PreTrainedModel) -> LatencyTable:
-    """Times the decoder's prefill of one picture and 64 text tokens; the plan in force is restored."""
+    """Returns the timings of the decoder's prefill of one picture and 64 text tokens. The plan in force is restored."""
     text = model.config.text_config
     num_layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
     unit_counts = sorted({round(units * point / POINTS) for point in range(1, POINTS + 1)} - {0})
@@ -68,6 +84,7 @@ def measure_latency(model: PreTrainedModel) -> LatencyTable:
     plans |= {f"keys {count}": alike(heads=count, attend=False, ffn=0) for count in unit_counts}
     plans |= {f"queries {count}": alike(heads=count, ffn=0) for count in unit_counts}
     plans |= {f"neurons {count}": alike(attend=False, ffn=count) for count in neuron_counts}
+    plans |= {f"tokens {share}": _with_tokens(share, num_layers) for share in TOKEN_SHARES}
     prompt = Prompt.random(model, 1, TEXT_TOKENS)
 
     def prefill(plan: VisualPlan) -> None:
@@ -78,6 +95,7 @@ def measure_latency(model: PreTrainedModel) -> LatencyTable:
     calls = {name: lambda plan=plan: prefill(plan) for name, plan in plans.items()}
     seconds = {name: statistics.median(times) for name, times in take_turns(calls, REPEATS, model.device).items()}
     keys = {count: seconds[f"keys {count}"] for count in unit_counts}
+    visual = max(seconds["dense"] - seconds["text"], 0.0)
     # Nothing reads what the last layer would update: it queries and has an FFN in no plan.
     return LatencyTable(
         dense=seconds["dense"],
@@ -89,7 +107,23 @@ def measure_latency(model: PreTrainedModel) -> LatencyTable:
         neurons=_prices(
             {count: (seconds[f"neurons {count}"] - keys[units]) / (num_layers - 1) for count in neuron_counts}
         ),
+        tokens=_shares_left({share: seconds[f"tokens {share}"] - seconds["text"] for share in TOKEN_SHARES}, visual),
     )
+
+
+def _with_tokens(share: float, num_layers: int) -> VisualPlan:
+    """The dense plan with every layer carrying this share of the visual tokens, chosen without any ranking's cost."""
+    first = LayerPlan(tokens=share, rank=Rank(by="uniform"))
+    return VisualPlan(layers=(first, *(LayerPlan(tokens=share),) * (num_layers - 1)))
+
+
+def _shares_left(seconds: dict[float, float], of_all: float) -> tuple[tuple[float, float], ...]:
+    """Pairs from (0, 0) to (1, 1), never falling; in proportion to the tokens where visual work took no time at all."""
+    pairs = [(0.0, 0.0)]
+    for share, value in sorted(seconds.items()):
+        left = min(value / of_all, 1.0) if of_all > 0 else share
+        pairs.append((share, max(left, pairs[-1][1])))
+    return (*pairs, (1.0, 1.0))
 
 
 def _prices(seconds: dict[int, float]) -> tuple[tuple[int, float], ...]:

@@ -1,101 +1,87 @@
-"""What learned gates may cost: the expected cost of a gated plan, and the Lagrangian that holds it to the budget.
+"""What a plan costs: one price for plans that are found and for plans that are learned.
 
-The expectation is exact. Gates are independent, and each enters a layer's cost once: its own visual work is alive where a
-later layer is read, and those are other gates. With P(open) of each gate, for layer l:
+The price of a plan is its share of the stock model's cost, in the measure that a budget bounds. While a plan is learned
+by gates, its expected price is exact. Gates are independent, and each enters a layer's cost once. The visual work of a
+layer is alive where a later layer is read, and that is decided by other gates. With P(open) of each gate, for layer l:
+
     readable_j = read_j (1 - prod_u (1 - heads_ju)),  alive_l = 1 - prod_{j > l} (1 - readable_j),
-    neurons = alive ffn sum_k neurons_k size_k,  querying units = alive attend sum_u heads_u,  units read = read sum_u heads_u,
-    units with keys = sum_u heads_u (1 - (1 - read) (1 - alive attend)).
-At probabilities 0 and 1 it is the cost of the hard plan, by the same counter as the report's (modeling/visual_flops.py).
+    neurons = alive ffn sum_k neurons_k size_k,  querying units = alive attend sum_u heads_u,
+    units read = read sum_u heads_u,  units with keys = sum_u heads_u (1 - (1 - read) (1 - alive attend)).
+
+Where every probability is 0 or 1, this is the price of the hard plan. Both use the counter of modeling/visual_flops.py.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from pydantic import Field, model_validator
-from torch import nn
 from transformers import PreTrainedConfig
 
 from checkpoints.families import reference_images
 from modeling.visual_flops import (
     DecoderShape,
     Work,
+    dense_kv_bytes,
+    kv_bytes,
     layer_kv_values,
     layer_shared_macs,
     layer_visual_macs,
+    model_fraction,
+    visual_fraction,
 )
 from modeling.visual_plan import LiveLayer, VisualPlan
 from training.measure.costs import TEXT_TOKENS
 from training.measure.latency import LatencyTable
-from training.schema import Strict
 
 
-class GateBudget(Strict):
-    """The most a learned plan may spend, of one thing, as a share of the dense model's; for a sample with one image."""
-
-    visual_flops: float | None = Field(default=None, gt=0, le=1)
-    """FLOPs of visual tokens in prefill (convention B of modeling/visual_flops.py)."""
-    model_flops: float | None = Field(default=None, gt=0, le=1)
-    """FLOPs of the decoder's whole prefill (convention C), with 64 text tokens."""
-    kv_bytes: float | None = Field(default=None, gt=0, le=1)
-    """Keys and values held after prefill, with 64 text tokens."""
-    latency: float | None = Field(default=None, gt=0, le=1)
-    """Time of the decoder's prefill on this machine, with 64 text tokens, as a table of timings predicts it."""
-
-    @model_validator(mode="after")
-    def _one_bound(self):
-        if sum(value is not None for value in vars(self).values()) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
-        return self
-
-    @property
-    def measure(self) -> str:
-        """Which cost is bounded."""
-        return next(name for name, value in vars(self).items() if value is not None)
-
-    @property
-    def share(self) -> float:
-        """The bound."""
-        return getattr(self, self.measure)
-
-
-class GatedCost:
-    """The cost, in the budget's measure, of gated and of hard plans of one model; 1 is the stock model.
+class PlanPrice:
+    """Prices the plans of one model. The stock model's price is 1, and dead work costs nothing.
 
     Args:
-        base: what no gate decides, `radius`; else dense.
-        latency: for a budget of latency, the table that predicts it; the dense plan is then 1.
+        config: the model's.
+        measure: one of the fields of `Budget`.
+        latency: timings, read by the measure `latency` alone. The dense plan's price is then 1.
     """
 
-    def __init__(
-        self, config: PreTrainedConfig, base: VisualPlan, budget: GateBudget, latency: LatencyTable | None = None
-    ):
+    def __init__(self, config: PreTrainedConfig, measure: str = "visual_flops", latency: LatencyTable | None = None):
+        assert measure != "latency" or latency is not None
         self._decoder, self._images = DecoderShape.from_config(config.text_config), reference_images(config)
-        self._base = self._decoder.live_layers(base)
-        self._measure = budget.measure
-        self._latency = latency
-        stock = self._decoder.stock_layers()
-        self._stock = 1.0 if latency else self._cost([Work.of(layer) for layer in stock], stock)
+        self._measure, self._latency = measure, latency
 
-    def price(self, plan: VisualPlan) -> float:
-        """Of a plan, dead work left out."""
-        layers = self._decoder.live_layers(plan)
-        return self._cost([Work.of(layer) for layer in layers], layers) / self._stock
+    def __call__(self, plan: VisualPlan) -> float:
+        """The price of a plan. Raises UserError where the plan does not fit the model."""
+        match self._measure:
+            case "visual_flops":
+                return visual_fraction(plan, self._decoder, self._images)
+            case "model_flops":
+                return model_fraction(plan, self._decoder, self._images, TEXT_TOKENS)
+            case "kv_bytes":
+                held = kv_bytes(plan, self._decoder, self._images, TEXT_TOKENS, bytes_per_value=1)
+                return held / dense_kv_bytes(self._decoder, self._images, TEXT_TOKENS, bytes_per_value=1)
+            case "latency":
+                layers = self._decoder.live_layers(plan)
+                return self._latency.share([Work.of(layer) for layer in layers], [layer.tokens for layer in layers])
+        raise AssertionError(self._measure)
 
-    def expected(self, probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor) -> torch.Tensor:
-        """Of gates that are open with these probabilities; a differentiable scalar.
+    def expected(
+        self, probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor, base: VisualPlan
+    ) -> torch.Tensor:
+        """The expected price of gates that are open with these probabilities; a differentiable scalar.
 
         Args:
-            probability: per family, as `VisualGates.open_probability` gives them.
+            probability: by kind of gate, as `VisualGates.open_probability` gives it.
             block_sizes: [L, K] neurons of each block.
+            base: what no gate decides, `radius`. It carries all visual tokens.
         """
-        return self._cost(expected_work(probability, block_sizes), self._base) / self._stock
-
-    def _cost(self, works: list[Work], layers: Sequence[LiveLayer]) -> float | torch.Tensor:
+        works = expected_work(probability, block_sizes)
         if self._measure == "latency":
-            return self._latency.share(works)
-        return sum(self._layer(work, layer) for work, layer in zip(works, layers, strict=True))
+            return self._latency.share(works, [1.0] * len(works))
+        stock = self._decoder.stock_layers()
+        return self._cost(works, self._decoder.live_layers(base)) / self._cost([Work.of(one) for one in stock], stock)
 
-    def _layer(self, work: Work, layer: LiveLayer):
+    def _cost(self, works: Sequence[Work], layers: Sequence[LiveLayer]) -> float | torch.Tensor:
+        return sum(self._layer_cost(work, layer) for work, layer in zip(works, layers, strict=True))
+
+    def _layer_cost(self, work: Work, layer: LiveLayer) -> float | torch.Tensor:
         match self._measure:
             case "visual_flops":
                 return layer_visual_macs(work, layer, self._decoder, self._images)
@@ -108,7 +94,7 @@ class GatedCost:
 
 
 def expected_work(probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor) -> list[Work]:
-    """Each layer's expected work: the formulas at the top of this file."""
+    """Returns each layer's expected work by the formulas at the top of this file; arguments as in `PlanPrice.expected`."""
     attend, ffn, read = (probability[name] for name in ("attend", "ffn", "read"))
     heads, neurons = probability["heads"], probability["neurons"]
     unreadable = 1 - read * (1 - (1 - heads).prod(dim=1))
@@ -127,26 +113,3 @@ def expected_work(probability: Mapping[str, torch.Tensor], block_sizes: torch.Te
         )
         dead = dead * unreadable[layer]
     return works[::-1]
-
-
-class Lagrangian(nn.Module):
-    """Holds a cost to a target: linear * x + quadratic * x^2 with x = cost / target - 1, the multipliers trained upwards
-    (the augmented Lagrangian of arXiv 1910.04732, with the distance relative: a target of 2 % is held as closely as 25 %).
-
-    While the target still falls the cost lags behind it, and a linear multiplier that learned from that lag would push the
-    cost far below the budget afterwards. So it takes part once the target rests.
-    """
-
-    def __init__(self, quadratic: float):
-        super().__init__()
-        self.linear = nn.Parameter(torch.zeros(()))
-        self.quadratic = nn.Parameter(torch.tensor(quadratic))
-
-    def forward(self, cost: torch.Tensor, target: float, rests: bool) -> torch.Tensor:
-        excess = cost / target - 1
-        return rests * self.linear * excess + self.quadratic * excess**2
-
-
-def falling_target(start: float, target: float, progress: float) -> float:
-    """The target on the way down: geometric from `start` to `target` as `progress` goes from 0 to 1, then constant."""
-    return start * (target / start) ** min(progress, 1.0) if start > target else target

@@ -1,16 +1,21 @@
 """File planner: a plan somebody has written already, for this model or for one of another depth."""
 
-from pathlib import Path
-from typing import Literal
+from __future__ import annotations
 
-from transformers import PreTrainedConfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.schema import Strict
+from training.planners.planner import Planner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.measure.latency import LatencyTable
 
 
-class FileSettings(Strict):
+class FilePlanner(Planner):
     """A plan read from a JSON file."""
 
     planner: Literal["file"]
@@ -19,17 +24,17 @@ class FileSettings(Strict):
     """The plan is another model's: each layer does as the one at its relative depth there. Of token schedules and other plans
     that name no heads or neurons, which are every model's own."""
 
-
-def plan_from_file(text_config: PreTrainedConfig, settings: FileSettings) -> VisualPlan:
-    """Raises UserError when the file is missing, is not a plan, or does not fit the model."""
-    plan = VisualPlan.load(settings.path)
-    try:
-        if settings.relative_depth:
-            plan = _of_another_model(plan, text_config.num_hidden_layers)
-        plan.check(text_config.num_hidden_layers, text_config.num_key_value_heads, text_config.intermediate_size)
-    except UserError as error:
-        raise UserError(f"{settings.path}: {error}") from None
-    return plan
+    def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan:
+        """Returns the plan in the file. Raises UserError where it is missing, is not a plan, or does not fit the model."""
+        text = config.text_config
+        plan = VisualPlan.load(self.path)
+        try:
+            if self.relative_depth:
+                plan = _of_another_model(plan, text.num_hidden_layers)
+            plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
+        return plan
 
 
 def _of_another_model(plan: VisualPlan, num_layers: int) -> VisualPlan:

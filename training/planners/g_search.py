@@ -8,26 +8,28 @@ The paper names neither its objective's weights nor its data nor the rounding of
 worth itself, and one outside is worse than all within, the more so the farther it is outside.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from optuna.distributions import FloatDistribution
 from pydantic import Field
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.measure.answer_kl import AnswerKL
+from training.planners.planner import Planner
 from training.planners.tools.token_schedule import RECEIVED, token_schedule
-from training.planners.tools.trials import Trials
-from training.schema import Strict
+from training.planners.tools.trials import TRIALS, Trials
+
+if TYPE_CHECKING:
+    from training.planners.tools.search import Search
 
 
-class GSearchSettings(Strict):
+class GSearchPlanner(Planner):
     """The least tokens that keep the answers, at whatever they cost."""
 
+    plot = "shares"
     planner: Literal["g_search"]
     measure: Literal["kl", "accuracy"] = "kl"
     """kl: mean KL(dense || plan) at every token that predicts an answer's; accuracy: the share of calibration answers that
@@ -40,41 +42,37 @@ class GSearchSettings(Strict):
     """Shares tried per layer."""
     seed: int = Field(default=0, ge=0)
 
+    def find(self, search: Search) -> VisualPlan:
+        """Returns the plan of the shares that were found.
 
-def plan_g_search(
-    model: PreTrainedModel, batches: Sequence[dict], settings: GSearchSettings, journal: Path | None = None
-) -> VisualPlan:
-    """The plan of the shares found.
-
-    Args:
-        journal: where trials are kept; a search that was killed goes on from there.
-
-    Raises:
-        UserError: `full_layers` is not below the model's number of layers.
-    """
-    num_layers = model.config.text_config.num_hidden_layers
-    if settings.full_layers >= num_layers:
-        raise UserError(
-            f"plan.full_layers: got {settings.full_layers}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers"
-        )
-    trials, answers = Trials(journal), AnswerKL(model, batches)
-    dense_accuracy = answers.accuracy(VisualPlan.dense(num_layers))
-    shares = [1.0] * settings.full_layers
-
-    def worth(share: float) -> float:
-        plan = token_schedule([*shares, *[share] * (num_layers - len(shares))], RECEIVED)
-        lost = answers(plan) if settings.measure == "kl" else dense_accuracy - answers.accuracy(plan)
-        return share if lost <= settings.tolerance else 1 + lost
-
-    for layer in range(settings.full_layers, num_layers):
-        before = shares[-1]
-        if before > 0:  # all of the layer before are within the tolerance, so there is always an answer
-            allowed = FloatDistribution(0.0, before)
-            name = f"share of layer {layer}"
-            shares.append(
-                trials.least(name, allowed, worth, first=(before, 0.0), count=settings.trials, seed=settings.seed)
+        Raises:
+            UserError: `full_layers` is not below the model's number of layers.
+        """
+        num_layers, answers = search.config.text_config.num_hidden_layers, search.answer_kl
+        if self.full_layers >= num_layers:
+            raise UserError(
+                f"plan.full_layers: got {self.full_layers}, allowed: 1 to {num_layers - 1}, as the model has "
+                f"{num_layers} layers"
             )
-        else:
-            shares.append(0.0)
-    tqdm.write(f"g_search plan: {', '.join(f'{share:.3g}' for share in shares)} of the visual tokens, layer by layer")
-    return token_schedule(shares, RECEIVED)
+        trials = Trials(search.file(TRIALS))
+        dense_accuracy = answers.accuracy(VisualPlan.dense(num_layers))
+        shares = [1.0] * self.full_layers
+
+        def worth(share: float) -> float:
+            plan = token_schedule([*shares, *[share] * (num_layers - len(shares))], RECEIVED)
+            lost = answers(plan) if self.measure == "kl" else dense_accuracy - answers.accuracy(plan)
+            return share if lost <= self.tolerance else 1 + lost
+
+        for layer in range(self.full_layers, num_layers):
+            before = shares[-1]
+            if before > 0:  # all of the layer before are within the tolerance, so there is always an answer
+                allowed = FloatDistribution(0.0, before)
+                name = f"share of layer {layer}"
+                shares.append(
+                    trials.least(name, allowed, worth, first=(before, 0.0), count=self.trials, seed=self.seed)
+                )
+            else:
+                shares.append(0.0)
+        found = ", ".join(f"{share:.3g}" for share in shares)
+        tqdm.write(f"g_search plan: {found} of the visual tokens, layer by layer")
+        return token_schedule(shares, RECEIVED)

@@ -10,50 +10,46 @@ Evaluations are what costs time, so the search is lazy: a move keeps the KL chan
 distillation comes after.
 """
 
+from __future__ import annotations
+
 import heapq
-from collections.abc import Sequence
 from itertools import count
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.measure.answer_kl import AnswerKL
-from training.measure.calibration import Calibration
-from training.planners.tools.budget import Budget, PlanPrice
+from training.planners.planner import BudgetPlanner
 from training.planners.tools.first_guess import GUESSED, first_guess
 from training.planners.tools.moves import Move, Moves
-from training.schema import Strict
+
+if TYPE_CHECKING:
+    from training.measure.answer_kl import AnswerKL
+    from training.measure.calibration import Calibration
+    from training.measure.price import PlanPrice
+    from training.planners.tools.search import Search
 
 LEAST_STEP = 1 / 16
 """Of the FLOPs above the budget: far from it only large moves are made, near it the small ones come in."""
 
 
-class GreedySettings(Strict):
+class GreedyPlanner(BudgetPlanner):
     """Search by answer KL."""
 
+    reads_statistics = True
     planner: Literal["greedy"]
-    budget: Budget
+
+    def find(self, search: Search) -> VisualPlan:
+        """Returns the plan of least answer KL that the search finds within the budget."""
+        price = search.price_within(self.budget)
+        moves = Moves(search.config, search.calibration)
+        with tqdm(desc="greedy plan", unit="plan") as progress:
+            walks = _Walks(moves, search.calibration, search.answer_kl, price, self.budget.share, progress)
+            ends = [walks.walk(start) for start in (moves.dense, moves.all_frozen)]
+            return moves.with_units(min(ends, key=walks.kl))
 
 
-def plan_greedy(
-    model: PreTrainedModel, batches: Sequence[dict], calibration: Calibration, settings: GreedySettings
-) -> VisualPlan:
-    """The plan of least answer KL that the search finds within the budget.
-
-    Args:
-        batches: what the answer KL is measured on; dicts of `data.collator.Collator`.
-    """
-    moves = Moves(model.config, calibration)
-    with tqdm(desc="greedy plan", unit="plan") as progress:
-        answer_kl, price = AnswerKL(model, batches), PlanPrice(model.config)
-        search = _Search(moves, calibration, answer_kl, price, settings.budget.visual_flops, progress)
-        ends = [search.walk(start) for start in (moves.dense, moves.all_frozen)]
-        return moves.listed(min(ends, key=search.kl))
-
-
-class _Search:
+class _Walks:
     def __init__(
         self,
         moves: Moves,
@@ -72,7 +68,7 @@ class _Search:
 
     def kl(self, plan: VisualPlan) -> float:
         """Answer KL of a plan that counts its units."""
-        value = self._answer_kl(self._moves.listed(plan))
+        value = self._answer_kl(self._moves.with_units(plan))
         self._progress.update(self._answer_kl.num_evaluations - self._progress.n)
         return value
 

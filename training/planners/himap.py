@@ -5,16 +5,22 @@ by that from the surviving tokens of their own image, each in the layer before, 
 positions.
 """
 
-from typing import Annotated, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
-from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
-from training.planners.tools.token_schedule import DIGITS
+from training.planners.planner import SolvingPlanner
+from training.planners.tools.token_schedule import DIGITS, TOKEN_SHARES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.measure.latency import LatencyTable
 
 BY_TEXT = Rank(by="text_attention", rows="instruction")
 BY_IMAGE = Rank(by="image_attention")
@@ -23,7 +29,7 @@ Layer = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class HimapSettings(SolvedSettings):
+class HimapPlanner(SolvingPlanner):
     """Either a budget or `keep`."""
 
     solves = "keep"
@@ -35,36 +41,35 @@ class HimapSettings(SolvedSettings):
     A budget solves the first; the second is its cube, as published."""
 
     @model_validator(mode="after")
-    def _falling(self) -> "HimapSettings":
+    def _falling(self) -> HimapPlanner:
         if self.layers[0] >= self.layers[1]:
             raise ValueError("layers: the second comes after the first")
         if self.keep is not None and self.keep[1] > self.keep[0]:
             raise ValueError("keep: the second share is no larger than the first")
         return self
 
+    def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
+        """Returns the plan of the given shares, or of the largest that fit the budget.
 
-def plan_himap(config: PreTrainedConfig, settings: HimapSettings) -> VisualPlan:
-    """The plan of the given shares, or of the largest that fit the budget.
+        Raises:
+            UserError: a layer that the model does not have, or a budget below what the layers before the first cost.
+        """
+        num_layers, (first, second) = config.text_config.num_hidden_layers, self.layers
+        if second >= num_layers:
+            raise UserError(
+                f"plan.layers: got {second}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers"
+            )
 
-    Raises:
-        UserError: a layer that the model does not have, or a budget below what the layers before the first cost.
-    """
-    num_layers, (first, second) = config.text_config.num_hidden_layers, settings.layers
-    if second >= num_layers:
-        raise UserError(
-            f"plan.layers: got {second}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers"
+        def plan(by_text: float, by_image: float) -> VisualPlan:
+            dense = VisualPlan.dense(num_layers)
+            return dense.replace(first, tokens=by_text, rank=BY_TEXT).replace(second, tokens=by_image, rank=BY_IMAGE)
+
+        if self.budget is None:
+            return plan(*self.keep)
+        return self.largest_within_budget(
+            config,
+            latency,
+            TOKEN_SHARES,
+            lambda share: plan(share, round(share**3, DIGITS)),
+            f"all tokens in the first layers (plan.layers: {first}, {second})",
         )
-
-    def plan(by_text: float, by_image: float) -> VisualPlan:
-        dense = VisualPlan.dense(num_layers)
-        return dense.replace(first, tokens=by_text, rank=BY_TEXT).replace(second, tokens=by_image, rank=BY_IMAGE)
-
-    if settings.budget is None:
-        return plan(*settings.keep)
-    return largest_within(
-        settings.budget,
-        config,
-        SHARES,
-        lambda share: plan(share, round(share**3, DIGITS)),
-        f"all tokens in the first layers (plan.layers: {first}, {second})",
-    )

@@ -11,21 +11,25 @@ A budget decides alpha. Where k is not given, the one whose plan moves the answe
 starting from the published ones.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from optuna.distributions import FloatDistribution
 from pydantic import Field, model_validator
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling.visual_plan import VisualPlan
-from training.measure.answer_kl import AnswerKL
-from training.planners.tools.budget import SolvedSettings, largest_within
+from training.planners.planner import SolvingPlanner
 from training.planners.tools.token_schedule import RECEIVED, token_schedule
-from training.planners.tools.trials import Trials
+from training.planners.tools.trials import TRIALS, Trials
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.measure.latency import LatencyTable
+    from training.planners.tools.search import Search
 
 PUBLISHED_K, PUBLISHED_LAYERS = (0.3558, 0.4808, 0.4568, 0.7478, 0.933), 32
 """Found by search for LLaVA-1.5-7B, at 2.24, 2.66, 3.38, 4.26 and 5.2 TFLOPs of 9.18."""
@@ -36,10 +40,11 @@ FLAT = 15.0
 """A sigmoid this far from its middle, in units of 1 / k, is rounded to 0 or 1."""
 
 
-class PSigmoidSettings(SolvedSettings):
+class PSigmoidPlanner(SolvingPlanner):
     """Either a budget or `alpha`; `k`, or with a budget its search."""
 
     solves = "alpha"
+    plot = "slopes"
     planner: Literal["p_sigmoid"]
     k: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """How steeply shares fall, per layer; null: searched."""
@@ -53,66 +58,61 @@ class PSigmoidSettings(SolvedSettings):
     """Of the search."""
 
     @model_validator(mode="after")
-    def _searched_within_a_budget(self) -> "PSigmoidSettings":
+    def _searched_within_a_budget(self) -> PSigmoidPlanner:
         if self.k is None and self.budget is None:
             raise ValueError("k is searched within a budget: give k, or a budget rather than alpha")
         return self
 
+    def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
+        """Returns the plan of the given `k`, with the given `alpha` or the largest that fits the budget; None without `k`.
 
-def plan_p_sigmoid(
-    model: PreTrainedModel, batches: Sequence[dict], settings: PSigmoidSettings, journal: Path | None = None
-) -> VisualPlan:
-    """The plan of the `k` with the least answer KL within the budget.
+        Raises:
+            UserError: the budget is below what the first layers cost.
+        """
+        if self.k is None:
+            return None
+        num_layers, full = config.text_config.num_hidden_layers, self.full_layers
 
-    Args:
-        batches, journal: of the search: calibration data, and where trials are kept.
+        def plan(alpha: float) -> VisualPlan:
+            shares = [1.0 if i <= full else _share(i, self.k, alpha) for i in range(1, num_layers + 1)]
+            return token_schedule(shares, RECEIVED)
 
-    Raises:
-        UserError: the budget is below what the first layers cost.
-    """
-    config = model.config
-    scale = PUBLISHED_LAYERS / config.text_config.num_hidden_layers
-    low, high = (bound * scale for bound in SEARCHED)
+        if self.budget is None:
+            return plan(self.alpha)
+        # From no token after the full layers to all tokens in every layer.
+        low, high = full + 1 - FLAT / self.k, num_layers + FLAT / self.k
+        return self.largest_within_budget(
+            config,
+            latency,
+            range(ALPHA_STEPS + 1),
+            lambda step: plan(low + (high - low) * step / ALPHA_STEPS),
+            f"all tokens in the first layers (plan.full_layers: {full})",
+        )
 
-    def plan(k: float) -> VisualPlan:
-        return sigmoid_plan(config, settings.model_copy(update={"k": k}))
+    def find(self, search: Search) -> VisualPlan:
+        """Returns the plan of the given `k`, or of the `k` with the least answer KL within the budget.
 
-    answer_kl = AnswerKL(model, batches)
-    best = Trials(journal).least(
-        "k",
-        FloatDistribution(low, high, log=True),
-        lambda k: answer_kl(plan(k)),
-        first=[k * scale for k in PUBLISHED_K],
-        count=settings.trials,
-        seed=settings.seed,
-    )
-    tqdm.write(f"p_sigmoid plan: k {best:.4g}, answer KL {answer_kl(plan(best)):.3g}")
-    return plan(best)
+        Raises:
+            UserError: the budget is below what the first layers cost.
+        """
+        if self.k is not None:
+            return super().find(search)
+        scale = PUBLISHED_LAYERS / search.config.text_config.num_hidden_layers
+        low, high = (bound * scale for bound in SEARCHED)
 
+        def plan(k: float) -> VisualPlan:
+            return self.model_copy(update={"k": k}).plan_of_config(search.config, search.latency)
 
-def sigmoid_plan(config: PreTrainedConfig, settings: PSigmoidSettings) -> VisualPlan:
-    """The plan of the given `k`, with the given `alpha` or the largest that fits the budget.
-
-    Raises:
-        UserError: the budget is below what the first layers cost.
-    """
-    num_layers, full = config.text_config.num_hidden_layers, settings.full_layers
-
-    def plan(alpha: float) -> VisualPlan:
-        shares = [1.0 if i <= full else _share(i, settings.k, alpha) for i in range(1, num_layers + 1)]
-        return token_schedule(shares, RECEIVED)
-
-    if settings.budget is None:
-        return plan(settings.alpha)
-    # From no token after the full layers to all tokens in every layer.
-    low, high = full + 1 - FLAT / settings.k, num_layers + FLAT / settings.k
-    return largest_within(
-        settings.budget,
-        config,
-        range(ALPHA_STEPS + 1),
-        lambda step: plan(low + (high - low) * step / ALPHA_STEPS),
-        f"all tokens in the first layers (plan.full_layers: {full})",
-    )
+        best = Trials(search.file(TRIALS)).least(
+            "k",
+            FloatDistribution(low, high, log=True),
+            lambda k: search.answer_kl(plan(k)),
+            first=[k * scale for k in PUBLISHED_K],
+            count=self.trials,
+            seed=self.seed,
+        )
+        tqdm.write(f"p_sigmoid plan: k {best:.4g}, answer KL {search.answer_kl(plan(best)):.3g}")
+        return plan(best)
 
 
 def _share(i: int, k: float, alpha: float) -> float:

@@ -4,18 +4,24 @@ By the vision tower's class token it is the rule of FasterVLM (arXiv 2412.01818)
 (2412.05819), up to which layers; `uniform` and `random` are what a ranking must beat. Text has no say.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
-from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
 from modeling.visual_plan import VisualPlan
-from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
-from training.planners.tools.token_schedule import token_schedule
+from training.planners.planner import SolvingPlanner
+from training.planners.tools.token_schedule import TOKEN_SHARES, token_schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.measure.latency import LatencyTable
 
 
-class PrePruningSettings(SolvedSettings):
+class PrePruningPlanner(SolvingPlanner):
     """Either a budget or `keep`."""
 
     solves = "keep"
@@ -29,22 +35,21 @@ class PrePruningSettings(SolvedSettings):
     """Of `random`."""
 
     @model_validator(mode="after")
-    def _layers_of_the_tower(self) -> "PrePruningSettings":
+    def _layers_of_the_tower(self) -> PrePruningPlanner:
         if self.by != "cls_attention" and self.tower_layers != 1:
             raise ValueError(
                 f"tower_layers: got {self.tower_layers} with by {self.by!r}, allowed: only with 'cls_attention'"
             )
         return self
 
+    def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
+        """Returns the plan of the given share, or of the largest that fits the budget."""
+        num_layers, seed = config.text_config.num_hidden_layers, self.seed if self.by == "random" else 0
+        rank = Rank(by=self.by, tower_layers=self.tower_layers, seed=seed)
 
-def plan_pre_pruning(config: PreTrainedConfig, settings: PrePruningSettings) -> VisualPlan:
-    """The plan of the given share, or of the largest that fits the budget."""
-    num_layers, seed = config.text_config.num_hidden_layers, settings.seed if settings.by == "random" else 0
-    rank = Rank(by=settings.by, tower_layers=settings.tower_layers, seed=seed)
+        def plan(keep: float) -> VisualPlan:
+            return token_schedule([keep] * num_layers, rank)
 
-    def plan(keep: float) -> VisualPlan:
-        return token_schedule([keep] * num_layers, rank)
-
-    if settings.budget is None:
-        return plan(settings.keep)
-    return largest_within(settings.budget, config, SHARES, plan, "no visual tokens")
+        if self.budget is None:
+            return plan(self.keep)
+        return self.largest_within_budget(config, latency, TOKEN_SHARES, plan, "no visual tokens")

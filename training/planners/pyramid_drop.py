@@ -5,21 +5,27 @@ the layer that comes next, and numbers positions anew; here the layer before is 
 survivors keep their positions.
 """
 
-from typing import Annotated, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from transformers import PreTrainedConfig
 
 from modeling.layer_plan import Rank
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.planners.tools.budget import SHARES, SolvedSettings, largest_within
-from training.planners.tools.token_schedule import token_schedule
+from training.planners.planner import SolvingPlanner
+from training.planners.tools.token_schedule import TOKEN_SHARES, token_schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.measure.latency import LatencyTable
 
 RANK = Rank(by="text_attention", rows="last")
 
 
-class PyramidDropSettings(SolvedSettings):
+class PyramidDropPlanner(SolvingPlanner):
     """Either a budget or `keep`."""
 
     solves = "keep"
@@ -29,24 +35,24 @@ class PyramidDropSettings(SolvedSettings):
     keep: float | None = Field(default=None, ge=0, le=1)
     """Share of the stage before that each stage keeps; published as lambda, 0.5."""
 
+    def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
+        """Returns the plan of the given share, or of the largest that fits the budget.
 
-def plan_pyramid_drop(config: PreTrainedConfig, settings: PyramidDropSettings) -> VisualPlan:
-    """The plan of the given share, or of the largest that fits the budget.
+        Raises:
+            UserError: a depth beyond the last layer, or a budget below what the layers before the first depth cost.
+        """
+        num_layers = config.text_config.num_hidden_layers
+        given, deepest = max(self.depths), (num_layers - 1) / num_layers
+        if given > deepest:
+            raise UserError(
+                f"plan.depths: got {given}, allowed: up to {deepest:.4g}, as the model has {num_layers} layers"
+            )
+        stage = [sum(index / num_layers >= depth for depth in self.depths) for index in range(num_layers)]
 
-    Raises:
-        UserError: a depth beyond the last layer, or a budget below what the layers before the first depth cost.
-    """
-    num_layers = config.text_config.num_hidden_layers
-    given, deepest = max(settings.depths), (num_layers - 1) / num_layers
-    if given > deepest:
-        raise UserError(f"plan.depths: got {given}, allowed: up to {deepest:.4g}, as the model has {num_layers} layers")
-    stage = [sum(index / num_layers >= depth for depth in settings.depths) for index in range(num_layers)]
+        def plan(keep: float) -> VisualPlan:
+            return token_schedule([keep**number for number in stage], RANK)
 
-    def plan(keep: float) -> VisualPlan:
-        return token_schedule([keep**number for number in stage], RANK)
-
-    if settings.budget is None:
-        return plan(settings.keep)
-    return largest_within(
-        settings.budget, config, SHARES, plan, "all tokens in the layers before the first of plan.depths"
-    )
+        if self.budget is None:
+            return plan(self.keep)
+        least = "all tokens in the layers before the first of plan.depths"
+        return self.largest_within_budget(config, latency, TOKEN_SHARES, plan, least)

@@ -1,45 +1,43 @@
 """ShortV's rule (arXiv 2504.00502): layers are frozen for visual tokens in the order of what freezing each alone
 costs, the KL of the answers from the dense model's; frozen layers are still read."""
 
-from collections.abc import Sequence
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
-from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.measure.answer_kl import AnswerKL
-from training.planners.tools.budget import Budget, PlanPrice
+from training.planners.planner import BudgetPlanner
 from training.planners.tools.moves import FREEZE
-from training.schema import Strict
+
+if TYPE_CHECKING:
+    from training.planners.tools.search import Search
 
 
-class ShortvSettings(Strict):
+class ShortvPlanner(BudgetPlanner):
     """Whole layers frozen until the budget is met."""
 
     planner: Literal["shortv"]
-    budget: Budget
 
+    def find(self, search: Search) -> VisualPlan:
+        """Returns the plan with the fewest layers frozen that meets the budget.
 
-def plan_shortv(model: PreTrainedModel, batches: Sequence[dict], settings: ShortvSettings) -> VisualPlan:
-    """The plan with the fewest layers frozen that meets the budget.
-
-    Raises:
-        UserError: the budget is below what reading costs with every layer frozen.
-    """
-    num_layers = model.config.text_config.num_hidden_layers
-    plan, price, answer_kl = VisualPlan.dense(num_layers), PlanPrice(model.config), AnswerKL(model, batches)
-    order = sorted(
-        tqdm(range(num_layers), desc="shortv plan", unit="layer"),
-        key=lambda layer: answer_kl(plan.replace(layer, **FREEZE)),
-    )
-    for layer in order:
-        if price(plan) <= settings.budget.visual_flops:
-            return plan
-        plan = plan.replace(layer, **FREEZE)
-    if price(plan) > settings.budget.visual_flops:
-        raise UserError(
-            f"plan.budget.visual_flops: got {settings.budget.visual_flops}, frozen layers that are read cost {price(plan):.4f}"
+        Raises:
+            UserError: the budget is below what reading costs with every layer frozen.
+        """
+        num_layers, price = search.config.text_config.num_hidden_layers, search.price_within(self.budget)
+        plan = VisualPlan.dense(num_layers)
+        all_frozen = plan
+        for layer in range(num_layers):
+            all_frozen = all_frozen.replace(layer, **FREEZE)
+        self.budget.refuse_below(price(all_frozen), "frozen layers that are read")
+        order = sorted(
+            tqdm(range(num_layers), desc="shortv plan", unit="layer"),
+            key=lambda layer: search.answer_kl(plan.replace(layer, **FREEZE)),
         )
-    return plan
+        for layer in order:
+            if price(plan) <= self.budget.share:
+                break
+            plan = plan.replace(layer, **FREEZE)
+        return plan

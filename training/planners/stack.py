@@ -13,55 +13,58 @@ tokens are ranked, lists in it are sorted. Up to that, order and grouping change
 stacking a plan on itself neither.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field
 
 from modeling.layer_plan import LayerPlan, Rank
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.planners.fastv import FastvSettings
-from training.planners.file import FileSettings
-from training.planners.g_search import GSearchSettings
-from training.planners.greedy import GreedySettings
-from training.planners.himap import HimapSettings
-from training.planners.p_sigmoid import PSigmoidSettings
-from training.planners.pre_pruning import PrePruningSettings
-from training.planners.pyramid_drop import PyramidDropSettings
-from training.planners.random_plan import RandomSettings
-from training.planners.shortv import ShortvSettings
-from training.planners.uniform import UniformSettings
-from training.planners.vica import VicaSettings
-from training.planners.vtw import VtwSettings
-from training.planners.yopo import YopoSettings
-from training.schema import Strict
+from training.measure.budget import Budget
+from training.planners.planner import Planner
 
-Part = (
-    GreedySettings
-    | YopoSettings
-    | ShortvSettings
-    | VicaSettings
-    | VtwSettings
-    | FastvSettings
-    | PyramidDropSettings
-    | HimapSettings
-    | PSigmoidSettings
-    | GSearchSettings
-    | PrePruningSettings
-    | UniformSettings
-    | RandomSettings
-    | FileSettings
-)
-"""Of the planners that find a plan of their own, without training."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.measure.latency import LatencyTable
+    from training.planners import PartPlanner
+    from training.planners.tools.search import Search
+
 Value = TypeVar("Value")
 
 
-class StackSettings(Strict):
+class StackPlanner(Planner):
     """Plans found one by one, each for the dense model and within its own budget, then stacked."""
 
+    made_of_others = True
     planner: Literal["stack"]
-    of: tuple[Annotated[Part, Field(discriminator="planner")], ...] = Field(min_length=2)
+    of: tuple[PartPlanner, ...] = Field(min_length=2)
+
+    @property
+    def bounds(self) -> tuple[Budget, ...]:
+        return tuple(bound for part in self.of for bound in part.bounds)
+
+    @property
+    def needs_statistics(self) -> bool:
+        return any(part.needs_statistics for part in self.of)
+
+    def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
+        """Returns the plan where the config decides every part of it. Raises UserError as `stacked`."""
+        plans = [part.plan_of_config(config, latency) for part in self.of]
+        return None if None in plans else stacked(plans)
+
+    def plan_of_same_cost(self, config: PreTrainedConfig) -> VisualPlan | None:
+        """Returns a plan that costs as much; None where only calibration tells which units two lists have in common."""
+        plans = [part.plan_of_same_cost(config) for part in self.of]
+        decided = None not in plans and sum(not plan.is_integer for plan in plans) < 2
+        return stacked(plans) if decided else None
+
+    def find(self, search: Search) -> VisualPlan:
+        """Returns the plan that is stacked of the parts' own. Raises UserError as `stacked` and as the parts."""
+        return stacked([part.find(search.part(str(index))) for index, part in enumerate(self.of)])
 
 
 def stacked(plans: Sequence[VisualPlan]) -> VisualPlan:

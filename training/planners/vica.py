@@ -3,35 +3,31 @@
 Which layers: as many as the budget allows, those whose units cost the most answer KL when they stop serving vision.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Literal
 
 from modeling.layer_plan import LayerPlan
-from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.measure.calibration import Calibration
-from training.planners.tools.budget import Budget, PlanPrice
-from training.schema import Strict
+from training.planners.planner import BudgetPlanner
+
+if TYPE_CHECKING:
+    from training.planners.tools.search import Search
 
 
-class VicaSettings(Strict):
+class VicaPlanner(BudgetPlanner):
     """Frozen visual tokens, read in the layers that need it most."""
 
+    reads_statistics = True
     planner: Literal["vica"]
-    budget: Budget
 
-
-def plan_vica(config: PreTrainedConfig, calibration: Calibration, settings: VicaSettings) -> VisualPlan:
-    """Raises UserError where the budget does not reach for one layer."""
-    price, order = PlanPrice(config), calibration.unit_kl.sum(dim=1).argsort(descending=True, stable=True).tolist()
-    plans = [_plan(len(order), frozenset(order[:count])) for count in range(len(order), 0, -1)]
-    within = [plan for plan in plans if price(plan) <= settings.budget.visual_flops]
-    if not within:
-        raise UserError(
-            f"plan.budget.visual_flops: got {settings.budget.visual_flops}, one layer read costs {price(plans[-1]):.4f}"
-        )
-    return within[0]
+    def find(self, search: Search) -> VisualPlan:
+        """Returns the plan. Raises UserError where the budget does not reach for one layer."""
+        price = search.price_within(self.budget)
+        order = search.calibration.unit_kl.sum(dim=1).argsort(descending=True, stable=True).tolist()
+        plans = [_plan(len(order), frozenset(order[:count])) for count in range(len(order), 0, -1)]
+        self.budget.refuse_below(price(plans[-1]), "one layer read")
+        return next(plan for plan in plans if price(plan) <= self.budget.share)
 
 
 def _plan(num_layers: int, read: frozenset[int]) -> VisualPlan:

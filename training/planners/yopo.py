@@ -8,28 +8,36 @@ the plan itself, see modeling/visual_plan.py). Activity is a share of all attent
 attention there, so published thresholds do not carry over.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
-from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.measure.calibration import Calibration
-from training.planners.tools.budget import Budget, PlanPrice
+from training.measure.budget import Budget
+from training.planners.planner import Planner
 from training.planners.tools.moves import served
-from training.schema import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from training.measure.calibration import Calibration
+    from training.measure.price import PlanPrice
+    from training.planners.tools.search import Search
 
 LEAST_SHARE = 0.5
 """The heads and neurons that the release keeps at both of its published costs; depth is what it trades."""
 SHARE_STEPS = 256
 
 
-class YopoSettings(Strict):
+class YopoPlanner(Planner):
     """Either a budget, or `withdraw_from`, `ffn_kept` and one of `heads_kept` and `activity_threshold`."""
 
+    reads_statistics = True
     planner: Literal["yopo"]
     budget: Budget | None = None
     """Solves the rest: the latest withdrawal at which half of heads and neurons fit, then as many of both as fit."""
@@ -49,7 +57,7 @@ class YopoSettings(Strict):
     bidirectional: bool = True
 
     @model_validator(mode="after")
-    def _one_way(self) -> "YopoSettings":
+    def _one_way(self) -> YopoPlanner:
         heads = [self.heads_kept, self.activity_threshold]
         if self.budget is not None:
             if any(value is not None for value in (self.withdraw_from, self.ffn_kept, *heads)):
@@ -58,43 +66,75 @@ class YopoSettings(Strict):
             raise ValueError("give a budget, or withdraw_from, ffn_kept and one of heads_kept, activity_threshold")
         return self
 
+    @property
+    def bound(self) -> Budget | None:
+        return self.budget
 
-def plan_yopo(config: PreTrainedConfig, calibration: Calibration, settings: YopoSettings) -> VisualPlan:
-    """The plan by given shares or thresholds, or the one that just meets the budget.
+    def plan_of_same_cost(self, config: PreTrainedConfig) -> VisualPlan | None:
+        """Returns the plan of a model whose layers are all equally active; None for a budget of latency.
 
-    Raises:
-        UserError: `withdraw_from` lies beyond the model's layers.
-    """
-    if settings.budget is not None:
-        return _within_budget(config, calibration, settings)
-    num_layers = config.text_config.num_hidden_layers
-    if settings.withdraw_from > num_layers:
-        raise UserError(f"plan.withdraw_from: got {settings.withdraw_from}, the model has {num_layers} layers")
-    if settings.heads_kept is None:
-        kept = (calibration.activity > settings.activity_threshold).float().mean(0) > settings.votes  # [L, U]
-    else:
-        kept = _most_active(calibration.activity, settings.heads_kept, settings.whole_layers, settings.withdraw_from)
-    return _plan(calibration, settings, kept, settings.ffn_kept, settings.whole_layers, settings.withdraw_from)
+        Calibration decides which heads and neurons stay. The cost depends on how many.
 
+        Raises:
+            UserError: with `activity_threshold`, since only calibration tells how many heads pass it.
+        """
+        if self.activity_threshold is not None:
+            raise UserError(
+                "plan.activity_threshold: only calibration can tell how many heads pass it; give heads_kept for a dry run"
+            )
+        if self.budget is not None and self.budget.measure == "latency":
+            return None
+        import torch
 
-def _within_budget(config: PreTrainedConfig, calibration: Calibration, settings: YopoSettings) -> VisualPlan:
-    price = PlanPrice(config)
+        from training.measure.calibration import Calibration
+        from training.measure.price import PlanPrice
 
-    def plan(share: float, whole_layers: int, withdraw_from: int) -> VisualPlan:
-        kept = _most_active(calibration.activity, share, whole_layers, withdraw_from)
-        return _plan(calibration, settings, kept, share, whole_layers, withdraw_from)
+        text = config.text_config
+        layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
+        flat = Calibration(
+            activity=torch.linspace(1, 0, units).expand(1, layers, units),
+            neuron_importance=torch.zeros(layers, neurons),
+            neighborhood=torch.ones(layers, 1),
+            unit_kl=torch.zeros(layers, units),
+        )
+        return self._plan_of(config, flat, self.budget and PlanPrice(config, self.budget.measure))
 
-    def fits(*arguments) -> bool:
-        return price(plan(*arguments)) <= settings.budget.visual_flops
+    def find(self, search: Search) -> VisualPlan:
+        """Returns the plan by given shares or thresholds, or the one that just meets the budget.
 
-    depths = range(config.text_config.num_hidden_layers, 0, -1)
-    # Where not even one layer can be read whole, its heads are thinned as well.
-    whole_layers, withdraw_from = next(
-        ((settings.whole_layers, depth) for depth in depths if fits(LEAST_SHARE, settings.whole_layers, depth)), (0, 1)
-    )
-    shares = (step / SHARE_STEPS for step in range(SHARE_STEPS, -1, -1))
-    share = next(share for share in shares if fits(share, whole_layers, withdraw_from))
-    return plan(share, whole_layers, withdraw_from)
+        Raises:
+            UserError: `withdraw_from` lies beyond the model's layers.
+        """
+        return self._plan_of(search.config, search.calibration, self.budget and search.price_within(self.budget))
+
+    def _plan_of(self, config: PreTrainedConfig, calibration: Calibration, price: PlanPrice | None) -> VisualPlan:
+        if price is not None:
+            return self._within_budget(config, calibration, price)
+        num_layers = config.text_config.num_hidden_layers
+        if self.withdraw_from > num_layers:
+            raise UserError(f"plan.withdraw_from: got {self.withdraw_from}, the model has {num_layers} layers")
+        if self.heads_kept is None:
+            kept = (calibration.activity > self.activity_threshold).float().mean(0) > self.votes  # [L, U]
+        else:
+            kept = _most_active(calibration.activity, self.heads_kept, self.whole_layers, self.withdraw_from)
+        return _plan(calibration, self, kept, self.ffn_kept, self.whole_layers, self.withdraw_from)
+
+    def _within_budget(self, config: PreTrainedConfig, calibration: Calibration, price: PlanPrice) -> VisualPlan:
+        def plan(share: float, whole_layers: int, withdraw_from: int) -> VisualPlan:
+            kept = _most_active(calibration.activity, share, whole_layers, withdraw_from)
+            return _plan(calibration, self, kept, share, whole_layers, withdraw_from)
+
+        def fits(*arguments) -> bool:
+            return price(plan(*arguments)) <= self.budget.share
+
+        depths = range(config.text_config.num_hidden_layers, 0, -1)
+        # Where not even one layer can be read whole, its heads are thinned as well.
+        whole_layers, withdraw_from = next(
+            ((self.whole_layers, depth) for depth in depths if fits(LEAST_SHARE, self.whole_layers, depth)), (0, 1)
+        )
+        shares = (step / SHARE_STEPS for step in range(SHARE_STEPS, -1, -1))
+        share = next(share for share in shares if fits(share, whole_layers, withdraw_from))
+        return plan(share, whole_layers, withdraw_from)
 
 
 def _most_active(activity: Tensor, share: float, whole_layers: int, withdraw_from: int) -> Tensor:
@@ -109,7 +149,7 @@ def _most_active(activity: Tensor, share: float, whole_layers: int, withdraw_fro
 
 def _plan(
     calibration: Calibration,
-    settings: YopoSettings,
+    settings: YopoPlanner,
     kept: Tensor,
     ffn_kept: float,
     whole_layers: int,

@@ -1,0 +1,19 @@
+"""What a recipe may say. This room needs pydantic alone."""
+
+from training.recipe.dense import DenseRecipe
+from training.recipe.file import load_recipe
+from training.recipe.frontier import FrontierRecipe, PlannersRecipe
+from training.recipe.recipe import Recipe
+from training.recipe.student import STUDENT, CompareSettings, SparsifyRecipe, StudentRecipe
+
+__all__ = [
+    "STUDENT",
+    "CompareSettings",
+    "DenseRecipe",
+    "FrontierRecipe",
+    "PlannersRecipe",
+    "Recipe",
+    "SparsifyRecipe",
+    "StudentRecipe",
+    "load_recipe",
+]

@@ -1,30 +1,29 @@
-"""Settings of plans that are learned, and of any plan a recipe may ask for."""
+"""The settings of a plan that is learned, and of any plan that a recipe may ask for."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from modeling.visual_gates import FAMILIES
-from training.measure.price import GateBudget
-from training.planners import SearchSettings
-from training.schema import Strict
+from training.measure.budget import Budget
+from training.planners import AnyPlanner
+from training.planners.planner import BudgetPlanner
 
-Family = Literal["attend", "ffn", "read", "heads", "neurons"]
+GateKind = Literal["attend", "ffn", "read", "heads", "neurons"]
+SERVABLE: tuple[GateKind, ...] = ("attend", "ffn", "neurons")
+"""What servers with paged attention can execute."""
 
-SERVABLE = ("attend", "ffn", "neurons")
 
+class GateSettings(BudgetPlanner):
+    """Gates that are learned together with LoRA, under a budget."""
 
-class GateSettings(Strict):
-    """Gates learned together with LoRA, under a budget."""
-
+    reads_statistics = True
     planner: Literal["gates"]
-    budget: GateBudget
-    start: Annotated[SearchSettings, Field(discriminator="planner")] | None = None
+    start: AnyPlanner | None = None
     """The plan whose gates are open at first; null: the dense one. One that costs no more than the budget is hardly left."""
     profile: Literal["max", "servable"] = "max"
     """servable: freezing and FFN narrowing only, which servers with paged attention can execute."""
-    off: tuple[Family, ...] = ()
-    """Families of gates that are not learned: they stay as in `start`."""
+    off: tuple[GateKind, ...] = ()
+    """Kinds of gates that are not learned: they stay as in `start`."""
     steps: int = Field(ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     """Of log alpha (Adam); LoRA has the recipe's."""
@@ -38,11 +37,32 @@ class GateSettings(Strict):
     draws: int = Field(default=32, ge=0)
     """Hard plans drawn besides the most probable one, to choose from by answer KL."""
 
+    @model_validator(mode="after")
+    def _leaves_something(self):
+        if self.budget.share == 0:
+            raise ValueError(
+                f"budget.{self.budget.measure}: got 0, allowed: more than 0, as the target falls by a factor"
+            )
+        return self
+
     @property
-    def learned(self) -> tuple[str, ...]:
-        """The families that are learned."""
-        allowed = SERVABLE if self.profile == "servable" else FAMILIES
-        return tuple(name for name in FAMILIES if name in allowed and name not in self.off)
+    def bounds(self) -> tuple[Budget, ...]:
+        return (self.budget, *(self.start.bounds if self.start else ()))
+
+    @property
+    def learned_kinds(self) -> tuple[GateKind, ...]:
+        """The kinds of gates that are learned."""
+        allowed = SERVABLE if self.profile == "servable" else get_args(GateKind)
+        return tuple(name for name in get_args(GateKind) if name in allowed and name not in self.off)
+
+    def with_budget(self, share: float) -> "GateSettings":
+        """Returns the same settings with a budget of visual FLOPs; the start's budget keeps its ratio to it."""
+        changed = super().with_budget(share)
+        if self.start is None or self.start.bound is None:
+            return changed
+        wider = self.start.bound.share / self.budget.share
+        return changed.model_copy(update={"start": self.start.with_budget(min(1.0, wider * share))})
 
 
-PlannerSettings = Annotated[GateSettings | SearchSettings, Field(discriminator="planner")]
+PlannerSettings = Annotated[AnyPlanner | GateSettings, Field(discriminator="planner")]
+"""Any plan that a recipe may ask for, found or learned."""

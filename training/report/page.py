@@ -33,7 +33,7 @@ from pydantic import TypeAdapter
 from data.images import open_image
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.trainer import read_metrics
+from training.distillation.callbacks import read_metrics
 from training.measure.evaluation import Evaluation, Record
 from training.recipe.gates import PlannerSettings
 from training.report.gate_plots import budget_picture, gates_picture, plans_picture

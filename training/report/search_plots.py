@@ -1,7 +1,6 @@
 """What a search measured and what it found, drawn from its folder (training/planners): the shares of visual tokens that the plan
 carries, VTW's curve with its tolerance, and the trials of Bayesian optimisation."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from modeling.visual_plan import VisualPlan
-from training.planners import CURVE, TRIALS, SearchSettings
-from training.planners.g_search import GSearchSettings
-from training.planners.tools.trials import read_trials
-from training.planners.vtw import VtwSettings
+from training.files import read_json
+from training.planners.planner import Planner
+from training.planners.tools.trials import TRIALS, read_trials
+from training.planners.vtw import CURVE, VtwPlanner
 from training.report.plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, VERMILION, WIDTH, percent, plain
 
 
-def search_picture(plan: VisualPlan, visual_flops: float, settings: SearchSettings, folder: Path) -> Figure:
-    """The plan's schedule, and below it what was measured, where the planner measures.
+def search_picture(plan: VisualPlan, visual_flops: float, settings: Planner, folder: Path) -> Figure:
+    """Returns the plan's schedule, and below it what was measured, where the planner measures.
 
     Args:
         visual_flops: of the plan, as a share of the dense model's.
-        folder: what `find_plan` was given.
+        folder: the search's.
     """
     curve, trials = folder / CURVE, folder / TRIALS
     measured = curve.exists() or trials.exists()
@@ -33,14 +32,14 @@ def search_picture(plan: VisualPlan, visual_flops: float, settings: SearchSettin
         f"{settings.planner} plan: {percent(visual_flops)} of the dense model's visual FLOPs", fontsize=12, color=INK
     )
     _schedule(panels[0], plan)
-    if curve.exists():
-        _withdrawals(panels[1], json.loads(curve.read_text(encoding="utf-8")), plan, settings)
-    elif trials.exists():
-        searches = read_trials(trials)
-        if isinstance(settings, GSearchSettings):
-            _shares_tried(panels[1], searches)
-        else:
-            _slopes_tried(panels[1], searches["k"])
+    if measured:
+        match settings.plot:
+            case "withdrawals":
+                _withdrawals(panels[1], read_json(curve), plan, settings)
+            case "shares":
+                _shares_tried(panels[1], read_trials(trials))
+            case "slopes":
+                _slopes_tried(panels[1], read_trials(trials)["k"])
     return figure
 
 
@@ -54,7 +53,7 @@ def _schedule(axes: Axes, plan: VisualPlan) -> None:
     plain(axes, grid="y")
 
 
-def _withdrawals(axes: Axes, curve: Sequence[dict], plan: VisualPlan, settings: VtwSettings) -> None:
+def _withdrawals(axes: Axes, curve: Sequence[dict], plan: VisualPlan, settings: VtwPlanner) -> None:
     layers = [point["layer"] for point in curve]
     names = {"kl": ("searched on", BLUE, "-")}
     if curve[0]["kl_hold_out"] is not None:

@@ -13,10 +13,8 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 from transformers import (
     AutoProcessor,
@@ -31,107 +29,19 @@ from data.collator import Collator
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
 from data.shapes.patches import GROUPS
-from data.shapes.world import WORLDS, WorldSettings, split_rows, write_world
-from training.distillation.trainer import MetricsFile, last_checkpoint
+from data.shapes.world import WORLDS, split_rows, write_world
+from training.distillation.callbacks import MetricsFile, last_checkpoint
 from training.measure.evaluation import Evaluation, evaluate
+from training.recipe.dense import DenseRecipe, OptimizerSettings, PhaseSettings
 from training.report.tables import families_table
 from training.run import Run, Stage, console
-from training.schema import Strict
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
-from training.tiny_llava.model import TinyLlavaSettings, build_model, build_processor
+from training.tiny_llava.model import build_model, build_processor
 from training.tiny_llava.tower import PatchDataset, PatchReader
 
 
-class OptimizerSettings(Strict):
-    """AdamW over one stage, from a warm-up to a learning rate of nothing (or held, see `lr_schedule`)."""
-
-    split: str
-    """Split of the world that is trained on."""
-    steps: int = Field(ge=1)
-    micro_batch_size: int = Field(ge=1)
-    """Pictures per step and process."""
-    learning_rate: float = Field(gt=0)
-    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup_steps: int = Field(default=50, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    save_steps: int = Field(default=250, ge=1)
-    """A killed run continues from the last multiple of this."""
-
-    def arguments(self, output_dir: Path, seed: int) -> TrainingArguments:
-        """The same in transformers' words."""
-        return TrainingArguments(
-            output_dir=str(output_dir),
-            max_steps=self.steps,
-            per_device_train_batch_size=self.micro_batch_size,
-            learning_rate=self.learning_rate,
-            lr_scheduler_type=self.lr_schedule,
-            warmup_steps=self.warmup_steps,
-            weight_decay=self.weight_decay,
-            adam_beta2=0.98,
-            max_grad_norm=self.max_grad_norm,
-            bf16=self.precision == "bfloat16",
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            logging_steps=50,
-            logging_nan_inf_filter=False,
-            save_steps=self.save_steps,
-            save_total_limit=1,
-            remove_unused_columns=False,
-            ddp_find_unused_parameters=True,  # the tower's last norm, which LLaVA does not read
-            report_to=[],
-            seed=seed,
-        )
-
-
-class PhaseSettings(OptimizerSettings):
-    """Questions and answers, for the whole model."""
-
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    tower_learning_rate: float = Field(ge=0)
-    """Of tower and projector; 0: they stay as they are, and cost no backward pass."""
-    word_learning_rate: float = Field(gt=0)
-    """Of the word embeddings. Too high, the words leave the visual tokens that the tower's stage has made of them."""
-    turns: Literal["independent", "conversation"]
-    """independent: each question sees the picture alone; conversation: the questions and answers before it as well."""
-
-
-class TeacherSettings(Strict):
-    """What the teacher is, what it learns from and where it goes."""
-
-    output: Path
-    """Folder the finished teacher is copied to; an older teacher there is replaced."""
-    model: TinyLlavaSettings
-    max_length: int = Field(gt=0)
-    """Longest conversation in tokens, visual ones included."""
-    world: WorldSettings
-    tower: OptimizerSettings
-    phases: tuple[PhaseSettings, ...] = Field(min_length=1)
-    evaluation_split: str
-    evaluation_batch_size: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _splits_exist(self):
-        for split in (self.tower.split, self.evaluation_split, *(phase.split for phase in self.phases)):
-            if split not in self.world.splits:
-                raise ValueError(f"split {split!r} is not one of teacher.world ({', '.join(self.world.splits)})")
-        return self
-
-    @model_validator(mode="after")
-    def _names_differ(self):
-        names = [phase.name for phase in self.phases]
-        if len(set(names)) < len(names):
-            raise ValueError(f"phases: names must differ, got {', '.join(names)}")
-        return self
-
-
-def stages(recipe) -> list[Stage]:
-    """The stages of a run, in order.
-
-    Args:
-        recipe: `training.recipe.recipe.DenseRecipe`.
-    """
+def stages(recipe: DenseRecipe) -> list[Stage]:
+    """Returns the stages of a run, in order."""
     phases = recipe.teacher.phases
     starts = ["tower", *(f"phases/{phase.name}" for phase in phases)]
     return [
@@ -171,7 +81,7 @@ def train_tower(run: Run) -> dict:
     folder = run.directory / "tower"
     trainer = Trainer(
         model=reader,
-        args=settings.tower.arguments(folder / "trainer", seed),
+        args=phase_arguments(settings.tower, folder / "trainer", seed),
         train_dataset=PatchDataset(scenes, processor),
         callbacks=[MetricsFile(folder / "metrics.jsonl")],
     )
@@ -190,7 +100,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
     samples, _ = load_llava_json(path, path.parent)
     dataset = ConversationDataset(samples, processor, max_length=settings.max_length)
     collator = Collator(processor)
-    arguments = phase.arguments(folder / "trainer", run.recipe.seed)
+    arguments = phase_arguments(phase, folder / "trainer", run.recipe.seed)
     text, tower, projector = model.model.language_model, model.model.vision_tower, model.model.multi_modal_projector
     if phase.turns == "independent" and not torch.cuda.is_available():
         text.set_attn_implementation(MASKED_ATTENTION)
@@ -256,6 +166,32 @@ def export(run: Run) -> dict:
 
 
 # ---- parts of the stages ----
+
+
+def phase_arguments(settings: OptimizerSettings, output_dir: Path, seed: int) -> TrainingArguments:
+    """Returns a stage's optimizer settings in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=50,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=True,  # the tower's last norm, which LLaVA does not read
+        report_to=[],
+        seed=seed,
+    )
 
 
 def load_processor(run: Run) -> LlavaProcessor:

@@ -8,20 +8,15 @@ from transformers import PreTrainedConfig
 
 from checkpoints.build import dense_config
 from checkpoints.families import PICTURE, reference_images, sparse_class
-from modeling.user_error import UserError
 from modeling.visual_layout import num_tokens
 from modeling.visual_plan import VisualPlan
 from training.distillation.lora import add_lora
-from training.distillation.trainer import TrainingSettings
-from training.measure.calibration import Calibration
+from training.measure.budget import Budget
 from training.measure.costs import TEXT_TOKENS, cost_sheet
-from training.measure.price import GateBudget
-from training.planners import budget_of, plan_of_config
-from training.planners.stack import StackSettings, stacked
-from training.planners.tools.budget import Budget
-from training.planners.yopo import YopoSettings, plan_yopo
-from training.recipe.gates import PlannerSettings
-from training.recipe.recipe import DenseRecipe, FrontierRecipe, SparsifyRecipe, StudentRecipe
+from training.recipe.dense import DenseRecipe
+from training.recipe.frontier import FrontierRecipe
+from training.recipe.student import SparsifyRecipe, StudentRecipe
+from training.recipe.training import TrainingSettings
 
 CONVENTIONS = {
     "A": "A: multiply-accumulates, visual tokens",
@@ -81,10 +76,10 @@ def points_table(recipe: FrontierRecipe) -> Table:
 
 def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     """Dense against plan; where the plan is still to be found, what its budget allows at most."""
-    plan = known_plan(recipe.plan, config)
+    plan = recipe.plan.plan_of_same_cost(config)
     sheet = cost_sheet(plan or VisualPlan.dense(config.text_config.num_hidden_layers), config, bytes_per_value(recipe))
     dense = sheet["dense"]
-    left = sheet["plan"] if plan else budget_costs(dense, budget_of(recipe.plan))
+    left = sheet["plan"] if plan else budget_costs(dense, recipe.plan.bound)
     origin = f"plan ({recipe.plan.planner})" if plan else f"plan ({recipe.plan.planner}): at most"
     grids, size = reference_images(config)[0], " x ".join(map(str, PICTURE))
     picture = f"a picture of {size} pixels: {num_tokens(grids)} visual tokens in {len(grids)} {'grid' if len(grids) == 1 else 'grids'}"
@@ -97,41 +92,7 @@ def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     return table
 
 
-def known_plan(settings: PlannerSettings, config: PreTrainedConfig) -> VisualPlan | None:
-    """The plan as far as its cost goes, where no calibration data decides it."""
-    known = plan_of_config(config, settings)
-    if known is not None:
-        return known
-    match settings:
-        case YopoSettings():
-            return _like_yopo(config, settings)
-        case StackSettings():
-            parts = [known_plan(part, config) for part in settings.of]
-            # Which units two lists have in common only calibration can tell.
-            decided = None not in parts and sum(not part.is_integer for part in parts) < 2
-            return stacked(parts) if decided else None
-    return None
-
-
-def _like_yopo(config: PreTrainedConfig, settings: YopoSettings) -> VisualPlan:
-    """A plan of the same cost: calibration decides which heads and neurons stay; the cost depends on how many. All layers are
-    taken for equally active."""
-    if settings.activity_threshold is not None:
-        raise UserError(
-            "plan.activity_threshold: how many heads pass it only calibration can tell; give heads_kept for a dry run"
-        )
-    text = config.text_config
-    layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
-    flat = Calibration(
-        activity=torch.linspace(1, 0, units).expand(1, layers, units),
-        neuron_importance=torch.zeros(layers, neurons),
-        neighborhood=torch.ones(layers, 1),
-        unit_kl=torch.zeros(layers, units),
-    )
-    return plan_yopo(config, flat, settings)
-
-
-def budget_costs(dense: dict, budget: Budget | GateBudget | None) -> dict:
+def budget_costs(dense: dict, budget: Budget | None) -> dict:
     """Upper bounds in each convention, None where the budget, if there is one, sets none. Visual FLOPs fall to their bound, the
     work that text shares with visual tokens may stay."""
     bounds = budget.model_dump(exclude_none=True) if budget else {}

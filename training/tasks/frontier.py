@@ -19,23 +19,17 @@ from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import mixture
 from training.distillation.students import load_model, untrained_student
+from training.files import write_json
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
-from training.recipe.recipe import FrontierRecipe
+from training.recipe.frontier import FrontierRecipe
 from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table
 from training.report.gate_plots import plans_picture
 from training.report.plots import save
-from training.run import Run, Stage, console, device, write_json
-from training.tasks.stages import (
-    TEACHER,
-    distil,
-    evaluation_of,
-    evaluation_path,
-    load_plan,
-    run_student,
-    stages_before_students,
-)
+from training.run import Run, Stage, console, device
+from training.tasks.run_folder import TEACHER, evaluation_path, load_plan
+from training.tasks.stages import distil, evaluation_of, run_student, stages_before_students
 
 BATCH_SIZE, REPEATS, DECODE_TOKENS = 8, 5, 8
 """Of the timed prefills and decodes."""

@@ -17,26 +17,17 @@ from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
 from training.distillation.datasets import calibration_batches, mixture
 from training.distillation.students import dense_processor, load_model, trained_student
+from training.files import write_json
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
-from training.recipe.recipe import STUDENT, SparsifyRecipe
+from training.recipe.student import STUDENT, SparsifyRecipe
 from training.report.page import write_report
 from training.report.plots import plan_picture, save
 from training.report.tables import models_table
-from training.run import Run, Stage, console, device, is_main_process, write_json
-from training.tasks.stages import (
-    GREY,
-    TEACHER,
-    distil,
-    evaluation_of,
-    evaluation_path,
-    load_plan,
-    plan_path,
-    run_student,
-    stages_before_students,
-    student_folder,
-)
+from training.run import Run, Stage, console, device, is_main_process
+from training.tasks.run_folder import TEACHER, evaluation_path, load_plan, plan_path, student_folder
+from training.tasks.stages import GREY, distil, evaluation_of, run_student, stages_before_students
 
 DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
 """The stock model's; the dense plan already costs less, as it leaves dead work out."""

@@ -1,19 +1,10 @@
-"""The stages that every run of students shares, from the data to the distilled students. Each reads what earlier stages left
-in the run's folder and leaves its own there:
+"""The stages that every run of students shares, from the data to the distilled students.
 
-    calibration/             cached statistics of the dense model, and calibration.safetensors, the run's own, where a planner asks
-    latency.json             timings of this machine, where a budget bounds latency (training/measure/latency.py)
-    teacher_answers.safetensors   where these are kept (training/distillation/kept_answers.py)
-    gates/NAME/              what was learned for the plan of each student whose plan is learned (training/gates/learning.py)
-    search/NAME/             what was measured to find the plan of a student, for planners that search (training/planners/)
-    plans/NAME.json          the plan of each student, with lists of units of the dense model
-    students/NAME/           the training of each distilled student
-    evaluation/NAME.json     each model's answers to the held-out questions
+Each reads what earlier stages left in the run's folder, and leaves its own there (training/tasks/run_folder.py).
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import torch
 from torch.utils.data import Dataset
@@ -32,29 +23,39 @@ from training.distillation.students import (
     trained_student,
     untrained_student,
 )
+from training.files import write_json
 from training.gates.learning import gated_student, hardened_plan, learn_gates, learned_adapters
 from training.measure.calibration import Calibration, calibrate
 from training.measure.costs import fractions
 from training.measure.evaluation import Evaluation, evaluate
-from training.measure.latency import LatencyTable, measure_latency
-from training.planners import find_plan, needs_calibration
+from training.measure.latency import measure_latency
+from training.planners.tools.search import Search
 from training.recipe.gates import GateSettings
-from training.recipe.recipe import CompareSettings, StudentRecipe
-from training.run import Run, Stage, device, write_json
-
-TEACHER, GREY = "teacher", "grey"
-"""The dense model's answers, and its answers to grey pictures, among the evaluations."""
-ANSWERS = "teacher_answers.safetensors"
-LATENCY = "latency.json"
-CALIBRATION = "calibration.safetensors"
+from training.recipe.student import CompareSettings, StudentRecipe
+from training.run import Run, Stage, device
+from training.tasks.run_folder import (
+    ANSWERS,
+    CALIBRATION,
+    GREY,
+    LATENCY,
+    evaluation_path,
+    gates_folder,
+    load_latency,
+    load_plan,
+    plan_path,
+    search_folder,
+    student_folder,
+)
 
 
 def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
-    """What every run of students begins with, up to their plans. Plans that need no learning come first: one whose budget is
-    out of reach stops the run before hours of work."""
+    """Returns the stages that every run of students begins with, up to their plans.
+
+    Plans that are found come before plans that are learned. So a budget out of reach is refused before anything is trained.
+    """
     searched = any(not isinstance(student.plan, GateSettings) for student in recipe.students)
     search = [Stage("plan", "find the plans", find_plans)] if searched else []
-    measured = [Stage("calibrate", "measure how the dense model sees", measure)] if calibrated(recipe) else []
+    measured = [Stage("calibrate", measuring_title(recipe), measure)] if measures(recipe) else []
     ask = [Stage("ask", "ask the dense model for all its answers", ask_teacher)]
     learn = [
         Stage("learn", "learn which visual work is needed", learn_plans, distributed=True),
@@ -65,17 +66,33 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
         *measured,
         *search,
         *(ask if recipe.distillation.keep_answers else []),
-        *(learn if learned(recipe) else []),
+        *(learn if students_to_learn(recipe) else []),
     ]
 
 
-def calibrated(recipe: StudentRecipe) -> bool:
+def measures(recipe: StudentRecipe) -> bool:
+    """Whether any plan asks for the dense model's statistics or for timings of this machine."""
+    return reads_statistics(recipe) or bounds_latency(recipe)
+
+
+def measuring_title(recipe: StudentRecipe) -> str:
+    """Returns what the stage `calibrate` does, in words."""
+    starts = any(student.plan.start is not None for student in students_to_learn(recipe))
+    return "measure the dense model" + (", and find the plans that learning starts from" if starts else "")
+
+
+def reads_statistics(recipe: StudentRecipe) -> bool:
     """Whether any plan asks for the dense model's statistics."""
-    return any(isinstance(student.plan, GateSettings) or needs_calibration(student.plan) for student in recipe.students)
+    return any(student.plan.needs_statistics for student in recipe.students)
 
 
-def learned(recipe: StudentRecipe) -> list[CompareSettings]:
-    """The students whose plans are learned; of those that share a plan, the first."""
+def bounds_latency(recipe: StudentRecipe) -> bool:
+    """Whether any budget bounds latency."""
+    return any(bound.measure == "latency" for student in recipe.students for bound in student.plan.bounds)
+
+
+def students_to_learn(recipe: StudentRecipe) -> list[CompareSettings]:
+    """Returns the students whose plans are learned; of those that share a plan, the first."""
     found: dict[str, CompareSettings] = {}
     for student in recipe.students:
         if isinstance(student.plan, GateSettings):
@@ -84,24 +101,24 @@ def learned(recipe: StudentRecipe) -> list[CompareSettings]:
 
 
 def plan_key(student: CompareSettings) -> str:
-    """Students with the same key have the same plan."""
+    """Returns a key that is the same for students that have the same plan."""
     seed = student.seed if isinstance(student.plan, GateSettings) else None
     return f"{student.plan.model_dump_json()} {seed}"
 
 
-def learner(recipe: StudentRecipe, student: CompareSettings) -> str:
-    """The name under which the student's plan is learned."""
-    return next(one.name for one in learned(recipe) if plan_key(one) == plan_key(student))
+def name_of_learned_plan(recipe: StudentRecipe, student: CompareSettings) -> str:
+    """Returns the name of the student under which this student's plan is learned."""
+    return next(one.name for one in students_to_learn(recipe) if plan_key(one) == plan_key(student))
 
 
-def of_student(recipe: StudentRecipe, student: CompareSettings) -> StudentRecipe:
-    """The recipe with the student's own seed and training."""
+def recipe_of_student(recipe: StudentRecipe, student: CompareSettings) -> StudentRecipe:
+    """Returns the recipe with the student's own seed and training."""
     own = {"training": recipe.training_of(student)}
     return recipe.model_copy(update=own if student.seed is None else {**own, "seed": student.seed})
 
 
 def read_data(run: Run) -> dict:
-    """All that is read later is read once now: bad data stops the run before hours of work."""
+    """Reads and checks every sample that a later stage reads, and counts those that are left out."""
     recipe = run.recipe
     processor = dense_processor(recipe.model)
     used, left_out = {}, {}
@@ -113,22 +130,25 @@ def read_data(run: Run) -> dict:
 
 
 def measure(run: Run) -> dict:
-    """Fills the calibration cache that the planners read, and finds the plans that learning starts from."""
+    """Leaves the statistics and timings that planners read, and the plans that learning starts from."""
     recipe = run.recipe
     model, processor = dense_student(recipe.model), dense_processor(recipe.model)
+    if bounds_latency(recipe):
+        measure_latency(model).save(run.directory / LATENCY)
+    if not reads_statistics(recipe):
+        return {}
     batches = calibration_batches(recipe, processor)
     statistics = calibrate(model, batches, run.directory / "calibration")
     statistics.save(run.directory / CALIBRATION)
-    if any(student.plan.budget.measure == "latency" for student in learned(recipe)):
-        measure_latency(model).save(run.directory / LATENCY)
+    search = Search(model, batches, statistics, load_latency(run))
     starts = {None: VisualPlan.dense(model.config.text_config.num_hidden_layers)}
-    for student in learned(recipe):
+    for student in students_to_learn(recipe):
         if student.plan.start not in starts:  # seeds share it
-            starts[student.plan.start] = find_plan(model, batches, statistics, student.plan.start)
+            starts[student.plan.start] = student.plan.start.find(search)
         start = starts[student.plan.start]
-        gates_folder(run, student.name).mkdir(parents=True, exist_ok=True)
         start.save(gates_folder(run, student.name) / "start.json")
-        gated_student(recipe, student.plan, statistics, start, latency(run))  # refuses now what learning would refuse
+        # Built and thrown away: it refuses now what learning would refuse after the search.
+        gated_student(recipe, student.plan, statistics, start, search.latency)
     return {"read_share": statistics.read_share.tolist()}
 
 
@@ -153,12 +173,12 @@ def learn_plans(run: Run) -> dict:
     processor = dense_processor(recipe.model)
     dataset, collator = training_data(run, processor), Collator(processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
-    for student in learned(recipe):
+    for student in students_to_learn(recipe):
         learn_gates(
-            of_student(recipe, student),
+            recipe_of_student(recipe, student),
             student.plan,
             statistics,
-            latency(run),
+            load_latency(run),
             dataset,
             collator,
             gates_folder(run, student.name),
@@ -167,15 +187,15 @@ def learn_plans(run: Run) -> dict:
 
 
 def find_plans(run: Run) -> dict:
-    """The plans that are not learned; students with the same planner settings share one."""
+    """Leaves the plans that are found; students with the same planner settings share one."""
     model, processor = dense_student(run.recipe.model), dense_processor(run.recipe.model)
-    batches = calibration_batches(run.recipe, processor)
-    statistics = Calibration.load(run.directory / CALIBRATION) if calibrated(run.recipe) else None
+    statistics = Calibration.load(run.directory / CALIBRATION) if reads_statistics(run.recipe) else None
+    search = Search(model, calibration_batches(run.recipe, processor), statistics, load_latency(run))
 
     def found(student: CompareSettings) -> VisualPlan:
-        return find_plan(model, batches, statistics, student.plan, run.directory / "search" / student.name)
+        return student.plan.find(replace(search, folder=search_folder(run, student.name)))
 
-    return _keep_plans(run, False, found)
+    return _leave_plans(run, False, found)
 
 
 def harden_plans(run: Run) -> dict:
@@ -186,9 +206,11 @@ def harden_plans(run: Run) -> dict:
 
     def hardened(student: CompareSettings) -> VisualPlan:
         folder = gates_folder(run, student.name)
-        return hardened_plan(of_student(recipe, student), student.plan, statistics, latency(run), batches, folder)
+        return hardened_plan(
+            recipe_of_student(recipe, student), student.plan, statistics, load_latency(run), batches, folder
+        )
 
-    return _keep_plans(run, True, hardened)
+    return _leave_plans(run, True, hardened)
 
 
 def distil(run: Run) -> dict:
@@ -201,15 +223,15 @@ def distil(run: Run) -> dict:
             plan, folder = load_plan(run, student.name), student_folder(run, student.name)
             # What was learned beside the gates is where the student goes on; with full fine-tuning there is no place for it.
             goes_on = isinstance(student.plan, GateSettings) and recipe.lora is not None
-            adapters = learned_adapters(gates_folder(run, learner(recipe, student))) if goes_on else None
-            train_student(of_student(recipe, student), plan, dataset, collator, folder, adapters)
+            adapters = learned_adapters(gates_folder(run, name_of_learned_plan(recipe, student))) if goes_on else None
+            train_student(recipe_of_student(recipe, student), plan, dataset, collator, folder, adapters)
     return {}
 
 
 # ---- parts of the stages ----
 
 
-def _keep_plans(run: Run, are_learned: bool, find: Callable[[CompareSettings], VisualPlan]) -> dict:
+def _leave_plans(run: Run, are_learned: bool, find: Callable[[CompareSettings], VisualPlan]) -> dict:
     """Finds and saves the plans of the students whose plan is, or is not, learned; returns their costs."""
     config = dense_config(run.recipe.model.path)
     found: dict[str, VisualPlan] = {}
@@ -257,29 +279,3 @@ def evaluation_of(
             title=name,
         ).save(path)
     return Evaluation.load(path)
-
-
-def plan_path(run: Run, name: str) -> Path:
-    return run.directory / "plans" / f"{name}.json"
-
-
-def load_plan(run: Run, name: str) -> VisualPlan:
-    return VisualPlan.load(plan_path(run, name))
-
-
-def latency(run: Run) -> LatencyTable | None:
-    """The timings of this machine, where a budget asks for them."""
-    path = run.directory / LATENCY
-    return LatencyTable.load(path) if path.exists() else None
-
-
-def gates_folder(run: Run, name: str) -> Path:
-    return run.directory / "gates" / name
-
-
-def student_folder(run: Run, name: str) -> Path:
-    return run.directory / "students" / name
-
-
-def evaluation_path(run: Run, name: str) -> Path:
-    return run.directory / "evaluation" / f"{name}.json"

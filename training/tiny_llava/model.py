@@ -13,7 +13,6 @@ V vocab, D hidden_size.
 from collections.abc import Iterable
 
 import torch
-from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -26,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from training.schema import Strict
+from training.recipe.dense import TinyLlavaSettings
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 _WORD = 0.5  # length of a word embedding
@@ -42,21 +41,6 @@ _TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-
-
-class TinyLlavaSettings(Strict):
-    """Sizes of the model. A head is 32 wide in both parts."""
-
-    image_size: int = Field(gt=0)
-    """Side of a picture in pixels."""
-    patch_size: int = Field(gt=0)
-    """Side of a patch in pixels; each patch is one visual token."""
-    tower_hidden_size: int = Field(gt=0, multiple_of=32)
-    tower_intermediate_size: int = Field(gt=0)
-    tower_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0, multiple_of=32)
-    intermediate_size: int = Field(gt=0)
-    layers: int = Field(gt=0)
 
 
 def build_processor(settings: TinyLlavaSettings, texts: Iterable[str]) -> LlavaProcessor:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tests.tiny_student import tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, DATASET, gradients
 from training.distillation.kept_answers import AnsweredDataset, keep_answers
-from training.distillation.losses import DistillationSettings
+from training.recipe.distillation import DistillationSettings
 
 
 class Conversations(list):

@@ -8,7 +8,8 @@ from checkpoints.build import permute_for_plan
 from modeling.narrow_linear import NarrowLinear
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
-from training.distillation.lora import LoraSettings, NarrowLoraLinear, adapters_off, add_lora, permuted_adapters
+from training.distillation.lora import NarrowLoraLinear, adapters_off, add_lora, permuted_adapters
+from training.recipe.lora import LoraSettings
 
 SETTINGS = LoraSettings(rank=3, alpha=6)
 

@@ -5,16 +5,17 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from training import distillation
+from training.distillation import losses
 from training.distillation.losses import (
-    DistillationSettings,
     Rows,
     cross_entropy,
     forward_kl,
     hidden_cosine,
     jensen_shannon,
     reverse_kl,
+    weighted_token_sums,
 )
+from training.recipe.distillation import DistillationSettings
 
 N, V = 12, 7
 
@@ -84,7 +85,7 @@ def test_chunks_change_neither_value_nor_gradient(student, teacher, monkeypatch)
         return value.detach(), logits.grad
 
     whole = value_and_gradient()
-    monkeypatch.setattr(distillation, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 5)
     torch.testing.assert_close(value_and_gradient(), whole)
 
 
@@ -98,7 +99,7 @@ def test_half_precision_logits_are_computed_in_fp32(student, teacher):
 def test_settings_choose_and_weigh_the_losses(student, teacher):
     settings = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=0, jsd_weight=2, hidden_cosine_weight=1)
     rows = Rows(student, student), Rows(teacher, teacher)
-    found = list(settings.token_sums(torch.arange(N) % V, *rows))
+    found = list(weighted_token_sums(settings, torch.arange(N) % V, *rows))
     assert [(name, weight) for name, weight, _ in found] == [
         ("cross_entropy", 0.5),
         ("jensen_shannon", 2),
@@ -107,6 +108,6 @@ def test_settings_choose_and_weigh_the_losses(student, teacher):
     assert settings.needs_teacher
     alone = DistillationSettings(cross_entropy_weight=1, forward_kl_weight=0)
     assert not alone.needs_teacher
-    assert len(list(alone.token_sums(torch.arange(N) % V, rows[0], None))) == 1
+    assert len(list(weighted_token_sums(alone, torch.arange(N) % V, rows[0], None))) == 1
     with pytest.raises(ValidationError, match="every weight is 0"):
         DistillationSettings(cross_entropy_weight=0, forward_kl_weight=0)

@@ -9,9 +9,13 @@ from transformers import TrainerCallback
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import VOCAB_SIZE, single_samples, tiny_batch, tiny_student
-from training.distillation.lora import LoraSettings, add_lora
-from training.distillation.losses import DistillationSettings
-from training.distillation.trainer import DistillationTrainer, TrainingSettings, read_metrics
+from training.distillation.arguments import training_arguments
+from training.distillation.callbacks import read_metrics
+from training.distillation.lora import add_lora
+from training.distillation.trainer import DistillationTrainer
+from training.recipe.distillation import DistillationSettings
+from training.recipe.lora import LoraSettings
+from training.recipe.training import TrainingSettings
 
 LOSSES = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0, hidden_cosine_weight=0.1)
 COLLATOR = Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0)))
@@ -50,7 +54,7 @@ def trainer(
     settings = TrainingSettings(**{**values, **settings})
     return DistillationTrainer(
         model=student() if model is None else model,
-        args=settings.arguments(folder, seed=5, name="student"),
+        args=training_arguments(settings, folder, seed=5, name="student"),
         train_dataset=dataset,
         data_collator=COLLATOR,
         distillation=losses,

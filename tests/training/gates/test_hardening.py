@@ -7,8 +7,9 @@ from pydantic import ValidationError
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_NEURONS, NUM_UNITS, tiny_calibration, tiny_config
-from training.gates.hardening import base_plan, check_budget, gates_at_start, harden, without_dead_work
-from training.measure.price import GatedCost
+from training.gates.hardening import harden, without_dead_work
+from training.gates.start import base_plan, check_budget, gates_at_start
+from training.measure.price import PlanPrice
 from training.recipe.gates import GateSettings
 
 CONFIG, CALIBRATION, DENSE = tiny_config(), tiny_calibration(), VisualPlan.dense(NUM_LAYERS)
@@ -78,7 +79,7 @@ def test_a_start_that_servers_cannot_execute_is_refused_where_servable_is_asked_
 def test_families_that_are_not_learned_stay_as_they_start(changes, fixed):
     gates = shuffled(start_gates(**changes), seed=0)
     assert {name for name in gates.log_alpha if not gates.learned(name).any()} == fixed
-    cost = GatedCost(CONFIG, DENSE, settings(0.3).budget)
+    cost = PlanPrice(CONFIG, settings(0.3).budget.measure)
     plan = harden(gates, DENSE, cost, settings(0.3, **changes), answer_kl=lambda plan: 0.0, seed=0)
     if "read" in fixed:
         assert all(layer.read and layer.heads is None for layer in plan.layers), "servable: every layer is read in full"
@@ -87,7 +88,7 @@ def test_families_that_are_not_learned_stay_as_they_start(changes, fixed):
 @pytest.mark.parametrize("share", [0.02, 0.04, 0.12, 0.25, 0.6])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_budget_is_never_exceeded_and_mostly_used(seed, share):
-    gates, cost = shuffled(start_gates(share=share), seed), GatedCost(CONFIG, DENSE, settings(share).budget)
+    gates, cost = shuffled(start_gates(share=share), seed), PlanPrice(CONFIG, settings(share).budget.measure)
     plans = []
 
     def answer_kl(plan):
@@ -97,13 +98,13 @@ def test_the_budget_is_never_exceeded_and_mostly_used(seed, share):
     chosen = harden(gates, DENSE, cost, settings(share, draws=5), answer_kl, seed)
     assert chosen in plans and len(plans) > 1
     for plan in plans:
-        assert cost.price(plan) <= share
+        assert cost(plan) <= share
     if share >= 0.12:
-        assert cost.price(chosen) >= 0.95 * share
+        assert cost(chosen) >= 0.95 * share
 
 
 def test_the_plan_of_least_kl_is_taken():
-    gates, cost = shuffled(start_gates(), 1), GatedCost(CONFIG, DENSE, settings().budget)
+    gates, cost = shuffled(start_gates(), 1), PlanPrice(CONFIG, settings().budget.measure)
     seen = {}
 
     def answer_kl(plan):
@@ -118,11 +119,11 @@ def test_the_plan_of_least_kl_is_taken():
 )
 def test_a_budget_that_no_gate_can_meet_is_refused(changes):
     asked = settings(**changes)
-    gates, cost = gates_at_start(CONFIG, CALIBRATION, DENSE, asked), GatedCost(CONFIG, DENSE, asked.budget)
+    gates, cost = gates_at_start(CONFIG, CALIBRATION, DENSE, asked), PlanPrice(CONFIG, asked.budget.measure)
     with pytest.raises(ValueError, match="allowed: 0.[1-9].* or more"):
         check_budget(gates, DENSE, cost, asked.budget)
     asked = settings(**(changes | {"budget": {asked.budget.measure: 0.9}}))
-    check_budget(gates, DENSE, GatedCost(CONFIG, DENSE, asked.budget), asked.budget)
+    check_budget(gates, DENSE, PlanPrice(CONFIG, asked.budget.measure), asked.budget)
 
 
 def test_dead_work_is_not_written_down_and_changes_nothing():

@@ -10,15 +10,18 @@ from transformers import TrainerCallback
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
-from training.distillation.lora import LoraSettings, add_lora
-from training.distillation.losses import DistillationSettings
-from training.distillation.trainer import TrainingSettings, read_metrics
-from training.gates.hardening import gates_at_start
+from training.distillation.arguments import training_arguments
+from training.distillation.callbacks import read_metrics
+from training.distillation.lora import add_lora
+from training.gates.start import gates_at_start
 from training.gates.student import GatedStudent
 from training.gates.trainer import GateTrainer
 from training.measure.calibration import Calibration
-from training.measure.price import GatedCost
+from training.measure.price import PlanPrice
+from training.recipe.distillation import DistillationSettings
 from training.recipe.gates import GateSettings
+from training.recipe.lora import LoraSettings
+from training.recipe.training import TrainingSettings
 
 COLLATOR = Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0)))
 DATASET = [
@@ -38,7 +41,7 @@ def gated(settings: GateSettings, dtype=torch.float32) -> GatedStudent:
         unit_kl=torch.rand(3, 2),
     )
     gates = gates_at_start(model.config, statistics, DENSE, settings)
-    cost = GatedCost(model.config, DENSE, settings.budget)
+    cost = PlanPrice(model.config, settings.budget.measure)
     return GatedStudent(add_lora(model, LoraSettings(rank=2, alpha=4)), gates, cost)
 
 
@@ -59,7 +62,7 @@ def trainer(folder, steps=6, callbacks=(), dtype=torch.float32, share=0.2, **tra
     return GateTrainer(
         model=gated(settings, dtype),
         settings=settings,
-        args=TrainingSettings(**values | training).arguments(folder, seed=5, name="gates"),
+        args=training_arguments(TrainingSettings(**values | training), folder, seed=5, name="gates"),
         train_dataset=DATASET,
         data_collator=COLLATOR,
         distillation=DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0),

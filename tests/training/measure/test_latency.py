@@ -8,7 +8,7 @@ from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_student
 from tests.training.measure.test_price import BASES, CONFIG, SHAPES, SIZES, gates, states
 from training.measure.latency import LatencyTable, measure_latency
-from training.measure.price import GateBudget, GatedCost
+from training.measure.price import PlanPrice
 
 TABLE = LatencyTable(
     dense=10.0,
@@ -30,25 +30,27 @@ TABLE = LatencyTable(
     ],
 )
 def test_prices_are_those_timed_and_linear_between(work, seconds):
-    assert float(TABLE.share([work, Work(0, 0, 0, 0)])) == pytest.approx((2.0 + seconds) / 10)
+    assert float(TABLE.share([work, Work(0, 0, 0, 0)], [1.0, 1.0])) == pytest.approx((2.0 + seconds) / 10)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_hard_plan_costs_what_its_gates_are_expected_to(seed):
-    cost = GatedCost(CONFIG, BASES["dense"], GateBudget(latency=0.5), TABLE)
+    cost = PlanPrice(CONFIG, "latency", TABLE)
     opened = states(seed)
-    expected = cost.expected({name: value.double() for name, value in opened.items()}, SIZES)
-    assert float(expected) == pytest.approx(cost.price(gates().plan(opened, BASES["dense"])))
+    expected = cost.expected({name: value.double() for name, value in opened.items()}, SIZES, BASES["dense"])
+    assert float(expected) == pytest.approx(cost(gates().plan(opened, BASES["dense"])))
 
 
 def test_expected_latency_has_gradients():
-    cost = GatedCost(CONFIG, BASES["dense"], GateBudget(latency=0.5), TABLE)
+    cost = PlanPrice(CONFIG, "latency", TABLE)
     generator = torch.Generator().manual_seed(1)
     values = [
         (0.2 + 0.2 * torch.rand(shape, generator=generator, dtype=torch.double)).requires_grad_()
         for shape in SHAPES.values()
     ]
-    assert torch.autograd.gradcheck(lambda *given: cost.expected(dict(zip(SHAPES, given, strict=True)), SIZES), values)
+    assert torch.autograd.gradcheck(
+        lambda *given: cost.expected(dict(zip(SHAPES, given, strict=True)), SIZES, BASES["dense"]), values
+    )
 
 
 def test_a_table_is_taken_and_kept(tmp_path):

@@ -10,8 +10,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from modeling.layer_plan import LayerPlan
 from modeling.visual_gates import FAMILIES, VisualGates
 from modeling.visual_plan import VisualPlan
+from training.gates.lagrangian import Lagrangian, falling_target
+from training.measure.budget import Budget
 from training.measure.costs import fractions
-from training.measure.price import GateBudget, GatedCost, Lagrangian, falling_target
+from training.measure.price import PlanPrice
 
 NUM_LAYERS, NUM_UNITS, NUM_NEURONS, NUM_BLOCKS = 3, 2, 10, 2
 CONFIG = LlavaConfig(
@@ -37,8 +39,8 @@ def gates() -> VisualGates:
     return VisualGates({name: torch.zeros(shape) for name, shape in SHAPES.items()}, learned, BLOCK)
 
 
-def cost(measure="visual_flops", base="dense") -> GatedCost:
-    return GatedCost(CONFIG, BASES[base], GateBudget(**{measure: 1.0}))
+def cost(measure="visual_flops") -> PlanPrice:
+    return PlanPrice(CONFIG, measure)
 
 
 def states(seed: int) -> dict[str, torch.Tensor]:
@@ -52,9 +54,9 @@ def states(seed: int) -> dict[str, torch.Tensor]:
 def test_at_zero_and_one_it_is_the_plans_cost(seed, measure, base):
     opened = states(seed)
     plan = gates().plan(opened, BASES[base])
-    expected = cost(measure, base).expected({name: value.double() for name, value in opened.items()}, SIZES)
+    expected = cost(measure).expected({name: value.double() for name, value in opened.items()}, SIZES, BASES[base])
     assert float(expected) == pytest.approx(fractions(plan, CONFIG)[measure], rel=1e-9)
-    assert cost(measure, base).price(plan) == pytest.approx(fractions(plan, CONFIG)[measure], rel=1e-12)
+    assert cost(measure)(plan) == pytest.approx(fractions(plan, CONFIG)[measure], rel=1e-12)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -76,8 +78,8 @@ def test_it_is_the_mean_over_all_states_of_the_gates(measure):
         for (name, place), is_open in zip(free, state, strict=True):
             opened[name][place] = is_open
             weight *= float(probability[name][place]) if is_open else 1 - float(probability[name][place])
-        mean += weight * counter.price(table.plan(opened, BASES["dense"]))
-    assert float(counter.expected(probability, SIZES)) == pytest.approx(mean, rel=1e-9)
+        mean += weight * counter(table.plan(opened, BASES["dense"]))
+    assert float(counter.expected(probability, SIZES, BASES["dense"])) == pytest.approx(mean, rel=1e-9)
 
 
 def test_gradients_by_finite_differences():
@@ -85,7 +87,7 @@ def test_gradients_by_finite_differences():
     values = [torch.rand(SHAPES[name], generator=generator, dtype=torch.double).requires_grad_() for name in FAMILIES]
 
     def expected(*probability):
-        return cost().expected(dict(zip(FAMILIES, probability, strict=True)), SIZES)
+        return cost().expected(dict(zip(FAMILIES, probability, strict=True)), SIZES, BASES["dense"])
 
     assert torch.autograd.gradcheck(expected, values)
 
@@ -93,17 +95,17 @@ def test_gradients_by_finite_differences():
 def test_shutting_what_is_dead_saves_nothing():
     """The last layer's update is read by nobody, so its gates have no price; its reading has."""
     probability = {name: torch.full(shape, 0.5, dtype=torch.double).requires_grad_() for name, shape in SHAPES.items()}
-    cost().expected(probability, SIZES).backward()
+    cost().expected(probability, SIZES, BASES["dense"]).backward()
     for name in ("attend", "ffn"):
         assert probability[name].grad[-1] == 0 and probability[name].grad[0] > 0
     assert probability["read"].grad[-1] > 0
 
 
 def test_a_budget_bounds_one_thing():
-    assert GateBudget(kv_bytes=0.3).measure == "kv_bytes"
-    for wrong in ({}, {"visual_flops": 0.1, "kv_bytes": 0.3}, {"visual_flops": 0.0}, {"visual_flops": 1.5}):
+    assert Budget(kv_bytes=0.3).measure == "kv_bytes"
+    for wrong in ({}, {"visual_flops": 0.1, "kv_bytes": 0.3}, {"visual_flops": -0.1}, {"visual_flops": 1.5}):
         with pytest.raises(ValidationError):
-            GateBudget(**wrong)
+            Budget(**wrong)
 
 
 def test_multipliers_pull_a_cost_down_to_its_target():

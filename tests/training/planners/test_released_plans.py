@@ -4,7 +4,7 @@ import pytest
 from transformers import LlavaConfig
 
 from modeling.visual_plan import VisualPlan
-from training.planners.tools.budget import PlanPrice
+from training.measure.price import PlanPrice
 from training.recipe.file import RECIPES
 
 PUBLISHED = {  # share of visual FLOPs; 29 %: our count of the settings in the training script and checkpoint names

@@ -6,23 +6,24 @@ import torch
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
-from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_UNITS, tiny_calibration, tiny_config
+from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_UNITS, tiny_calibration, tiny_config, tiny_search
 from training.measure.answer_kl import AnswerKL
-from training.planners.shortv import ShortvSettings, plan_shortv
-from training.planners.tools.budget import PlanPrice
-from training.planners.uniform import UniformSettings, plan_uniform
-from training.planners.vica import VicaSettings, plan_vica
+from training.measure.price import PlanPrice
+from training.planners.shortv import ShortvPlanner
+from training.planners.tools.search import Search
+from training.planners.uniform import UniformPlanner
+from training.planners.vica import VicaPlanner
 
 CONFIG, CALIBRATION = tiny_config(), tiny_calibration()
 PRICE = PlanPrice(CONFIG)
 
 
 def vica(share):
-    return plan_vica(CONFIG, CALIBRATION, VicaSettings(planner="vica", budget={"visual_flops": share}))
+    return VicaPlanner(planner="vica", budget={"visual_flops": share}).find(tiny_search(CONFIG, CALIBRATION))
 
 
 def uniform(share):
-    return plan_uniform(CONFIG, CALIBRATION, UniformSettings(planner="uniform", budget={"visual_flops": share}))
+    return UniformPlanner(planner="uniform", budget={"visual_flops": share}).find(tiny_search(CONFIG, CALIBRATION))
 
 
 @pytest.mark.parametrize("share", [0.04, 0.1, 0.2, 1.0])
@@ -38,7 +39,7 @@ def test_vica_updates_nothing_and_reads_where_it_matters(share):
         wider = {*read, order[len(read)]}
         layers = (LayerPlan(attend=False, ffn=0, read=index in wider) for index in range(NUM_LAYERS))
         assert PRICE(VisualPlan(tuple(layers))) > share, "one more layer would have fitted"
-    with pytest.raises(ValueError, match="one layer read costs"):
+    with pytest.raises(ValueError, match="allowed: .* or more, the cost of one layer read"):
         vica(0.001)
 
 
@@ -51,7 +52,7 @@ def test_uniform_narrowing_is_the_same_in_every_layer(share):
     least_kl, most_kl = CALIBRATION.unit_kl[0].argsort().tolist()[0], CALIBRATION.unit_kl[0].argmax().item()
     if live[0].num_heads < NUM_UNITS:
         assert most_kl in plan.layers[0].heads and least_kl not in plan.layers[0].heads
-    with pytest.raises(ValueError, match="narrowest uniform plan costs 0.1"):
+    with pytest.raises(ValueError, match="allowed: 0.1.* or more, the cost of the narrowest uniform plan"):
         uniform(0.01)
 
 
@@ -59,7 +60,7 @@ def test_uniform_narrowing_is_the_same_in_every_layer(share):
 def test_shortv_freezes_what_costs_least_alone(share):
     model, batches = tiny_student(num_layers=5), [tiny_batch((1, 2))]
     price, answer_kl, dense = PlanPrice(model.config), AnswerKL(model, batches), VisualPlan.dense(5)
-    plan = plan_shortv(model, batches, ShortvSettings(planner="shortv", budget={"visual_flops": share}))
+    plan = ShortvPlanner(planner="shortv", budget={"visual_flops": share}).find(Search(model, batches))
     assert price(plan) <= share
     frozen = [index for index, layer in enumerate(plan.layers) if not layer.attend]
     alone = torch.tensor([answer_kl(dense.replace(index, attend=False, ffn=0)) for index in range(5)])
@@ -67,5 +68,5 @@ def test_shortv_freezes_what_costs_least_alone(share):
     fewer = plan.replace(alone.argsort(stable=True).tolist()[len(frozen) - 1], attend=True, ffn=None)
     assert price(fewer) > share, "a layer was frozen that need not be"
     assert all(layer.read and layer.heads is None for layer in plan.layers)
-    with pytest.raises(ValueError, match="frozen layers that are read cost"):
-        plan_shortv(model, batches, ShortvSettings(planner="shortv", budget={"visual_flops": 0.01}))
+    with pytest.raises(ValueError, match="allowed: .* or more, the cost of frozen layers that are read"):
+        ShortvPlanner(planner="shortv", budget={"visual_flops": 0.01}).find(Search(model, batches))

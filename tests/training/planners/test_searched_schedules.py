@@ -10,11 +10,11 @@ from modeling.layer_plan import LayerPlan, Rank
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.measure.answer_kl import AnswerKL
-from training.planners import TRIALS, find_plan
-from training.planners.g_search import GSearchSettings
-from training.planners.p_sigmoid import PUBLISHED_K, PSigmoidSettings, sigmoid_plan
-from training.planners.tools.budget import PlanPrice
-from training.planners.tools.trials import read_trials
+from training.measure.price import PlanPrice
+from training.planners.g_search import GSearchPlanner
+from training.planners.p_sigmoid import PUBLISHED_K, PSigmoidPlanner
+from training.planners.tools.search import Search
+from training.planners.tools.trials import TRIALS, read_trials
 
 NUM_LAYERS = 5
 MODEL = tiny_student(NUM_LAYERS, seed=3)
@@ -23,7 +23,7 @@ ANSWER_KL = AnswerKL(MODEL, BATCHES)
 
 
 def g_search(folder=None, **settings) -> VisualPlan:
-    return find_plan(MODEL, BATCHES, None, GSearchSettings(planner="g_search", **settings), folder)
+    return GSearchPlanner(planner="g_search", **settings).find(Search(MODEL, BATCHES, None, folder=folder))
 
 
 def tokens(plan: VisualPlan) -> list[float]:
@@ -149,8 +149,8 @@ def test_accuracy_as_the_measure_keeps_the_share_of_right_answers():
     answers = AnswerKL(MODEL, batches)
 
     def found(tolerance):
-        settings = GSearchSettings(planner="g_search", measure="accuracy", tolerance=tolerance, full_layers=1)
-        return find_plan(MODEL, batches, None, settings)
+        settings = GSearchPlanner(planner="g_search", measure="accuracy", tolerance=tolerance, full_layers=1)
+        return settings.find(Search(MODEL, batches, None))
 
     strict, loose = found(0.0), found(0.5)
     assert answers.accuracy(strict) == 1.0 and 0.5 <= answers.accuracy(loose) < 1.0
@@ -161,7 +161,7 @@ def test_accuracy_as_the_measure_keeps_the_share_of_right_answers():
 
 
 def p_sigmoid(folder=None, **settings) -> VisualPlan:
-    return find_plan(MODEL, BATCHES, None, PSigmoidSettings(planner="p_sigmoid", **settings), folder)
+    return PSigmoidPlanner(planner="p_sigmoid", **settings).find(Search(MODEL, BATCHES, None, folder=folder))
 
 
 def test_the_slope_is_the_best_of_those_tried_within_the_budget(tmp_path):
@@ -170,7 +170,7 @@ def test_the_slope_is_the_best_of_those_tried_within_the_budget(tmp_path):
     (tried,) = read_trials(tmp_path / TRIALS).values()
     published = [k * 32 / NUM_LAYERS for k in PUBLISHED_K]
     assert [k for k, _ in tried[:5]] == pytest.approx(published) and len(tried) == 16
-    plans = [sigmoid_plan(MODEL.config, PSigmoidSettings(planner="p_sigmoid", k=k, budget=budget)) for k, _ in tried]
+    plans = [PSigmoidPlanner(planner="p_sigmoid", k=k, budget=budget).plan_of_config(MODEL.config) for k, _ in tried]
     distances = [slow_kl(one) for one in plans]
     assert [value for _, value in tried] == pytest.approx(distances, rel=1e-4)
     assert plan == plans[distances.index(min(distances))] and len({round(value, 6) for value in distances}) > 3

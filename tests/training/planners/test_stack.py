@@ -10,12 +10,12 @@ from modeling.layer_plan import LayerPlan, Rank, num_served
 from modeling.visual_plan import VisualPlan
 from tests.modeling.random_plans import random_plan
 from tests.tiny_student import tiny_batch, tiny_student
-from tests.training.planners.tiny_calibration import tiny_calibration, tiny_config
+from tests.training.planners.tiny_calibration import tiny_calibration, tiny_config, tiny_search
 from training.measure.calibration import calibrate
-from training.planners import find_plan
-from training.planners.stack import StackSettings, stacked
-from training.planners.tools.budget import PlanPrice
-from training.planners.vica import VicaSettings, plan_vica
+from training.measure.price import PlanPrice
+from training.planners.stack import StackPlanner, stacked
+from training.planners.tools.search import Search
+from training.planners.vica import VicaPlanner
 
 LAYERS, UNITS, NEURONS = 3, 4, 12
 DENSE = VisualPlan.dense(LAYERS)
@@ -177,9 +177,9 @@ def test_the_planner_stacks_what_the_parts_find(tmp_path):
         },
         {"planner": "file", "path": tmp_path / "near.json"},
     ]
-    settings = StackSettings(planner="stack", of=parts)
-    found = [find_plan(model, batches, calibration, part) for part in settings.of]
-    plan = find_plan(model, batches, calibration, settings)
+    settings = StackPlanner(planner="stack", of=parts)
+    found = [part.find(Search(model, batches, calibration)) for part in settings.of]
+    plan = settings.find(Search(model, batches, calibration))
     assert plan == stacked(found)
     assert [layer.tokens for layer in plan.layers] == [1, 1, 0.5, 0.5] and plan.layers[1].radius == 1
     assert all(len(layer.ffn) == 12 for layer in plan.layers)
@@ -190,7 +190,7 @@ def test_the_planner_stacks_what_the_parts_find(tmp_path):
 
 def test_schedules_narrow_what_other_planners_read():
     config, calibration = tiny_config(), tiny_calibration()
-    vica = plan_vica(config, calibration, VicaSettings(planner="vica", budget={"visual_flops": 1.0}))
+    vica = VicaPlanner(planner="vica", budget={"visual_flops": 1.0}).find(tiny_search(config, calibration))
     plan = stacked([vica, VisualPlan.dense(8).replace(2, tokens=0.5)])
     assert [layer.tokens for layer in plan.layers] == [1, 1] + [0.5] * 6
     assert plan.layers[2] == LayerPlan(tokens=0.5, attend=False, ffn=0)

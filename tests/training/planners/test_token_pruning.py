@@ -15,13 +15,14 @@ from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
 from tests.training.planners.plain_pruning import plain_survivors
 from tests.training.planners.tiny_calibration import NUM_LAYERS, tiny_config
-from training.planners.fastv import FastvSettings, plan_fastv
-from training.planners.file import FileSettings, plan_from_file
-from training.planners.himap import HimapSettings, plan_himap
-from training.planners.p_sigmoid import PSigmoidSettings, sigmoid_plan
-from training.planners.pre_pruning import PrePruningSettings, plan_pre_pruning
-from training.planners.pyramid_drop import PyramidDropSettings, plan_pyramid_drop
-from training.planners.tools.budget import SHARES, PlanPrice
+from training.measure.price import PlanPrice
+from training.planners.fastv import FastvPlanner
+from training.planners.file import FilePlanner
+from training.planners.himap import HimapPlanner
+from training.planners.p_sigmoid import PSigmoidPlanner
+from training.planners.pre_pruning import PrePruningPlanner
+from training.planners.pyramid_drop import PyramidDropPlanner
+from training.planners.tools.token_schedule import TOKEN_SHARES
 from training.recipe.file import RECIPES
 
 CONFIG, LAYERS = tiny_config(), 6
@@ -29,23 +30,23 @@ PRICE = PlanPrice(CONFIG)
 
 
 def fastv(config=CONFIG, **settings) -> VisualPlan:
-    return plan_fastv(config, FastvSettings(planner="fastv", **settings))
+    return FastvPlanner(planner="fastv", **settings).plan_of_config(config)
 
 
 def pyramid_drop(config=CONFIG, **settings) -> VisualPlan:
-    return plan_pyramid_drop(config, PyramidDropSettings(planner="pyramid_drop", **settings))
+    return PyramidDropPlanner(planner="pyramid_drop", **settings).plan_of_config(config)
 
 
 def p_sigmoid(config=CONFIG, **settings) -> VisualPlan:
-    return sigmoid_plan(config, PSigmoidSettings(planner="p_sigmoid", **settings))
+    return PSigmoidPlanner(planner="p_sigmoid", **settings).plan_of_config(config)
 
 
 def himap(config=CONFIG, **settings) -> VisualPlan:
-    return plan_himap(config, HimapSettings(planner="himap", **settings))
+    return HimapPlanner(planner="himap", **settings).plan_of_config(config)
 
 
 def pre_pruning(config=CONFIG, **settings) -> VisualPlan:
-    return plan_pre_pruning(config, PrePruningSettings(planner="pre_pruning", **settings))
+    return PrePruningPlanner(planner="pre_pruning", **settings).plan_of_config(config)
 
 
 def tokens(plan: VisualPlan) -> list[float]:
@@ -180,7 +181,7 @@ def test_an_unreachable_budget_is_refused_in_one_line(rule):
 @pytest.mark.parametrize("planner", [fastv, pyramid_drop, pre_pruning])
 def test_the_share_is_the_largest_that_fits(planner):
     for budget in (0.3, 0.5, 0.8):
-        fitting = [plan for plan in (planner(keep=share) for share in SHARES) if PRICE(plan) <= budget]
+        fitting = [plan for plan in (planner(keep=share) for share in TOKEN_SHARES) if PRICE(plan) <= budget]
         assert planner(budget={"visual_flops": budget}) == fitting[-1] != fitting[0]
 
 
@@ -210,8 +211,8 @@ def test_a_schedule_goes_to_another_depth_by_relative_depth(tmp_path):
 
     def carried(plan, num_layers, **settings):
         plan.save(path)
-        text = LlavaConfig(text_config={"model_type": "llama", "num_hidden_layers": num_layers}).text_config
-        return plan_from_file(text, FileSettings(planner="file", path=path, relative_depth=True))
+        config = LlavaConfig(text_config={"model_type": "llama", "num_hidden_layers": num_layers})
+        return FilePlanner(planner="file", path=path, relative_depth=True).plan_of_config(config)
 
     schedule = fastv(shape("llava-1.5-7b"), keep=0.5, layer=8)
     assert (
@@ -230,7 +231,7 @@ def test_a_schedule_goes_to_another_depth_by_relative_depth(tmp_path):
             carried(VisualPlan.dense(4).replace(3, **units), 8)
     with pytest.raises(ValueError, match="got 4 layers, the model has 8"):
         VisualPlan.dense(4).save(path)
-        plan_from_file(CONFIG.text_config, FileSettings(planner="file", path=path))
+        FilePlanner(planner="file", path=path).plan_of_config(CONFIG)
 
 
 # ---- as published ----

@@ -13,9 +13,10 @@ from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.measure.answer_kl import AnswerKL
-from training.planners import find_plan
-from training.planners.tools.budget import PlanPrice
-from training.planners.vtw import VtwSettings, withdrawal_curve
+from training.measure.price import PlanPrice
+from training.planners.tools.search import Search
+from training.planners.tools.withdrawal import withdrawal_curve
+from training.planners.vtw import VtwPlanner
 
 NUM_LAYERS = 5
 DENSE = VisualPlan.dense(NUM_LAYERS)
@@ -33,7 +34,7 @@ def curve(at="answers", hold_out=0.0, model=MODEL, batches=BATCHES):
 
 
 def vtw(**settings) -> VisualPlan:
-    return find_plan(MODEL, BATCHES, None, VtwSettings(planner="vtw", **settings))
+    return VtwPlanner(planner="vtw", **settings).find(Search(MODEL, BATCHES, None))
 
 
 @pytest.mark.parametrize("family", [LLAVA_NEXT[0], QWEN2_VL, INTERNVL[0]], ids=lambda family: family.name)
@@ -116,7 +117,7 @@ def test_a_budget_takes_the_latest_withdrawal_without_measuring():
     price = PlanPrice(MODEL.config)
     for budget in (0.1, 0.3, 0.5, 0.8, 1.0):
         fitting = [layer for layer in range(1, NUM_LAYERS + 1) if price(withdrawn(layer)) <= budget]
-        plan = find_plan(MODEL, [], None, VtwSettings(planner="vtw", budget={"visual_flops": budget}))
+        plan = VtwPlanner(planner="vtw", budget={"visual_flops": budget}).find(Search(MODEL, [], None))
         assert plan == withdrawn(max(fitting))
     with pytest.raises(
         ValueError, match=r"plan.budget.visual_flops: got 0.01, allowed: 0\.\d+ or more, the cost of all tok"
@@ -143,4 +144,4 @@ def test_data_or_settings_that_say_nothing_are_refused():
         {"tolerance": 0.1, "hold_out": 1.0}, {"budget": budget, "hold_out": 0.5}, {"budget": budget, "at": "prompt"},
     ):  # fmt: skip
         with pytest.raises(ValidationError):
-            VtwSettings(planner="vtw", **wrong)
+            VtwPlanner(planner="vtw", **wrong)

@@ -12,10 +12,11 @@ from tests.training.planners.tiny_calibration import (
     NUM_UNITS,
     tiny_calibration,
     tiny_config,
+    tiny_search,
 )
 from training.measure.calibration import Calibration
-from training.planners.tools.budget import PlanPrice
-from training.planners.yopo import YopoSettings, plan_yopo
+from training.measure.price import PlanPrice
+from training.planners.yopo import YopoPlanner
 
 CONFIG, CALIBRATION = tiny_config(), tiny_calibration()
 PRICE = PlanPrice(CONFIG)
@@ -24,7 +25,7 @@ EXPLICIT = {"planner": "yopo", "withdraw_from": 5, "ffn_kept": 0.5, "radius": 1}
 
 @pytest.mark.parametrize("budget", [0.0, 0.01, 0.04, 0.12, 0.25, 0.5, 0.9])
 def test_a_budget_is_met_closely(budget):
-    plan = plan_yopo(CONFIG, CALIBRATION, YopoSettings(planner="yopo", budget={"visual_flops": budget}))
+    plan = YopoPlanner(planner="yopo", budget={"visual_flops": budget}).find(tiny_search(CONFIG, CALIBRATION))
     plan.check(NUM_LAYERS, NUM_UNITS, NUM_NEURONS)
     assert PRICE(plan) <= budget
     # Depth goes in whole layers: with 8 of them, a small budget may be left half unspent.
@@ -32,7 +33,7 @@ def test_a_budget_is_met_closely(budget):
 
 
 def test_a_budget_keeps_the_released_pattern():
-    plan = plan_yopo(CONFIG, CALIBRATION, YopoSettings(planner="yopo", budget={"visual_flops": 0.25}))
+    plan = YopoPlanner(planner="yopo", budget={"visual_flops": 0.25}).find(tiny_search(CONFIG, CALIBRATION))
     withdrawn = [layer.tokens for layer in plan.layers].index(0.0)
     assert NUM_LAYERS // 2 - 1 <= withdrawn <= NUM_LAYERS // 2 + 1
     assert plan.layers[0].heads is None and plan.layers[1].heads is None
@@ -45,7 +46,7 @@ def test_a_budget_keeps_the_released_pattern():
 
 
 def test_heads_kept_is_a_share_over_all_layers():
-    plan = plan_yopo(CONFIG, CALIBRATION, YopoSettings(**EXPLICIT, heads_kept=0.5))
+    plan = YopoPlanner(**EXPLICIT, heads_kept=0.5).find(tiny_search(CONFIG, CALIBRATION))
     assert plan.layers[5:] == (LayerPlan(tokens=0.0),) * (NUM_LAYERS - 5)
     active = CALIBRATION.activity.mean(0)[2:5].flatten().topk(6).indices.tolist()
     for layer in range(2, 5):
@@ -60,9 +61,9 @@ def test_threshold_by_votes():
     activity[:2, 3, 1] = 0.3  # a third
     activity[:, 3, 2] = 0.2  # all stand at the threshold, none above it
     calibration = Calibration(activity, CALIBRATION.neuron_importance, CALIBRATION.neighborhood, CALIBRATION.unit_kl)
-    plan = plan_yopo(CONFIG, calibration, YopoSettings(**EXPLICIT, activity_threshold=0.2))
+    plan = YopoPlanner(**EXPLICIT, activity_threshold=0.2).find(tiny_search(CONFIG, calibration))
     assert [layer.heads for layer in plan.layers[:5]] == [None, None, 0, (0,), 0]
-    generous = plan_yopo(CONFIG, calibration, YopoSettings(**EXPLICIT, activity_threshold=0.2, votes=0.3))
+    generous = YopoPlanner(**EXPLICIT, activity_threshold=0.2, votes=0.3).find(tiny_search(CONFIG, calibration))
     assert generous.layers[3].heads == (0, 1)
 
 
@@ -75,6 +76,6 @@ def test_settings_that_contradict_are_refused():
         {**EXPLICIT, "heads_kept": 1.5},
     ):
         with pytest.raises(ValidationError):
-            YopoSettings(**settings)
+            YopoPlanner(**settings)
     with pytest.raises(ValueError, match="withdraw_from: got 9, the model has 8 layers"):
-        plan_yopo(CONFIG, CALIBRATION, YopoSettings(**{**EXPLICIT, "withdraw_from": 9}, heads_kept=0.5))
+        YopoPlanner(**{**EXPLICIT, "withdraw_from": 9}, heads_kept=0.5).find(tiny_search(CONFIG, CALIBRATION))

@@ -1,9 +1,12 @@
 """Random statistics of a small model, for planners that need no evaluation."""
 
+from types import SimpleNamespace
+
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from training.measure.calibration import Calibration
+from training.planners.tools.search import Search
 
 NUM_LAYERS, NUM_UNITS, NUM_NEURONS, GRID_SIDE, NUM_SAMPLES = 8, 4, 64, 5, 6
 
@@ -29,3 +32,8 @@ def tiny_calibration(seed: int = 0) -> Calibration:
         neighborhood=torch.rand(NUM_LAYERS, GRID_SIDE, generator=generator).cumsum(1) / GRID_SIDE,
         unit_kl=torch.rand(NUM_LAYERS, NUM_UNITS, generator=generator),
     )
+
+
+def tiny_search(config: LlavaConfig, calibration: Calibration) -> Search:
+    """A search for a planner that looks at the model's config alone, not at its weights."""
+    return Search(SimpleNamespace(config=config), [], calibration)

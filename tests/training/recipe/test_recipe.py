@@ -9,8 +9,8 @@ import yaml
 
 from checkpoints.build import dense_config
 from modeling.visual_plan import VisualPlan
+from training.recipe.base import BaseRecipe
 from training.recipe.file import RECIPES, find_recipe, load_recipe
-from training.recipe.recipe import BaseRecipe
 from training.run import Stage, execute
 from training.tasks.dry_run import console, cost_table, dry_run
 
@@ -58,7 +58,7 @@ WRONG = {
     "plan.budget.visual_flop=0.1": r"unknown key plan.budget.visual_flop, did you mean plan.budget.visual_flops\?",
     "compare.1.plan.budgt=1": r"unknown key compare.1.plan.budgt, did you mean compare.1.plan.budget\?",
     "task=sparsfy": r"task: got 'sparsfy'; allowed: 'dense', 'sparsify'",
-    "plan.planner=gredy": r"plan.planner: got 'gredy'; allowed: 'gates', 'greedy', 'yopo', 'shortv', 'vica', 'vtw', ",
+    "plan.planner=gredy": r"plan.planner: got 'gredy'; allowed: 'fastv', 'file', 'g_search', 'greedy', .*'yopo', 'gates'",
     "plan={planner: vtw, budget: {visual_flops: 0.5}, hold_out: 0.5}": r"plan: a budget decides without measuring: hold_out go with tolerance",
     "plan={planner: stack, of: [{planner: vica, budget: {visual_flop: 1}}, {planner: file, path: x}]}": (
         r"unknown key plan.of.0.budget.visual_flop, did you mean plan.of.0.budget.visual_flops\?"

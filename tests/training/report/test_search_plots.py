@@ -7,12 +7,12 @@ import pytest
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
-from training.planners import CURVE, find_plan
-from training.planners.fastv import FastvSettings
-from training.planners.g_search import GSearchSettings
-from training.planners.p_sigmoid import PSigmoidSettings
+from training.planners.fastv import FastvPlanner
+from training.planners.g_search import GSearchPlanner
+from training.planners.p_sigmoid import PSigmoidPlanner
+from training.planners.tools.search import Search
 from training.planners.tools.trials import read_trials
-from training.planners.vtw import VtwSettings
+from training.planners.vtw import CURVE, VtwPlanner
 from training.report.plots import png
 from training.report.search_plots import search_picture
 
@@ -22,7 +22,7 @@ BATCHES = [tiny_batch((1, 0, 2), seed=1)]
 
 
 def picture(settings, folder):
-    plan = find_plan(MODEL, BATCHES, None, settings, folder)
+    plan = settings.find(Search(MODEL, BATCHES, None, folder=folder))
     figure = search_picture(plan, 0.25, settings, folder)
     assert png(figure).startswith(b"\x89PNG")
     return plan, figure
@@ -33,7 +33,7 @@ def legend(axes):
 
 
 def test_a_schedule_without_a_search_stands_alone(tmp_path):
-    _, figure = picture(FastvSettings(planner="fastv", keep=0.25), tmp_path)
+    _, figure = picture(FastvPlanner(planner="fastv", keep=0.25), tmp_path)
     (schedule,) = figure.axes
     heights = schedule.patches[0].get_data().values
     assert heights.tolist() == [1.0, 1.0, 0.25, 0.25, 0.25]
@@ -41,7 +41,7 @@ def test_a_schedule_without_a_search_stands_alone(tmp_path):
 
 
 def test_the_curve_has_its_tolerance_and_the_layer_taken(tmp_path):
-    settings = VtwSettings(planner="vtw", tolerance=0.5, hold_out=0.3)
+    settings = VtwPlanner(planner="vtw", tolerance=0.5, hold_out=0.3)
     layers = (LayerPlan(), LayerPlan(), LayerPlan(), LayerPlan(tokens=0.0), LayerPlan(tokens=0.0))
     curve = [
         {"layer": layer, "kl": 3.0 / layer if layer < 5 else 0.0, "kl_hold_out": 4.0 / layer} for layer in range(1, 6)
@@ -59,7 +59,7 @@ def test_the_curve_has_its_tolerance_and_the_layer_taken(tmp_path):
 
 
 def test_every_trial_of_g_search_is_a_point_and_the_share_taken_a_line(tmp_path):
-    settings = GSearchSettings(planner="g_search", tolerance=0.3, full_layers=1, trials=4)
+    settings = GSearchPlanner(planner="g_search", tolerance=0.3, full_layers=1, trials=4)
     plan, figure = picture(settings, tmp_path)
     axes = figure.axes[1]
     tried = [trial for trials in read_trials(tmp_path / "trials.journal").values() for trial in trials]
@@ -73,7 +73,7 @@ def test_every_trial_of_g_search_is_a_point_and_the_share_taken_a_line(tmp_path)
 
 
 def test_the_slope_taken_is_ringed(tmp_path):
-    settings = PSigmoidSettings(planner="p_sigmoid", budget={"visual_flops": 0.7}, trials=6)
+    settings = PSigmoidPlanner(planner="p_sigmoid", budget={"visual_flops": 0.7}, trials=6)
     _, figure = picture(settings, tmp_path)
     (tried,) = read_trials(tmp_path / "trials.journal").values()
     best = min(tried, key=lambda trial: trial[1])
@@ -85,5 +85,5 @@ def test_the_slope_taken_is_ringed(tmp_path):
 
 
 def test_a_budget_that_lets_all_tokens_stay_has_no_logarithm(tmp_path):
-    _, figure = picture(PSigmoidSettings(planner="p_sigmoid", budget={"visual_flops": 1.0}, trials=3), tmp_path)
+    _, figure = picture(PSigmoidPlanner(planner="p_sigmoid", budget={"visual_flops": 1.0}, trials=3), tmp_path)
     assert figure.axes[1].get_yscale() == "linear" and len(figure.axes[1].collections[0].get_offsets()) == 3

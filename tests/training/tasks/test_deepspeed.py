@@ -12,7 +12,7 @@ from checkpoints.load import load_checkpoint
 from tests.checkpoints.tiny_dense import tiny_dense
 from tests.families.family import TinyFamily
 from tests.families.test_families import families
-from training.distillation.trainer import read_metrics
+from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
 
 ROOT = RECIPES.parent

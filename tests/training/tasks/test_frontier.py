@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.checkpoints.tiny_dense import tiny_dense
-from training.distillation.trainer import read_metrics
+from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES, load_recipe
 from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table, interval
 from training.report.plots import png

@@ -12,14 +12,14 @@ from data.collator import Collator
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
+from training.distillation.callbacks import read_metrics
 from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor, train_student, trained_student
-from training.distillation.trainer import read_metrics
 from training.gates.learning import learned_adapters
 from training.recipe.file import load_recipe
 from training.run import execute
+from training.tasks.run_folder import load_plan, student_folder
 from training.tasks.sparsify import stages
-from training.tasks.stages import load_plan, student_folder
 
 STAGES = ["data", "calibrate", "plan", "cost", "distil", "evaluate", "export", "benchmark", "report"]
 

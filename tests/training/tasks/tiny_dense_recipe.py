@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.recipe.recipe import DenseRecipe
+from training.recipe.dense import DenseRecipe
 
 
 def tiny_dense_recipe(output: Path, **teacher) -> DenseRecipe:

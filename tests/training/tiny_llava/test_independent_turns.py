@@ -6,8 +6,9 @@ from PIL import Image
 
 from data.collator import Collator
 from data.conversations import IGNORE_INDEX, Sample, encode
+from training.recipe.dense import TinyLlavaSettings
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
-from training.tiny_llava.model import TinyLlavaSettings, build_model, build_processor
+from training.tiny_llava.model import build_model, build_processor
 
 TURNS = (("Is it red?", "yes"), ("How many are there?", "47"), ("What is it?", "a big red cross"))
 SETTINGS = TinyLlavaSettings(

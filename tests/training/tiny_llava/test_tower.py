@@ -7,7 +7,8 @@ import torch
 
 from data.shapes.patches import GROUPS, NO_WORD
 from data.shapes.scenes import sample_scene
-from training.tiny_llava.model import TinyLlavaSettings, build_model, build_processor
+from training.recipe.dense import TinyLlavaSettings
+from training.tiny_llava.model import build_model, build_processor
 from training.tiny_llava.tower import PatchDataset, PatchReader
 
 SETTINGS = TinyLlavaSettings(

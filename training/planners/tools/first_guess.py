@@ -5,12 +5,17 @@ would lose; for small changes the KL grows with the square of that share. Shutti
 measured for each alone. A guess is a fraction of that, so that a move worth having is tried at least once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
-from training.measure.calibration import Calibration
 from training.planners.tools.moves import Move
+
+if TYPE_CHECKING:
+    from training.measure.calibration import Calibration
 
 OPTIMISM = 0.25
 

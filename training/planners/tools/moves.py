@@ -1,17 +1,22 @@
 """The steps between plans: how a search closes visual work, and opens it again.
 
 A search walks over plans that *count* units and neurons (`heads: 3`, the three most important of that layer);
-`Moves.listed` names them by the calibrated order. Blind layers at the end of the stack are a withdrawal and written as one.
+`Moves.with_units` names them by the calibrated order. Blind layers at the end of the stack are a withdrawal and written as one.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
-from training.measure.calibration import Calibration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from training.measure.calibration import Calibration
 
 NUM_HEAD_STEPS = 8
 """A layer's units are shut and opened one by one, or where it has more than this many, in this many groups."""
@@ -74,7 +79,7 @@ class Moves:
             for name, changes in self._more(layer):
                 yield (name, index), plan.replace(index, **changes)
 
-    def listed(self, plan: VisualPlan) -> VisualPlan:
+    def with_units(self, plan: VisualPlan) -> VisualPlan:
         """The plan with its counts as lists of indices into the dense weights, and a blind tail as a withdrawal."""
         last_read = max((index for index, layer in enumerate(plan.layers) if layer.read), default=-1)
         layers = [

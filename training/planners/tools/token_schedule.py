@@ -8,6 +8,9 @@ from modeling.visual_plan import VisualPlan
 
 RECEIVED = Rank(by="text_attention", rows="instruction")
 """By the attention received in the layer before, from the prompt after the image: the ranking of G-Search and P-Sigmoid."""
+SHARE_STEPS = 1024
+TOKEN_SHARES = tuple(step / SHARE_STEPS for step in range(SHARE_STEPS + 1))
+"""The shares of visual tokens that budgets are solved for, from none to all."""
 DIGITS = 6
 """Decimals of a share: one that is not 0 still keeps a token of every image, as `num_kept` counts."""
 

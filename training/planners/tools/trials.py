@@ -17,6 +17,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm.auto import tqdm
 
+TRIALS = "trials.journal"
+"""The journal's file in the folder of a search."""
 PARAMETER = "value"
 DRAWN_BLINDLY = 4
 """Trials before the estimator has a say."""

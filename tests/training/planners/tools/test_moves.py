@@ -3,7 +3,7 @@
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_NEURONS, NUM_UNITS, tiny_calibration, tiny_config
-from training.planners.tools.budget import PlanPrice
+from training.measure.price import PlanPrice
 from training.planners.tools.moves import Moves
 
 CONFIG = tiny_config()
@@ -32,7 +32,7 @@ def test_closings_never_cost_more_and_openings_never_less():
 def test_every_listed_plan_fits_the_model_and_costs_the_same():
     moves = Moves(CONFIG, tiny_calibration())
     for plan in all_reachable(moves.dense, moves.closings):
-        listed = moves.listed(plan)
+        listed = moves.with_units(plan)
         listed.check(NUM_LAYERS, NUM_UNITS, NUM_NEURONS)
         assert PRICE(listed) == PRICE(plan)
         assert VisualPlan.from_dict(listed.to_dict()) == listed
@@ -64,7 +64,7 @@ def test_named_moves_of_a_dense_layer():
 def test_the_most_important_units_and_neurons_stay():
     calibration = tiny_calibration()
     moves = Moves(CONFIG, calibration)
-    listed = moves.listed(moves.dense.replace(1, heads=1, ffn=NUM_NEURONS // 8))
+    listed = moves.with_units(moves.dense.replace(1, heads=1, ffn=NUM_NEURONS // 8))
     assert listed.layers[0] == LayerPlan()
     assert listed.layers[1].heads == (int(calibration.unit_kl[1].argmax()),)
     strongest = calibration.neuron_importance[1].topk(NUM_NEURONS // 8).indices
@@ -74,9 +74,9 @@ def test_the_most_important_units_and_neurons_stay():
 def test_a_blind_tail_is_written_as_a_withdrawal():
     moves = Moves(CONFIG, tiny_calibration())
     (withdrawn,) = [plan for move, plan in moves.closings(moves.dense) if move == ("withdraw", 2)]
-    assert [layer.tokens for layer in moves.listed(withdrawn).layers] == [1.0, 1.0] + [0.0] * (NUM_LAYERS - 2)
+    assert [layer.tokens for layer in moves.with_units(withdrawn).layers] == [1.0, 1.0] + [0.0] * (NUM_LAYERS - 2)
     # A blind layer below one that is read stays a layer with tokens.
-    assert moves.listed(moves.dense.replace(1, read=False)).layers[1] == LayerPlan(read=False)
+    assert moves.with_units(moves.dense.replace(1, read=False)).layers[1] == LayerPlan(read=False)
 
 
 def test_radii_beyond_the_grid_are_no_moves():

@@ -1,0 +1,40 @@
+"""A recipe's `training` section in transformers' words."""
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from training.recipe.training import TrainingSettings
+
+
+def training_arguments(settings: TrainingSettings, output_dir: Path, seed: int, name: str) -> TrainingArguments:
+    """The same in transformers' words; `name` stands before the progress bar and among a tracker's runs."""
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        run_name=name,
+        max_steps=settings.max_steps or -1,
+        num_train_epochs=settings.num_epochs or 1,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        average_tokens_across_devices=True,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_schedule,
+        warmup_steps=settings.warmup_ratio,  # below 1, transformers reads a share of all steps
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bfloat16",
+        **(checkpointing if settings.gradient_checkpointing else {}),
+        deepspeed=settings.deepspeed,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        dataloader_num_workers=settings.num_workers,
+        remove_unused_columns=False,
+        report_to=list(settings.report_to),
+        disable_tqdm=True,  # ProgressLine shows the same without a line per log
+        seed=seed,
+    )
