@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan, num_served
 from modeling.user_error import UserError
-from modeling.visual_gates import FAMILIES, VisualGates
+from modeling.visual_gates import GATE_KINDS, VisualGates
 from modeling.visual_plan import VisualPlan
 from training.measure.calibration import Calibration
 from training.measure.price import GateBudget, GatedCost
@@ -77,7 +77,7 @@ def base_plan(start: VisualPlan) -> VisualPlan:
 
 def check_budget(gates: VisualGates, base: VisualPlan, cost: GatedCost, budget: GateBudget) -> None:
     """Raises UserError where the budget cannot be met, not even with every gate shut that may be."""
-    least = cost.price(gates.plan({name: gates.fixed_open(name) for name in FAMILIES}, base))
+    least = cost.price(gates.plan({name: gates.fixed_open(name) for name in GATE_KINDS}, base))
     if least > budget.share:
         raise UserError(
             f"plan.budget.{budget.measure}: got {budget.share:g}, allowed: {least:.4g} or more, the cost of what no gate can shut"
@@ -120,10 +120,10 @@ def _opened_in_order(
     gates: VisualGates, scores: Mapping[str, torch.Tensor], base: VisualPlan, cost: GatedCost, share: float
 ) -> VisualPlan:
     """Learned gates opened by falling score, each where the budget allows it after those before it."""
-    opened = {name: gates.fixed_open(name) for name in FAMILIES}
+    opened = {name: gates.fixed_open(name) for name in GATE_KINDS}
     candidates = [
         (float(scores[name][place]), name, place)
-        for name in FAMILIES
+        for name in GATE_KINDS
         for place in map(tuple, gates.learned(name).nonzero().tolist())
     ]
     plan = gates.plan(opened, base)

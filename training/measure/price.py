@@ -85,7 +85,7 @@ class GatedCost:
         """Of gates that are open with these probabilities; a differentiable scalar.
 
         Args:
-            probability: per family, as `VisualGates.open_probability` gives them.
+            probability: for each kind of gate, as `VisualGates.open_probability` gives them.
             block_sizes: [L, K] neurons of each block.
         """
         return self._cost(expected_work(probability, block_sizes), self._base) / self._stock

@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from modeling.visual_gates import FAMILIES
+from modeling.visual_gates import GATE_KINDS
 from training.measure.price import GateBudget
 from training.planners import SearchSettings
 from training.schema import Strict
 
-Family = Literal["attend", "ffn", "read", "heads", "neurons"]
+GateKind = Literal["attend", "ffn", "read", "heads", "neurons"]
 
 SERVABLE = ("attend", "ffn", "neurons")
 
@@ -23,8 +23,8 @@ class GateSettings(Strict):
     """The plan whose gates are open at first; null: the dense one. One that costs no more than the budget is hardly left."""
     profile: Literal["max", "servable"] = "max"
     """servable: freezing and FFN narrowing only, which servers with paged attention can execute."""
-    off: tuple[Family, ...] = ()
-    """Families of gates that are not learned: they stay as in `start`."""
+    off: tuple[GateKind, ...] = ()
+    """Kinds of gates that are not learned: they stay as in `start`."""
     steps: int = Field(ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     """Of log alpha (Adam); LoRA has the recipe's."""
@@ -40,9 +40,9 @@ class GateSettings(Strict):
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The families that are learned."""
-        allowed = SERVABLE if self.profile == "servable" else FAMILIES
-        return tuple(name for name in FAMILIES if name in allowed and name not in self.off)
+        """The kinds of gates that are learned."""
+        allowed = SERVABLE if self.profile == "servable" else GATE_KINDS
+        return tuple(name for name in GATE_KINDS if name in allowed and name not in self.off)
 
 
 PlannerSettings = Annotated[GateSettings | SearchSettings, Field(discriminator="planner")]
