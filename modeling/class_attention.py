@@ -124,8 +124,10 @@ class ClassAttentionMixin:
 
 @contextmanager
 def _recorded_class_attention(blocks: Sequence[TowerBlock]) -> Iterator[list[torch.Tensor]]:
-    """Yields a list. A forward of the tower inside the block appends to it, for each of these blocks in turn, the class
-    token's attention to patches [P, N], fp32, mean over heads."""
+    """Yields a list to which a forward of the tower inside the block appends the class token's attention.
+
+    For each of these blocks in turn, it appends the attention to patches [P, N], fp32, mean over heads.
+    """
     attention: list[torch.Tensor] = []
     class_query: list[torch.Tensor] = []
 

@@ -181,8 +181,14 @@ def neighbor_attention(
 
 
 class _Rows(NamedTuple):
-    """What tiles gather from: queries [B * V, Hq, hd], keys and values of the text [B * P, Hkv, hd] and of the picture
-    [B * V, Hkv, hd], and the mask [B * V, P] of queries over the text."""
+    """What tiles gather from, all samples one after another.
+
+    Attributes:
+        queries: [B * V, Hq, hd].
+        text_keys, text_values: [B * P, Hkv, hd].
+        keys, values: [B * V, Hkv, hd].
+        text_mask: [B * V, P] bool, whether the query sees the text key.
+    """
 
     queries: torch.Tensor
     text_keys: torch.Tensor
@@ -193,8 +199,15 @@ class _Rows(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Some tiles: rows of their queries [M, Q], which of these hold a token, rows of their text keys [M, P] and of
-    their visual keys [M, K], and which pairs [M, Q, K] are allowed."""
+    """Some tiles, with indices into `_Rows`.
+
+    Attributes:
+        query_row: [M, Q] long.
+        query_valid: [M, Q] bool, whether the slot holds a token.
+        text_row: [M, P] long.
+        key_row: [M, K] long.
+        allowed: [M, Q, K] bool, whether the query sees the visual key.
+    """
 
     query_row: torch.Tensor
     query_valid: torch.Tensor

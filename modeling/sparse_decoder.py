@@ -152,7 +152,7 @@ class SparseDecoderMixin(nn.Module):
                 last blocks, for plans that rank by it.
             supervised: [B, S] bool in training, true at answer tokens. Tokens are then ranked from the rows before
                 answers.
-            gates: each layer's gates. The plan must let every token, unit and neuron serve; it may set `radius`.
+            gates: each layer's gates. The plan must let every token, unit and neuron serve. It may set `radius`.
 
         Returns:
             last_hidden_state [B, S, D] with text rows. It is zero at image tokens, for nothing reads them, and at

@@ -1,4 +1,4 @@
-"""What the sparse models of all families have alike: a plan in force, and logits of chosen rows alone.
+"""What the sparse models of all families have alike. They have a plan in force, and can give logits of chosen rows.
 
 `SparseMultimodalMixin` is mixed in before the stock `...ForConditionalGeneration` class. The decoder in it,
 `model.language_model`, is one of sparse_decoder.py.

@@ -8,11 +8,11 @@ The literature counts in four ways, and a plan's cost is given in all of them:
 - D: C with vision tower and projector (DiffPrune).
 
 Attention is counted in full, not halved for the causal mask. Norms, softmax, embedding and lm_head are left out in all
-four. Left out too is the class token's row of a ranking by `cls_attention`: its share of a block of the tower is 1 to
-12 times the tower's hidden size.
+four. The class token's row of a ranking by `cls_attention` is left out too. It is one part of a tower's block in 12
+times the tower's hidden size.
 
-Costs are compared with those of the *stock* model (`dense_cost`). The dense *plan* costs a little less: nothing reads
-what the last layer would add to visual tokens, so it is never computed.
+Costs are compared with those of the *stock* model (`dense_cost`). The dense *plan* costs a little less. Nothing reads
+what the last layer would add to visual tokens, so the decoder does not compute it.
 """
 
 from collections.abc import Sequence

@@ -48,8 +48,7 @@ class StageMasks:
 
     Args:
         text: the text rows of this forward.
-        visual: the visual rows carried. None where this forward has none; the mask of text rows alone may then be
-            asked.
+        visual: the visual rows carried, or None if this forward has none. Masks of visual rows need them.
         past: slots of the visual and text rows cached so far in this stage, or of text rows if there were no pictures.
         text_keys: slots of all text rows, this forward included.
 
