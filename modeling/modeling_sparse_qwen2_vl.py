@@ -191,7 +191,8 @@ def _images(token_types: torch.Tensor, position_ids: torch.Tensor | None) -> Ima
     rows, columns = position_ids[-2:].cpu()
     images = []
     for sample, begin, end in visual_runs(token_types):
-        height, width = (int(of[sample, begin:end].max() - of[sample, begin:end].min()) + 1 for of in (rows, columns))
+        runs = (rows[sample, begin:end], columns[sample, begin:end])
+        height, width = (int(positions.max() - positions.min()) + 1 for positions in runs)
         grid = (height, width)
         frames, rest = divmod(end - begin, grid[0] * grid[1])
         if rest:
