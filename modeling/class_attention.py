@@ -1,46 +1,61 @@
-"""What a vision tower's class token attends to: scores by which visual tokens are ranked, before the decoder's first layer too.
+"""The attention of a vision tower's class token, as scores by which visual tokens are ranked.
 
-FasterVLM (arXiv 2412.01818) takes the block whose output is read, VTC-CLS (arXiv 2412.05819) the sum over several up to it. The
-tower's own attention is fused and holds no probabilities, so of each block that row is computed once more, from queries and keys
-that the block makes anyway.
+These scores are known before the decoder's first layer.
+FasterVLM (arXiv 2412.01818) takes the attention in the block whose output is read.
+VTC-CLS (arXiv 2412.05819) takes the sum over several blocks, the last of them that one.
+The tower's own attention is fused and gives no probabilities.
+The class token's row of each block is therefore computed once more, from the queries and keys that the block makes.
 
-Shapes: P pictures or tiles, N patches of one, W the tower's hidden size.
+Shapes: P pictures or tiles, N patches of one, W the tower's hidden size, H head_dim.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .vision_flops import CLASS_TOKENS, blocks_read
+from .sparse_decoder import SparseDecoderMixin
+from .vision_flops import CLASS_TOKENS, num_blocks_read
 
 
 @dataclass
 class ScoredFeatures(BaseModelOutputWithPooling):
     """Features of pictures, and how much the class token attends to each.
 
-    `deepstack_features` holds one list: of each picture, row by row of its features, [rows, blocks] in fp32. By that name
-    generation knows what goes with features, and repeats it for beams.
+    `deepstack_features` holds one list with a tensor [features of the picture, blocks], fp32, for each picture.
+    Generation of transformers knows that name: it repeats such lists for beams, together with the features.
     """
 
     deepstack_features: list[list[torch.Tensor]] | None = None
 
     @classmethod
     def of(cls, features: Sequence[torch.Tensor], class_attention: Sequence[torch.Tensor]) -> "ScoredFeatures":
+        """Returns features [rows, D] and class attention [rows, blocks] of pictures as one output."""
         return cls(pooler_output=list(features), deepstack_features=[list(class_attention)])
 
 
 def class_attention_of(features: BaseModelOutputWithPooling) -> torch.Tensor | None:
-    """[rows of all features, blocks], or None where features came without."""
-    return torch.cat(features.deepstack_features[0]) if isinstance(features, ScoredFeatures) else None
+    """Returns the class attention [rows of all features, blocks], or None where the features came without it."""
+    if not isinstance(features, ScoredFeatures):
+        return None
+    assert features.deepstack_features is not None
+    return torch.cat(features.deepstack_features[0])
 
 
 @dataclass(frozen=True)
 class TowerBlock:
-    """Modules of a block whose outputs [P, 1 + N, W] are its queries and, called after that, its keys; the class token first."""
+    """A block of a vision tower, by the modules that make its queries and keys.
+
+    Attributes:
+        queries: module whose output is the block's queries [P, 1 + N, W], the class token's first.
+        keys: the same for its keys. The block calls it after `queries`.
+        num_heads: attention heads of the block.
+    """
 
     queries: nn.Module
     keys: nn.Module
@@ -48,71 +63,93 @@ class TowerBlock:
 
 
 def llava_class_blocks(tower: nn.Module, read: int | Sequence[int]) -> list[TowerBlock]:
-    """Of a LLaVA's tower, the blocks up to the one that is read (`vision_feature_layer`); none where there is no class token."""
-    if CLASS_TOKENS.get(tower.config.model_type) != 1:
+    """Returns the blocks of a LLaVA's tower up to the one that is read, or none if the tower has no class token.
+
+    Args:
+        read: as a LLaVA's `vision_feature_layer`.
+    """
+    model: Any = tower
+    if CLASS_TOKENS.get(model.config.model_type) != 1:
         return []
-    attentions = [block.self_attn for block in tower.encoder.layers[: blocks_read(read, len(tower.encoder.layers))]]
-    return [TowerBlock(one.q_proj, one.k_proj, one.num_heads) for one in attentions]
+    blocks = model.encoder.layers
+    attentions = [block.self_attn for block in blocks[: num_blocks_read(read, len(blocks))]]
+    return [TowerBlock(attention.q_proj, attention.k_proj, attention.num_heads) for attention in attentions]
 
 
 class ClassAttentionMixin:
-    """For a model whose features come with what the tower's class token attends to, where the plan or the caller asks."""
+    """Adds the class token's attention to the features of pictures, where the plan or the caller asks for it."""
 
-    blocks_of: Callable[[nn.Module, int | Sequence[int]], list[TowerBlock]]
-    """Of the tower, the blocks up to the one that is read."""
+    tower_blocks: Callable[[nn.Module, Any], list[TowerBlock]]
+    """Given the tower and the layer that is read, returns the tower's blocks up to that one."""
+
+    if TYPE_CHECKING:  # attributes of the model; transformers reads annotations of `config` at run time
+        config: PreTrainedConfig
+        vision_tower: nn.Module
+        language_model: SparseDecoderMixin
 
     def class_blocks(self, vision_feature_layer: int | list[int] | None = None) -> list[TowerBlock]:
-        """The tower's blocks whose class token may rank visual tokens; None: the config's layer is read."""
+        """Returns the tower's blocks whose class token may rank visual tokens.
+
+        Args:
+            vision_feature_layer: the layer that is read. None means the config's.
+        """
         read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        return self.blocks_of(self.vision_tower, read)
+        return self.tower_blocks(self.vision_tower, read)
 
     def scored_features(
         self,
         encode: Callable[..., BaseModelOutputWithPooling],
-        arranged: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+        to_pictures: Callable[[torch.Tensor], Sequence[torch.Tensor]],
         vision_feature_layer: int | list[int] | None,
         tower_layers: int | None,
     ) -> BaseModelOutputWithPooling:
-        """Runs `encode` and adds what the class token attends to in the last blocks, if that is any.
+        """Runs `encode`. Returns its features, with the class token's attention in the last blocks if any are asked
+        for.
 
         Args:
-            encode: pictures through tower and projector; takes `vision_feature_layer`.
-            arranged: [P, N, blocks] -> of each picture [rows of its features, blocks].
-            tower_layers: how many blocks; None: as the plan in force asks.
+            encode: runs pictures through tower and projector. It takes `vision_feature_layer`.
+            to_pictures: turns attention [P, N, blocks] into one tensor [rows of its features, blocks] per picture.
+            vision_feature_layer: the layer that is read. None means the config's.
+            tower_layers: number of last blocks. None means as many as the plan in force asks for.
         """
         num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
         blocks = self.class_blocks(vision_feature_layer)
         last = blocks[max(len(blocks) - num_last, 0) :]
         if not last:
             return encode(vision_feature_layer=vision_feature_layer)
-        with _class_rows(last) as rows:
+        with _recorded_class_attention(last) as attention:
             features = encode(vision_feature_layer=vision_feature_layer)
-        return ScoredFeatures(**features, deepstack_features=[list(arranged(torch.stack(rows, dim=-1)))])
+        return ScoredFeatures(**features, deepstack_features=[list(to_pictures(torch.stack(attention, dim=-1)))])
 
 
 @contextmanager
-def _class_rows(blocks: Sequence[TowerBlock]) -> Iterator[list[torch.Tensor]]:
-    """Inside, a forward of the tower appends, block by block, the class token's attention to patches: [P, N], mean over heads."""
-    rows: list[torch.Tensor] = []
-    query: list[torch.Tensor] = []
+def _recorded_class_attention(blocks: Sequence[TowerBlock]) -> Iterator[list[torch.Tensor]]:
+    """Yields a list to which a forward of the tower inside the block appends the class token's attention.
 
-    def keep_query(_, arguments, output: torch.Tensor) -> None:
-        query.append(output[:, :1])
+    For each of these blocks in turn, it appends the attention to patches [P, N], fp32, mean over heads.
+    """
+    attention: list[torch.Tensor] = []
+    class_query: list[torch.Tensor] = []
 
-    def add_row(num_heads: int) -> Callable:
+    def keep_query(_: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+        class_query.append(output[:, :1])
+
+    def attend_to_keys(num_heads: int) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
         @torch.no_grad()
-        def add(_, arguments, output: torch.Tensor) -> None:
-            heads = (part.float().unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (query.pop(), output))
-            of_class, keys = heads  # [P, heads, 1, H], [P, heads, 1 + N, H]
-            weights = (of_class @ keys.transpose(2, 3) * keys.shape[-1] ** -0.5).softmax(-1)
-            rows.append(weights[:, :, 0, 1:].mean(1))
+        def append(_: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+            heads = (
+                part.float().unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (class_query.pop(), output)
+            )
+            query, keys = heads  # [P, heads, 1, H], [P, heads, 1 + N, H]
+            weights = (query @ keys.transpose(2, 3) * keys.shape[-1] ** -0.5).softmax(-1)
+            attention.append(weights[:, :, 0, 1:].mean(1))
 
-        return add
+        return append
 
     handles = [block.queries.register_forward_hook(keep_query) for block in blocks]
-    handles += [block.keys.register_forward_hook(add_row(block.num_heads)) for block in blocks]
+    handles += [block.keys.register_forward_hook(attend_to_keys(block.num_heads)) for block in blocks]
     try:
-        yield rows
+        yield attention
     finally:
         for handle in handles:
             handle.remove()

@@ -1,13 +1,14 @@
-"""Configuration of a sparse InternVL: InternVL's own, and the visual plan that its weights were made for."""
+"""Configuration of a sparse InternVL. It is InternVL's own with the visual plan that the weights were made for."""
 
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.internvl.configuration_internvl import InternVLConfig
 
 from .configuration_sparse_text import sparse_text_config
 from .vision_flops import vit_macs
-from .visual_layout import Images
+from .visual_layout import Grid, Images
 
 TEXT_TYPES = ("llama", "phi3", "qwen2")
 MAX_TILES = 12
@@ -16,31 +17,41 @@ MAX_TILES = 12
 
 @strict
 class SparseInternVLConfig(InternVLConfig):
-    """`visual_plan` is the plan's JSON form; None is the dense plan."""
+    """InternVL's configuration with a visual plan.
+
+    Attributes:
+        visual_plan: the plan's JSON object. None means the dense plan.
+    """
 
     model_type = "sparse_internvl"
 
     visual_plan: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    if TYPE_CHECKING:  # a field of the stock configuration
+        text_config: Any
+
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is not None:
             self.text_config = sparse_text_config(self.text_config, TEXT_TYPES, default="qwen2")
         super().__post_init__(**kwargs)
 
 
-def tile_grid(config: InternVLConfig) -> tuple[int, int]:
-    """Rows and columns of visual tokens that one tile becomes, after pixel shuffle."""
+def tile_grid(config: InternVLConfig) -> Grid:
+    """Returns rows and columns of visual tokens that one tile becomes, after pixel shuffle."""
     tower = config.vision_config
-    return tuple(
+    rows, columns = (
         round(size // patch * config.downsample_ratio)
         for size, patch in zip(tower.image_size, tower.patch_size, strict=True)
     )
+    return rows, columns
 
 
-def image_grids(config: InternVLConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Grids, in (rows, columns) of visual tokens, of a picture of height x width pixels: its tiles and, where these are
-    several, the thumbnail. Tiles are as many as come nearest to the picture's proportions; of equally near ones, the larger
-    number where the picture fills more than half of it."""
+def image_grids(config: InternVLConfig, height: int, width: int) -> tuple[Grid, ...]:
+    """Returns the grids of a picture of height x width pixels: its tiles and, if there are several, the thumbnail.
+
+    Tiles are laid out in the proportions nearest to the picture's. Of equally near layouts, a larger one is taken if
+    the picture fills more than half of its tiles.
+    """
     tile_height, tile_width = config.vision_config.image_size
     layouts = sorted(
         (pair for pair in product(range(1, MAX_TILES + 1), repeat=2) if pair[0] * pair[1] <= MAX_TILES),
@@ -57,7 +68,7 @@ def image_grids(config: InternVLConfig, height: int, width: int) -> tuple[tuple[
 
 
 def vision_macs(config: InternVLConfig, images: Images) -> int:
-    """Multiply-accumulates of tower and projector for the tiles of these images."""
+    """Returns the multiply-accumulates of tower and projector for the tiles of these images."""
     tower = config.vision_config
     num_patches = (tower.image_size[0] // tower.patch_size[0]) * (tower.image_size[1] // tower.patch_size[1])
     macs = vit_macs(

@@ -1,4 +1,6 @@
-"""Configuration of a sparse LLaVA: LLaVA's own, and the visual plan that its weights were made for."""
+"""Configuration of a sparse LLaVA. It is LLaVA's own with the visual plan that the weights were made for."""
+
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.llava.configuration_llava import LlavaConfig
@@ -6,30 +8,37 @@ from transformers.models.llava.configuration_llava import LlavaConfig
 from .configuration_sparse_text import sparse_text_config
 from .user_error import UserError
 from .vision_flops import llava_tower_macs
-from .visual_layout import Images
+from .visual_layout import Grid, Images
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")
 
 
 @strict
 class SparseLlavaConfig(LlavaConfig):
-    """`visual_plan` is the plan's JSON form; None is the dense plan."""
+    """LLaVA's configuration with a visual plan.
+
+    Attributes:
+        visual_plan: the plan's JSON object. None means the dense plan.
+    """
 
     model_type = "sparse_llava"
 
     visual_plan: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    if TYPE_CHECKING:  # a field of the stock configuration
+        text_config: Any
+
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is not None:
             self.text_config = sparse_text_config(self.text_config, TEXT_TYPES, default="llama")
         super().__post_init__(**kwargs)  # takes a config object as it is
 
 
-def image_grids(config: LlavaConfig, height: int = 0, width: int = 0) -> tuple[tuple[int, int], ...]:
-    """Grids, in (rows, columns) of visual tokens, that a picture of height x width pixels becomes: one, whatever its size.
+def image_grids(config: LlavaConfig, height: int = 0, width: int = 0) -> tuple[Grid, ...]:
+    """Returns the grids of a picture of height x width pixels. It is one grid, whatever the picture's size.
 
     Raises:
-        UserError: the class token is kept among the visual tokens: it has no place in the grid.
+        UserError: the class token is kept among the visual tokens. It has no place in the grid.
     """
     if config.vision_feature_select_strategy != "default":
         raise UserError(
@@ -41,7 +50,7 @@ def image_grids(config: LlavaConfig, height: int = 0, width: int = 0) -> tuple[t
 
 
 def vision_macs(config: LlavaConfig, images: Images) -> int:
-    """Multiply-accumulates of tower, up to the layer that is read, and projector for these images.
+    """Returns the multiply-accumulates of the tower, up to the layer that is read, and projector for these images.
 
     Raises:
         UserError: as `llava_tower_macs`.

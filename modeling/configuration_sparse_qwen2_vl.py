@@ -1,22 +1,27 @@
-"""Configuration of a sparse Qwen2-VL: Qwen2-VL's own, and the visual plan that its weights were made for."""
+"""Configuration of a sparse Qwen2-VL. It is Qwen2-VL's own with the visual plan that the weights were made for."""
+
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLTextConfig
 
-from .visual_layout import Images
+from .visual_layout import Grid, Images
 
 
 @strict
 class SparseQwen2VLTextConfig(Qwen2VLTextConfig):
-    """The text model's own, under another model type.
+    """The text model's configuration under another model type.
 
-    The stock class takes a text model of any type for its own and would run a sparse checkpoint dense. But it knows no such
-    layer types as this config is written with: so it refuses.
+    The stock class takes a text model of any type for its own, and would run a sparse checkpoint dense. But it does not
+    know the layer types that this config is written with, so it refuses the checkpoint.
     """
 
     model_type = "sparse_qwen2_vl_text"
 
-    def __post_init__(self, **kwargs):
+    if TYPE_CHECKING:  # a field of the stock configuration
+        layer_types: list[str]
+
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.layer_types is not None:
             self.layer_types = [kind.removeprefix("sparse_") for kind in self.layer_types]
         super().__post_init__(**kwargs)
@@ -28,13 +33,20 @@ class SparseQwen2VLTextConfig(Qwen2VLTextConfig):
 
 @strict
 class SparseQwen2VLConfig(Qwen2VLConfig):
-    """`visual_plan` is the plan's JSON form; None is the dense plan."""
+    """Qwen2-VL's configuration with a visual plan.
+
+    Attributes:
+        visual_plan: the plan's JSON object. None means the dense plan.
+    """
 
     model_type = "sparse_qwen2_vl"
 
     visual_plan: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    if TYPE_CHECKING:  # a field of the stock configuration
+        text_config: Any
+
+    def __post_init__(self, **kwargs: Any) -> None:
         text = self.text_config
         if text is not None and not isinstance(text, SparseQwen2VLTextConfig):
             values = text if isinstance(text, dict) else text.to_dict()
@@ -42,14 +54,14 @@ class SparseQwen2VLConfig(Qwen2VLConfig):
         super().__post_init__(**kwargs)
 
 
-def image_grids(config: Qwen2VLConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """The grid, in (rows, columns) of visual tokens, of a picture of height x width pixels at its own resolution."""
+def image_grids(config: Qwen2VLConfig, height: int, width: int) -> tuple[Grid, ...]:
+    """Returns the one grid of a picture of height x width pixels, at its own resolution."""
     side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
     return ((max(round(height / side), 1), max(round(width / side), 1)),)
 
 
 def vision_macs(config: Qwen2VLConfig, images: Images) -> int:
-    """Multiply-accumulates of the vision tower, whose patches see those of their own frame, and of its merger."""
+    """Returns the multiply-accumulates of the vision tower and its merger. Patches see those of their own frame."""
     tower = config.vision_config
     merged, width = tower.spatial_merge_size**2, tower.embed_dim
     patch_values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2

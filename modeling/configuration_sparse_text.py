@@ -1,7 +1,7 @@
-"""Configurations of sparse text decoders: their own, under another model type.
+"""Configurations of sparse text decoders. They are the stock ones under another model type.
 
-Given a foreign `model_type`, a stock multimodal class only warns and would run a sparse checkpoint dense. But it resolves its
-text model by type, and these it does not know: so it refuses.
+A stock multimodal class that meets a foreign `model_type` only warns, and would run a sparse checkpoint dense. But it
+looks its text model up by type. It does not know the types here, so it refuses the checkpoint.
 """
 
 from collections.abc import Iterable
@@ -36,23 +36,25 @@ class SparseQwen2Config(Qwen2Config):
     model_type = "sparse_qwen2"
 
 
-OF_TYPE = {
+CONFIG_OF_TYPE = {
     config.model_type.removeprefix("sparse_"): config
     for config in (SparseLlamaConfig, SparseMistralConfig, SparsePhi3Config, SparseQwen2Config)
 }
 
 
 def sparse_text_config(given: dict | PreTrainedConfig, allowed: Iterable[str], default: str) -> PreTrainedConfig:
-    """The text model's config as a sparse one, whether it is given as its values, stock or sparse.
+    """Returns the sparse config of a text model.
 
     Args:
-        allowed: stock types of the text models that a family has. default: what it reads an absent type as.
+        given: its values, its stock config or its sparse config.
+        allowed: stock types of the text models that a family has.
+        default: the stock type if none is given.
 
     Raises:
-        UserError: another type.
+        UserError: the type is not allowed.
     """
     values = given if isinstance(given, dict) else given.to_dict()
-    kind = (values.get("model_type") or default).removeprefix("sparse_")
-    if kind not in allowed:
-        raise UserError(f"text_config.model_type: got {kind!r}, allowed: {', '.join(allowed)}")
-    return OF_TYPE[kind](**{name: value for name, value in values.items() if name != "model_type"})
+    model_type = (values.get("model_type") or default).removeprefix("sparse_")
+    if model_type not in allowed:
+        raise UserError(f"text_config.model_type: got {model_type!r}, allowed: {', '.join(allowed)}")
+    return CONFIG_OF_TYPE[model_type](**{name: value for name, value in values.items() if name != "model_type"})

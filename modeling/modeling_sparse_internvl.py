@@ -1,14 +1,16 @@
-"""InternVL with a sparse text decoder: the same weights under the same names, executed under a visual plan.
+"""InternVL with a sparse text decoder. It has the same weights under the same names, and runs under a visual plan.
 
-A picture is a run of image tokens: its tiles one after another, each a grid of its own, the thumbnail last.
+A picture is a run of image tokens. Its tiles follow one another, and the thumbnail is the last. Each has its own grid.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.internvl.configuration_internvl import InternVLConfig
 from transformers.models.internvl.modeling_internvl import (
     InternVLForConditionalGeneration,
@@ -22,37 +24,42 @@ from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, ima
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     SparsePreTrainedMixin,
-    placeholders,
+    placeholder_mask,
     refuse_missing_pictures,
     visual_runs,
 )
-from .sparse_text import LAYERS, sparse_decoder
+from .sparse_text import LAYER_CLASS_NAMES, sparse_decoder
 from .user_error import UserError
-from .vision_flops import blocks_read
+from .vision_flops import num_blocks_read
 from .visual_layout import Images
 
 
 def internvl_class_blocks(tower: nn.Module, read: int) -> list[TowerBlock]:
-    """Of InternVL's tower, the blocks up to the one that is read (`vision_feature_layer`)."""
-    attentions = [block.attention for block in tower.encoder.layer]
+    """Returns the blocks of InternVL's tower up to the one that is read.
+
+    Args:
+        read: as `vision_feature_layer`.
+    """
+    model: Any = tower
+    attentions = [block.attention for block in model.encoder.layer]
     return [
-        TowerBlock(one.q_norm, one.k_norm, one.num_heads) for one in attentions[: blocks_read(read, len(attentions))]
+        TowerBlock(attention.q_norm, attention.k_norm, attention.num_heads)
+        for attention in attentions[: num_blocks_read(read, len(attentions))]
     ]
 
 
 class SparseInternVLPreTrainedModel(SparsePreTrainedMixin, InternVLPreTrainedModel):
     config: SparseInternVLConfig
     config_class = SparseInternVLConfig
-    _no_split_modules = LAYERS
+    _no_split_modules = LAYER_CLASS_NAMES
 
 
 class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, InternVLModel):
-    blocks_of = staticmethod(internvl_class_blocks)
+    tower_blocks = staticmethod(internvl_class_blocks)
 
     def __init__(self, config: SparseInternVLConfig):
-        InternVLPreTrainedModel.__init__(
-            self, config
-        )  # not InternVLModel's: its dense decoder would be built for nothing
+        # Not InternVLModel's constructor, which would build a dense decoder for nothing.
+        InternVLPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = InternVLMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
@@ -64,16 +71,19 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
         tower_layers: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """InternVL's, with what the class token of each tile attends to in the last `tower_layers` layers, mean over the patches
-        that make a visual token; None: as the plan in force asks."""
+        """Returns InternVL's features, with the class token's attention in the last `tower_layers` layers.
 
-        def arranged(of_tiles: torch.Tensor) -> list[torch.Tensor]:
+        Each tile has its own class token. The attention to a visual token is the mean over the patches that it is made
+        of. If `tower_layers` is None, they are as many as the plan in force asks for.
+        """
+
+        def to_pictures(attention: torch.Tensor) -> list[torch.Tensor]:
             tower = self.config.vision_config
             grid = [size // patch for size, patch in zip(tower.image_size, tower.patch_size, strict=True)]
-            merged = self.pixel_shuffle(of_tiles.unflatten(1, grid), scale_factor=self.config.downsample_ratio)
-            return list(merged.flatten(1, 2).unflatten(2, (-1, of_tiles.shape[2])).mean(2))
+            merged = self.pixel_shuffle(attention.unflatten(1, grid), scale_factor=self.config.downsample_ratio)
+            return list(merged.flatten(1, 2).unflatten(2, (-1, attention.shape[2])).mean(2))
 
         encode = partial(
             super().get_image_features,
@@ -81,7 +91,7 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
             vision_feature_select_strategy=vision_feature_select_strategy,
             **kwargs,
         )
-        return self.scored_features(encode, arranged, vision_feature_layer, tower_layers)
+        return self.scored_features(encode, to_pictures, vision_feature_layer, tower_layers)
 
     def forward(
         self,
@@ -89,9 +99,13 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         pixel_values: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
-    ):
-        """InternVL's forward, telling the decoder where image tokens are and which tiles each picture has."""
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs InternVL's forward, and tells the decoder where image tokens are and which tiles each picture has.
+
+        Raises:
+            UserError: image tokens without pictures, or a run of them that is no whole number of tiles.
+        """
         visual = (self.config.image_token_id,)
         embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         features = dict(mm_encoder_outputs or {})
@@ -100,7 +114,7 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         if not features:
             refuse_missing_pictures(input_ids, visual)
             return super().forward(inputs_embeds=embeddings, **kwargs)
-        is_visual = placeholders(visual, input_ids, inputs_embeds, self.get_input_embeddings())
+        is_visual = placeholder_mask(visual, input_ids, inputs_embeds, self.get_input_embeddings())
         kwargs["visual_mask"] = is_visual
         kwargs["images"] = self._images(is_visual)
         kwargs["class_attention"] = class_attention_of(features["image"])
@@ -110,6 +124,7 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         return super().forward(inputs_embeds=embeddings.masked_scatter(mask, rows), **kwargs)
 
     def _images(self, is_visual: torch.Tensor) -> Images:
+        """Returns the grids of the pictures at is_visual [B, S] bool. Raises UserError if they are no whole tiles."""
         grid, images = tile_grid(self.config), []
         for _, begin, end in visual_runs(is_visual):
             tiles, rest = divmod(end - begin, grid[0] * grid[1])
@@ -125,17 +140,18 @@ class SparseInternVLForConditionalGeneration(
     SparseMultimodalMixin, SparseInternVLPreTrainedModel, InternVLForConditionalGeneration
 ):
     stock_class = InternVLForConditionalGeneration
+    model_class = SparseInternVLModel
     text_types = TEXT_TYPES
     image_grids = staticmethod(image_grids)
     vision_macs = staticmethod(vision_macs)
 
     def __init__(self, config: SparseInternVLConfig):
         InternVLPreTrainedModel.__init__(self, config)
-        self.build(SparseInternVLModel(config))
+        self.build()
 
     @staticmethod
     def random_pictures(config: InternVLConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """What the model takes of pictures that become these images; for benchmarks."""
+        """Returns random inputs of the forward for pictures that become these grids."""
         size = (config.vision_config.num_channels, *config.vision_config.image_size)
         return {"pixel_values": torch.randn(sum(map(len, images)), *size, generator=generator)}
 
@@ -145,16 +161,16 @@ class SparseInternVLForConditionalGeneration(
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         logits_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """InternVL's forward; `labels` and `logits_mask` as in `SparseMultimodalMixin.serve`."""
-        return self.serve(
+        """Runs InternVL's forward. See `SparseMultimodalMixin.sparse_forward` for `labels` and `logits_mask`."""
+        return self.sparse_forward(
             super().forward,
             input_ids=input_ids,
             pixel_values=pixel_values,

@@ -1,9 +1,11 @@
-"""LLaVA with a sparse text decoder: the same weights under the same names, executed under a visual plan."""
+"""LLaVA with a sparse text decoder. It has the same weights under the same names, and runs under a visual plan."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import AutoModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava.configuration_llava import LlavaConfig
 from transformers.models.llava.modeling_llava import (
@@ -17,22 +19,23 @@ from transformers.models.llava.modeling_llava import (
 
 from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_grids, vision_macs
-from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures
-from .sparse_text import LAYERS, sparse_decoder
+from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholder_mask, refuse_missing_pictures
+from .sparse_text import LAYER_CLASS_NAMES, sparse_decoder
 from .visual_layout import Images, num_tokens
 
 
 class SparseLlavaPreTrainedModel(SparsePreTrainedMixin, LlavaPreTrainedModel):
     config: SparseLlavaConfig
     config_class = SparseLlavaConfig
-    _no_split_modules = LAYERS
+    _no_split_modules = LAYER_CLASS_NAMES
 
 
 class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaModel):
-    blocks_of = staticmethod(llava_class_blocks)
+    tower_blocks = staticmethod(llava_class_blocks)
 
     def __init__(self, config: SparseLlavaConfig):
-        LlavaPreTrainedModel.__init__(self, config)  # not LlavaModel's: its dense decoder would be built for nothing
+        # Not LlavaModel's constructor, which would build a dense decoder for nothing.
+        LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
@@ -44,9 +47,12 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         tower_layers: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """LLaVA's, with what the class token attends to in the last `tower_layers` layers; None: as the plan in force asks."""
+        """Returns LLaVA's features, with the class token's attention in the last `tower_layers` layers.
+
+        If `tower_layers` is None, they are as many as the plan in force asks for.
+        """
         encode = partial(
             super().get_image_features,
             pixel_values,
@@ -61,9 +67,9 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
         pixel_values: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        """LLaVA's forward, telling the decoder where image tokens are and which grid each image has."""
+        """Runs LLaVA's forward, and tells the decoder where image tokens are and which grid each image has."""
         grids, features = image_grids(self.config), None
         if pixel_values is not None and self.language_model.visual_plan.tower_layers > 0:
             # LLaVA's own forward would keep the features alone.
@@ -76,7 +82,7 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
             kwargs["class_attention"] = class_attention_of(mm_encoder_outputs["image"])
         if num_images > 0:
             visual = (self.config.image_token_id,)
-            kwargs["visual_mask"] = placeholders(visual, input_ids, inputs_embeds, self.get_input_embeddings())
+            kwargs["visual_mask"] = placeholder_mask(visual, input_ids, inputs_embeds, self.get_input_embeddings())
             kwargs["images"] = (grids,) * num_images
         else:
             refuse_missing_pictures(input_ids, (self.config.image_token_id,))
@@ -93,13 +99,14 @@ class SparseLlavaForConditionalGeneration(
     SparseMultimodalMixin, SparseLlavaPreTrainedModel, LlavaForConditionalGeneration
 ):
     stock_class = LlavaForConditionalGeneration
+    model_class = SparseLlavaModel
     text_types = TEXT_TYPES
     image_grids = staticmethod(image_grids)
     vision_macs = staticmethod(vision_macs)
 
     @staticmethod
     def random_pictures(config: LlavaConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """What the model takes of pictures that become these images; for benchmarks."""
+        """Returns random inputs of the forward for pictures that become these grids."""
         size = config.vision_config.image_size
         return {
             "pixel_values": torch.randn(len(images), config.vision_config.num_channels, size, size, generator=generator)
@@ -107,7 +114,7 @@ class SparseLlavaForConditionalGeneration(
 
     def __init__(self, config: SparseLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)
-        self.build(SparseLlavaModel(config))
+        self.build()
 
     def forward(
         self,
@@ -115,16 +122,16 @@ class SparseLlavaForConditionalGeneration(
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         logits_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast | CausalLMOutputWithPast:
-        """LLaVA's forward; `labels` and `logits_mask` as in `SparseMultimodalMixin.serve`."""
-        return self.serve(
+        """Runs LLaVA's forward. See `SparseMultimodalMixin.sparse_forward` for `labels` and `logits_mask`."""
+        return self.sparse_forward(
             super().forward,
             input_ids=input_ids,
             pixel_values=pixel_values,

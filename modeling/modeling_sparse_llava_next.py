@@ -1,16 +1,19 @@
-"""LLaVA-NeXT with a sparse text decoder: the same weights under the same names, executed under a visual plan.
+"""LLaVA-NeXT with a sparse text decoder. It has the same weights under the same names, and runs under a visual plan.
 
-A picture is a run of image tokens: the whole picture as one tile, then all tiles as one grid, cut to the picture's proportions,
-with a newline after each row. Newlines stand at image tokens, but are text to the plan: they show nothing.
+A picture is a run of image tokens. First comes the whole picture as one tile. Then come all tiles as one grid, cut to
+the picture's proportions, with a newline after each row. A newline replaces an image token too, but it shows nothing,
+so it is text to the plan.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llava_next.configuration_llava_next import LlavaNextConfig
 from transformers.models.llava_next.modeling_llava_next import (
     LlavaNextForConditionalGeneration,
@@ -30,14 +33,18 @@ from .configuration_sparse_llava_next import (
     tile_grid,
     vision_macs,
 )
-from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholders, refuse_missing_pictures
-from .sparse_text import LAYERS, sparse_decoder
+from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholder_mask, refuse_missing_pictures
+from .sparse_text import LAYER_CLASS_NAMES, sparse_decoder
 from .user_error import UserError
-from .visual_layout import Images
+from .visual_layout import Grid, Images
 
 
-def visual_rows(image: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """[rows] bool: of the rows that a picture with these grids takes in a prompt, which are visual tokens, not newlines."""
+def visual_rows(image: Sequence[Grid]) -> torch.Tensor:
+    """Returns which rows of a picture in a prompt are visual tokens, [rows] bool. The others are newlines.
+
+    Args:
+        image: the picture's two grids.
+    """
     (rows, columns), (unpadded_rows, unpadded_columns) = image
     lines = torch.ones(unpadded_rows, unpadded_columns + 1, dtype=torch.bool)
     lines[:, -1] = False
@@ -47,16 +54,15 @@ def visual_rows(image: Sequence[tuple[int, int]]) -> torch.Tensor:
 class SparseLlavaNextPreTrainedModel(SparsePreTrainedMixin, LlavaNextPreTrainedModel):
     config: SparseLlavaNextConfig
     config_class = SparseLlavaNextConfig
-    _no_split_modules = LAYERS
+    _no_split_modules = LAYER_CLASS_NAMES
 
 
 class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, LlavaNextModel):
-    blocks_of = staticmethod(llava_class_blocks)
+    tower_blocks = staticmethod(llava_class_blocks)
 
     def __init__(self, config: SparseLlavaNextConfig):
-        LlavaNextPreTrainedModel.__init__(
-            self, config
-        )  # not LlavaNextModel's: its dense decoder would be built for nothing
+        # Not LlavaNextModel's constructor, which would build a dense decoder for nothing.
+        LlavaNextPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LlavaNextMultiModalProjector(config)
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
@@ -70,15 +76,18 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         tower_layers: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """LLaVA-NeXT's, with what the class token of each tile attends to in the last `tower_layers` layers, 0 at newlines; None:
-        as the plan in force asks."""
+        """Returns LLaVA-NeXT's features, with the class token's attention in the last `tower_layers` layers.
 
-        def arranged(of_tiles: torch.Tensor) -> list[torch.Tensor]:
+        Each tile has its own class token. At newlines the attention is 0. If `tower_layers` is None, they are as many
+        as the plan in force asks for.
+        """
+
+        def to_pictures(attention: torch.Tensor) -> list[torch.Tensor]:
             pinpoints, side = self.config.image_grid_pinpoints, self.config.vision_config.image_size
             counts = [image_size_to_num_patches(size, pinpoints, side) for size in image_sizes.tolist()]
-            pictures, newline = of_tiles.split(counts), of_tiles.new_zeros(of_tiles.shape[2])
+            pictures, newline = attention.split(counts), attention.new_zeros(attention.shape[2])
             return self.pack_image_features(
                 pictures, image_sizes, vision_feature_select_strategy, image_newline=newline
             )[0]
@@ -90,7 +99,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
             vision_feature_select_strategy=vision_feature_select_strategy,
             **kwargs,
         )
-        return self.scored_features(encode, arranged, vision_feature_layer, tower_layers)
+        return self.scored_features(encode, to_pictures, vision_feature_layer, tower_layers)
 
     def forward(
         self,
@@ -101,9 +110,13 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
-    ):
-        """LLaVA-NeXT's forward, telling the decoder where visual tokens are and which grids each picture has."""
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs LLaVA-NeXT's forward, and tells the decoder where visual tokens are and which grids each picture has.
+
+        Raises:
+            UserError: pictures without sizes, sizes that do not fit the features, or image tokens without pictures.
+        """
         tokens = (self.config.image_token_id,)
         embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         features = dict(mm_encoder_outputs or {})
@@ -128,7 +141,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
             raise UserError(
                 f"image_sizes: got those of pictures of {len(is_visual)} tokens, the features are {len(rows)}"
             )
-        is_placeholder = placeholders(tokens, input_ids, inputs_embeds, self.get_input_embeddings())
+        is_placeholder = placeholder_mask(tokens, input_ids, inputs_embeds, self.get_input_embeddings())
         kwargs["visual_mask"] = is_placeholder.masked_scatter(is_placeholder, is_visual)
         kwargs["images"] = images
         class_attention = class_attention_of(features["image"])
@@ -137,14 +150,21 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         return super().forward(inputs_embeds=embeddings.masked_scatter(mask, rows), **kwargs)
 
     def _images(self, pictures: Sequence[torch.Tensor], image_sizes: torch.Tensor | None) -> Images:
-        """The grids of pictures; without sizes, which generation drops, from the newlines in each one's features [N, D]."""
+        """Returns the grids of pictures.
+
+        Without sizes, which generation drops, they follow from the newlines among the features.
+
+        Args:
+            pictures: each one's features [N, D].
+            image_sizes: [pictures, 2] long, each one's height and width, or None.
+        """
         if image_sizes is not None:
             return tuple(image_grids(self.config, *size) for size in image_sizes.tolist())
         whole, images = tile_grid(self.config), []
         for picture in pictures:
             is_newline = (picture == self.image_newline.to(picture)).all(-1).cpu()
-            rows, rest = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
-            image = (whole, (rows, rest // rows - 1 if rows else 0))
+            rows, num_cut = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
+            image = (whole, (rows, num_cut // rows - 1 if rows else 0))
             if not torch.equal(visual_rows(image), ~is_newline):
                 raise UserError("image_sizes: got none, and the features are not those of one picture each")
             images.append(image)
@@ -155,6 +175,7 @@ class SparseLlavaNextForConditionalGeneration(
     SparseMultimodalMixin, SparseLlavaNextPreTrainedModel, LlavaNextForConditionalGeneration
 ):
     stock_class = LlavaNextForConditionalGeneration
+    model_class = SparseLlavaNextModel
     text_types = TEXT_TYPES
     image_grids = staticmethod(image_grids)
     vision_macs = staticmethod(vision_macs)
@@ -162,18 +183,19 @@ class SparseLlavaNextForConditionalGeneration(
 
     def __init__(self, config: SparseLlavaNextConfig):
         LlavaNextPreTrainedModel.__init__(self, config)
-        self.build(SparseLlavaNextModel(config))
+        self.build()
 
     @staticmethod
     def random_pictures(config: LlavaNextConfig, images: Images, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """What the model takes of pictures that become these images; for benchmarks."""
+        """Returns random inputs of the forward for pictures that become these grids."""
         tower = config.vision_config
         tiles = max(num_tiles(config, image) for image in images)
         size = (len(images), tiles, tower.num_channels, tower.image_size, tower.image_size)
         sizes = torch.tensor([picture_size(config, image) for image in images])
         return {"pixel_values": torch.randn(size, generator=generator), "image_sizes": sizes}
 
-    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict:
+    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict[str, object]:
+        """Returns the features of pictures, and their sizes."""
         rest = {name: value for name, value in pictures.items() if name != "pixel_values"}
         return {**super().encode_pictures(pictures), **rest}
 
@@ -184,16 +206,16 @@ class SparseLlavaNextForConditionalGeneration(
         image_sizes: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         logits_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """LLaVA-NeXT's forward; `labels` and `logits_mask` as in `SparseMultimodalMixin.serve`."""
-        return self.serve(
+        """Runs LLaVA-NeXT's forward. See `SparseMultimodalMixin.sparse_forward` for `labels` and `logits_mask`."""
+        return self.sparse_forward(
             super().forward,
             input_ids=input_ids,
             pixel_values=pixel_values,

@@ -1,34 +1,40 @@
-"""A linear map of which a part may be used: what a plan leaves out of a projection is absent, not masked."""
+"""A linear map of which a part may be used.
+
+A plan leaves outputs and inputs of a projection out. Those are absent from the matrix product, not masked in it.
+"""
+
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-Rows = int | slice | torch.Tensor | None
-"""Of a projection's outputs or inputs: the first n, a slice, or their indices; None: all."""
+Selection: TypeAlias = int | slice | torch.Tensor | None
+"""Chosen outputs or inputs of a projection: the first n, a slice, or a long tensor of indices. None means all."""
 
 
 class NarrowLinear(nn.Linear):
-    """A linear map that gives some of its outputs, or takes some of its inputs."""
+    """A linear map that can give a part of its outputs, or take a part of its inputs."""
 
-    def forward(self, x: torch.Tensor, rows: Rows = None, columns: Rows = None) -> torch.Tensor:
-        """x [..., in] -> [..., out].
+    def forward(self, x: torch.Tensor, rows: Selection = None, columns: Selection = None) -> torch.Tensor:
+        """Returns the projection [..., out] of x [..., in].
 
         Args:
-            rows: the first n outputs, or their indices; None: all.
-            columns: x holds only the first n inputs, or those of these indices; None: all.
+            rows: which outputs are computed. `out` is then their number.
+            columns: which inputs x holds. `in` is then their number.
         """
-        weight, bias = self.weight, self.bias
+        weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
         if rows is not None:
-            rows = _selection(rows, weight.device)
+            rows = _as_index(rows, weight.device)
             weight = weight[rows]
             bias = None if bias is None else bias[rows]
         if columns is not None:
-            weight = weight[:, _selection(columns, weight.device)]
+            weight = weight[:, _as_index(columns, weight.device)]
         return F.linear(x, weight, bias)
 
 
-def _selection(chosen: int | slice | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
+def _as_index(chosen: int | slice | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
     if isinstance(chosen, torch.Tensor):
         return chosen.to(device)
     return slice(chosen) if isinstance(chosen, int) else chosen

@@ -1,16 +1,17 @@
-"""Attention of visual tokens to their neighbours in the picture, at a cost linear in their number.
+"""Attention of visual tokens to their neighbours in the picture, at a cost linear in the number of tokens.
 
-Each image grid is cut into square tiles. The queries of a tile share one window of candidate keys, the
-tile grown by the radius on every side, so that attention is a batch of small dense products: gathered,
-masked, one softmax over the text before the image and the neighbours together. The idea of attending
-within a radius is YOPO's (arXiv 2410.06169, section 3.1), which masks a dense product instead.
+Each image grid is cut into square tiles. The queries of a tile share one window of keys, which is the tile grown by the
+radius on every side. Attention is then a batch of small dense products: keys are gathered and masked, and one softmax
+runs over the text before the image and the neighbours together.
+Attending within a radius is YOPO's idea (arXiv 2410.06169, section 3.1). YOPO masks a dense product instead.
 
-Legend: B batch, V visual tokens, P text tokens before them, Hq query heads, Hkv key/value heads,
-        hd head_dim, r radius, b side of a tile, M tiles, Q = b^2 queries and K = (b + 2r)^2 keys of a tile.
+Shapes: B batch, V visual tokens, P text tokens before them, Hq query heads, Hkv key/value heads, hd head_dim, r radius,
+b side of a tile, M tiles, Q = b^2 queries and K = (b + 2r)^2 keys of a tile.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +19,15 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class NeighborTiles:
-    """Which queries meet which keys, tile by tile. Slots that hold no token carry index 0 and are masked.
+    """Which queries meet which keys, tile by tile. A slot without a token has index 0 and is masked.
 
     Attributes:
-        sample: [M] long, the sample each tile belongs to.
+        sample: [M] long, the sample that each tile belongs to.
         query_index: [M, Q] long, into V.
-        query_valid: [M, Q] bool, the slot holds a token.
+        query_valid: [M, Q] bool, whether the slot holds a token.
         key_index: [M, K] long, into V.
-        allowed: [M, Q, K] bool, the query sees the key.
-        slot: [B, V] long, where each token stands among the M * Q query slots; -1 for padding.
+        allowed: [M, Q, K] bool, whether the query sees the key.
+        slot: [B, V] long, the number of each token's slot among the M * Q query slots; -1 at padding.
     """
 
     sample: torch.Tensor
@@ -38,15 +39,20 @@ class NeighborTiles:
 
 
 def tile_side(radius: int) -> int:
-    """Side b of a tile: twice the radius balances idle pairs against gathered keys, but many tiny tiles are slow."""
+    """Returns the side b of a tile.
+
+    Twice the radius balances idle pairs against gathered keys. Many tiny tiles are slow, so 6 is the least.
+    """
     return max(6, 2 * radius)
 
 
 def tile_slots(grids: Sequence[tuple[int, int]], radius: int) -> tuple[int, int]:
-    """What tiled attention executes on grids of these (rows, columns), empty slots included.
+    """Returns the numbers of query slots and of query-key pair slots that tiled attention executes, summed over grids.
 
-    Returns (query slots, query-key pair slots), summed over the grids. With tokens withdrawn this is an
-    upper bound: tiles left without a token are not executed.
+    Empty slots count too. If tokens are withdrawn this is an upper bound, for tiles without a token are not executed.
+
+    Args:
+        grids: (rows, columns) of each.
     """
     side = tile_side(radius)
     query_slots = sum(-(-rows // side) * -(-columns // side) * side**2 for rows, columns in grids)
@@ -54,10 +60,11 @@ def tile_slots(grids: Sequence[tuple[int, int]], radius: int) -> tuple[int, int]
 
 
 def tiles_pay(num_tokens: int, pair_slots: int) -> bool:
-    """Whether tiles of `pair_slots` pairs are faster than one masked product over all `num_tokens` tokens.
+    """Returns whether tiles of `pair_slots` pairs are faster than one masked product of `num_tokens` tokens.
 
-    The one rule that the decoder and the FLOPs counter both follow; per sample. Gathering makes a pair of a tile
-    cost about four times a pair of the dense product (measured on a CPU, forward and backward alike).
+    Both numbers are those of one sample. The decoder and the FLOPs counter both follow this rule. Keys of tiles are
+    gathered, so a pair of a tile costs about four times a pair of the dense product (measured on a CPU, forward and
+    backward alike).
     """
     return 4 * pair_slots <= num_tokens**2
 
@@ -65,14 +72,15 @@ def tiles_pay(num_tokens: int, pair_slots: int) -> bool:
 def neighbor_mask(
     grid: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
 ) -> torch.Tensor:
-    """Mask of neighbour attention over all pairs, for grids too small for tiles to pay.
+    """Returns the mask [B, V, V], bool (query, key), of neighbour attention over all pairs.
+
+    It serves grids that are too small for tiles to pay. Rows and columns of padding are False.
 
     Args:
-        grid, row, column: [B, V] long, the grid of each token (-1: padding) and its place there.
-        radius: greatest Chebyshev distance seen. bidirectional: later tokens too.
-
-    Returns:
-        [B, V, V] bool (query, key); rows and columns of padding are False.
+        grid: [B, V] long, the number of the token's grid; -1 at padding.
+        row, column: [B, V] long, the token's position in its grid.
+        radius: greatest Chebyshev distance that is seen.
+        bidirectional: whether later tokens are seen too.
     """
     same = (grid[:, :, None] == grid[:, None, :]) & (grid >= 0)[:, :, None]
     near_rows = (row[:, :, None] - row[:, None, :]).abs() <= radius
@@ -84,21 +92,22 @@ def neighbor_mask(
 def neighbor_tiles(
     grid: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
 ) -> NeighborTiles:
-    """Cut the grids of a batch into tiles.
+    """Cuts the grids of a batch into tiles.
 
     Args:
-        grid: [B, V] long, number of the token's grid, unique within its sample; -1 for padding.
-        row, column: [B, V] long, the token's place in it; ignored where padding. Grids may have
-            holes and any size; tokens stand in sequence order.
-        radius: greatest Chebyshev distance seen, 0 or more. bidirectional: later tokens too.
+        grid: [B, V] long, the number of the token's grid, unique within its sample; -1 at padding.
+        row, column: [B, V] long, the token's position in its grid; ignored at padding. Grids may have holes and any
+            size. Tokens are in sequence order.
+        radius: greatest Chebyshev distance that is seen, at least 0.
+        bidirectional: whether later tokens are seen too.
     """
     assert radius >= 0 and grid.shape == row.shape == column.shape
     side = tile_side(radius)
     window = side + 2 * radius
     valid = grid >= 0
 
-    # Every grid as a table of token indices, -1 where there is none, with a margin of r for the windows.
-    count, rows, columns = (int(place[valid].max()) + 1 if valid.any() else 1 for place in (grid, row, column))
+    # Each grid becomes a table of token indices, -1 where there is none, with a margin of r for the windows.
+    count, rows, columns = (int(numbers[valid].max()) + 1 if valid.any() else 1 for numbers in (grid, row, column))
     height, width = -(-rows // side) * side, -(-columns // side) * side
     token_sample, token = valid.nonzero(as_tuple=True)
     grids, number = torch.unique(token_sample * count + grid[valid], return_inverse=True)
@@ -136,81 +145,123 @@ def neighbor_attention(
     """Visual queries attend to the text before them and to their neighbours, in one softmax.
 
     Args:
-        query: [B, Hq, V, hd]. key, value: [B, Hkv, V, hd]. Hq is a multiple of Hkv.
-        text_key, text_value: [B, Hkv, P, hd]; P may be 0.
-        text_mask: [B, V, P] bool, True where the visual query sees the text key.
-        tiles: of the same V tokens. scaling: of the logits.
+        query: [B, Hq, V, hd]. Hq is a multiple of Hkv.
+        key, value: [B, Hkv, V, hd].
+        text_key, text_value: [B, Hkv, P, hd]. P may be 0.
+        text_mask: [B, V, P] bool, true where the visual query sees the text key.
+        tiles: tiles of the same V tokens.
+        scaling: factor of the logits.
 
     Returns:
         [B, Hq, V, hd], zero where a token is padding.
     """
     batch, num_heads, num_tokens, head_dim = query.shape
     num_kv_heads, num_text = text_key.shape[1:3]
-    sample = tiles.sample[:, None]
-    query_row = sample * num_tokens + tiles.query_index  # [M, Q], into B * V
-    key_row = sample * num_tokens + tiles.key_index  # [M, K], into B * V
-    text_row = sample * num_text + torch.arange(num_text, device=query.device)  # [M, P], into B * P
-
-    queries = _by_token(query)  # [B * V, Hq, hd]
-    keys, values = (tuple(map(_by_token, pair)) for pair in ((text_key, key), (text_value, value)))
-    text_seen = text_mask.flatten(0, 1)  # [B * V, P]
-    few = max(1, _gathered_values(query.device) // ((num_text + key_row.shape[1]) * num_kv_heads * head_dim))
-    slots = (query_row, tiles.query_valid, text_row, key_row, tiles.allowed)
-    few_tiles = list(zip(*(part.split(few) for part in slots), strict=True))
+    rows = _Rows(
+        queries=_by_token(query),
+        text_keys=_by_token(text_key),
+        text_values=_by_token(text_value),
+        keys=_by_token(key),
+        values=_by_token(value),
+        text_mask=text_mask.flatten(0, 1),
+    )
+    values_per_tile = (num_text + tiles.key_index.shape[1]) * num_kv_heads * head_dim
+    chunks = _chunks(tiles, num_tokens, num_text, max(1, _gathered_values(query.device) // values_per_tile))
     if torch.is_grad_enabled():
-        output = torch.cat([_attend(queries, keys, values, text_seen, *some, scaling) for some in few_tiles])
+        output = torch.cat([_attend(rows, chunk, scaling) for chunk in chunks])
         output = output.flatten(0, 1).index_select(0, tiles.slot.clamp(min=0).flatten())
         output = output.masked_fill_((tiles.slot < 0).view(-1, 1, 1), 0)
-    else:  # Straight to its place: a further copy of a large picture is fresh memory, and slow.
-        output = queries.new_zeros(batch * num_tokens + 1, num_heads, head_dim)  # the last row takes empty slots
-        for some in few_tiles:
-            row = some[0].masked_fill(~some[1], batch * num_tokens).flatten()
-            output.index_copy_(0, row, _attend(queries, keys, values, text_seen, *some, scaling).flatten(0, 1))
+    else:  # Each chunk goes straight to its rows: one more copy of a large picture is fresh memory, and slow.
+        output = rows.queries.new_zeros(batch * num_tokens + 1, num_heads, head_dim)  # the last row takes empty slots
+        for chunk in chunks:
+            target = chunk.query_row.masked_fill(~chunk.query_valid, batch * num_tokens).flatten()
+            output.index_copy_(0, target, _attend(rows, chunk, scaling).flatten(0, 1))
         output = output[:-1]
     return output.view(batch, num_tokens, num_heads, head_dim).transpose(1, 2)
 
 
+class _Rows(NamedTuple):
+    """What tiles gather from, all samples one after another.
+
+    Attributes:
+        queries: [B * V, Hq, hd].
+        text_keys, text_values: [B * P, Hkv, hd].
+        keys, values: [B * V, Hkv, hd].
+        text_mask: [B * V, P] bool, whether the query sees the text key.
+    """
+
+    queries: torch.Tensor
+    text_keys: torch.Tensor
+    text_values: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    text_mask: torch.Tensor
+
+
+class _Chunk(NamedTuple):
+    """Some tiles, with indices into `_Rows`.
+
+    Attributes:
+        query_row: [M, Q] long.
+        query_valid: [M, Q] bool, whether the slot holds a token.
+        text_row: [M, P] long.
+        key_row: [M, K] long.
+        allowed: [M, Q, K] bool, whether the query sees the visual key.
+    """
+
+    query_row: torch.Tensor
+    query_valid: torch.Tensor
+    text_row: torch.Tensor
+    key_row: torch.Tensor
+    allowed: torch.Tensor
+
+
+def _chunks(tiles: NeighborTiles, num_tokens: int, num_text: int, tiles_at_once: int) -> list[_Chunk]:
+    """Returns the tiles in chunks of `tiles_at_once`, their rows counted over the whole batch."""
+    sample = tiles.sample[:, None]
+    parts = (
+        sample * num_tokens + tiles.query_index,
+        tiles.query_valid,
+        sample * num_text + torch.arange(num_text, device=sample.device),
+        sample * num_tokens + tiles.key_index,
+        tiles.allowed,
+    )
+    return [_Chunk(*split) for split in zip(*(part.split(tiles_at_once) for part in parts), strict=True)]
+
+
 def _gathered_values(device: torch.device) -> int:
-    """Keys (as many values) that are gathered at a time: what a CPU's cache holds, elsewhere a share of the memory."""
+    """Returns how many values of keys are gathered at a time: what a CPU's cache holds, elsewhere a share of memory.
+
+    As many values of values are gathered besides.
+    """
     return 2**21 if device.type == "cpu" else 2**27
 
 
-def _attend(
-    queries: torch.Tensor,
-    keys: tuple[torch.Tensor, torch.Tensor],
-    values: tuple[torch.Tensor, torch.Tensor],
-    text_seen: torch.Tensor,
-    query_row: torch.Tensor,
-    query_valid: torch.Tensor,
-    text_row: torch.Tensor,
-    key_row: torch.Tensor,
-    allowed: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
-    """Attention of some tiles -> [M, Q, Hq, hd]; keys and values are pairs, of the text and of the picture."""
-    num_kv_heads = keys[0].shape[1]
-    group = queries.shape[1] // num_kv_heads
+def _attend(rows: _Rows, chunk: _Chunk, scaling: float) -> torch.Tensor:
+    """Returns the attention output [M, Q, Hq, hd] of some tiles."""
+    num_kv_heads = rows.keys.shape[1]
+    group = rows.queries.shape[1] // num_kv_heads
     # Heads that share a key stand side by side as queries, so that keys are never repeated.
-    tile_queries = _gather(queries, query_row).unflatten(2, (num_kv_heads, group))
-    tile_queries = tile_queries.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [M, Hkv, group * Q, hd]
-    tile_keys, tile_values = (
-        torch.cat([_gather(text, text_row), _gather(visual, key_row)], dim=1).transpose(1, 2)  # [M, Hkv, P + K, hd]
-        for text, visual in (keys, values)
-    )
-    visible = torch.cat([text_seen[query_row], allowed], dim=-1)  # [M, Q, P + K]
-    visible = visible | ~query_valid[:, :, None]  # empty slots see anything rather than nothing (NaN)
+    queries = _gather(rows.queries, chunk.query_row).unflatten(2, (num_kv_heads, group))
+    queries = queries.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [M, Hkv, group * Q, hd]
+    keys, values = (
+        torch.cat([_gather(text, chunk.text_row), _gather(visual, chunk.key_row)], dim=1).transpose(1, 2)
+        for text, visual in ((rows.text_keys, rows.keys), (rows.text_values, rows.values))
+    )  # [M, Hkv, P + K, hd]
+    visible = torch.cat([rows.text_mask[chunk.query_row], chunk.allowed], dim=-1)  # [M, Q, P + K]
+    visible = visible | ~chunk.query_valid[:, :, None]  # empty slots see anything rather than nothing (NaN)
     visible = visible.repeat(1, group, 1)[:, None]  # [M, 1, group * Q, P + K]
-    output = F.scaled_dot_product_attention(tile_queries, tile_keys, tile_values, attn_mask=visible, scale=scaling)
+    output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scaling)
     return output.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def _tiles(table: torch.Tensor, window: int, step: int) -> torch.Tensor:
-    """Square windows of every image: [images, R, C] -> [images, windows down, windows across, window^2]."""
+    """Returns the square windows [grids, windows down, windows across, window^2] of tables [grids, rows, columns]."""
     return table.unfold(1, window, step).unfold(2, window, step).flatten(-2)
 
 
 def _within(radius: int, device: torch.device) -> torch.Tensor:
-    """[Q, K] bool: which places of the window lie within the radius of which places of the tile."""
+    """Returns which positions of the window lie within the radius of which positions of the tile, [Q, K] bool."""
     side = tile_side(radius)
     in_tile = torch.arange(side, device=device) + radius
     in_window = torch.arange(side + 2 * radius, device=device)
@@ -219,10 +270,10 @@ def _within(radius: int, device: torch.device) -> torch.Tensor:
 
 
 def _by_token(states: torch.Tensor) -> torch.Tensor:
-    """[B, H, N, hd] -> [B * N, H, hd]"""
+    """Returns [B * N, H, hd] from [B, H, N, hd]."""
     return states.transpose(1, 2).flatten(0, 1)
 
 
 def _gather(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Tokens [B * N, H, hd] at rows [M, K] -> [M, K, H, hd]"""
+    """Returns [M, K, H, hd], the tokens [B * N, H, hd] at rows [M, K]."""
     return tokens.index_select(0, rows.flatten()).unflatten(0, rows.shape)

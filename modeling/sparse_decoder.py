@@ -1,37 +1,89 @@
-"""A decoder over two streams: text rows and visual rows are two tensors, and a visual plan says what is computed.
+"""A decoder over two streams. Text rows and visual rows are two tensors, and a visual plan says what is computed.
 
-What the plan does not ask for is never computed; with the dense plan the decoder is the dense model. The class here is
-mixed into a transformers decoder whose layers are those of `sparse_layer`; parameter names and shapes stay the dense model's.
+What the plan does not ask for is never computed. Under the dense plan the decoder is the dense model.
+The class here is mixed into a transformers decoder whose layers are those of sparse_layer.py. Names and shapes of
+parameters stay the dense model's.
 
 Shapes: B batch, S rows of a padded batch, T text rows, V visual rows, D hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .layer_plan import LayerPlan
-from .sparse_layer import ReusingRMSNorm, Streams, UnitRows
+from .layer_plan import LayerPlan, Rank
+from .sparse_layer import ReusingRMSNorm, Rope, ScaledRows, SharedInputs
 from .user_error import UserError
-from .visual_cache import KeySlots, VisualCache
+from .visual_cache import CachedSlots, KeySlots, VisualCache
 from .visual_gates import LayerGates
-from .visual_layout import Images, gather_rows, join_streams, split_streams
+from .visual_layout import Images, TextTokens, VisualTokens, gather_rows, join_streams, split_streams
 from .visual_masks import StageMasks, TextMasks
-from .visual_plan import VisualPlan
-from .visual_ranking import given_scores
-from .visual_units import Units
+from .visual_plan import LiveLayer, VisualPlan
+from .visual_ranking import scores_before_layers
+from .visual_units import UnitSplit
 
 
-class SparseDecoderMixin:
-    """Forward of a decoder over two streams under a plan; mixed in before the transformers model class."""
+@dataclass(frozen=True)
+class _VisualStream:
+    """The visual rows that are carried.
+
+    Attributes:
+        states: [B, V, D].
+        tokens: where each row lies.
+        class_attention: [B, V, blocks], attention of the vision tower's class token, or None.
+    """
+
+    states: torch.Tensor
+    tokens: VisualTokens
+    class_attention: torch.Tensor | None
+
+    def entering(self, live: LiveLayer, scores: torch.Tensor | None) -> "_VisualStream | None":
+        """Returns the rows that a layer carries, or None if it carries none.
+
+        Args:
+            live: the layer.
+            scores: [B, V], the attention that the rows received in the layer before, if the layer ranks them by it.
+        """
+        if live.tokens == 0:
+            return None
+        if not live.keep:
+            return self
+        if not live.rank.by_attention:
+            scores = scores_before_layers(live.rank, self.tokens, live.tokens, self.class_attention)
+        assert scores is not None, "the layer before computes the attention that its tokens are ranked by"
+        tokens, chosen = self.tokens.survivors(scores, live.tokens)
+        attention = self.class_attention
+        return _VisualStream(
+            states=gather_rows(self.states, chosen),
+            tokens=tokens,
+            class_attention=None if attention is None else gather_rows(attention, chosen),
+        )
+
+
+class SparseDecoderMixin(nn.Module):
+    """Forward of a decoder over two streams under a plan. It is mixed in before the transformers model class."""
+
+    visual_plan: VisualPlan
+    """The plan in force."""
+    live: tuple[LiveLayer, ...]
+    """What each layer executes under it."""
+
+    if TYPE_CHECKING:  # attributes of the stock decoder; transformers reads annotations of `config` at run time
+        config: PreTrainedConfig
+        layers: nn.ModuleList
+        rotary_emb: Callable[[torch.Tensor, torch.Tensor], Rope]
+        post_init: Callable[[], None]
 
     def build(self, layer_class: type[nn.Module], rotary_emb: nn.Module) -> None:
-        """What the stock decoder's constructor builds, of sparse layers; under the dense plan."""
+        """Builds what the stock decoder's constructor builds, from sparse layers and under the dense plan."""
         config = self.config
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -44,21 +96,24 @@ class SparseDecoderMixin:
         self.post_init()
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
-        """Puts `plan` in force. Raises UserError when it does not fit the model."""
+        """Puts `plan` in force. Raises UserError if it does not fit the model."""
         config = self.config
         plan.check(config.num_hidden_layers, config.num_key_value_heads, config.intermediate_size)
         self.visual_plan = plan
         self.live = plan.live(config.num_key_value_heads, config.intermediate_size)
         group = config.num_attention_heads // config.num_key_value_heads
+        attentions: list[Any] = [layer.self_attn for layer in self.layers]
         self.units = [
-            Units(live.heads, config.num_key_value_heads, group, layer.self_attn.head_dim)
-            for layer, live in zip(self.layers, self.live, strict=True)
+            UnitSplit(live.heads, config.num_key_value_heads, group, attention.head_dim)
+            for attention, live in zip(attentions, self.live, strict=True)
         ]
         self.neurons = [live.ffn if isinstance(live.ffn, int) else torch.tensor(live.ffn) for live in self.live]
+        self.stages = _stages(self.live)
+        self.ranks_after = [_rank_by_attention(below) for below in self.live[1:]] + [None]
 
     @contextmanager
     def use_plan(self, plan: VisualPlan) -> Iterator[None]:
-        """`plan` in force inside the block, the plan before it again afterwards."""
+        """Puts `plan` in force inside the block, and the plan before it afterwards."""
         before = self.visual_plan
         self.set_visual_plan(plan)
         try:
@@ -82,125 +137,85 @@ class SparseDecoderMixin:
         supervised: torch.Tensor | None = None,
         gates: list[LayerGates] | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """The decoder over a padded batch.
+        """Runs the decoder over a padded batch.
 
         Args:
-            inputs_embeds: [B, S, D], picture features in place; or input_ids [B, S] of text alone.
-            attention_mask: [B, cached + S], 0 marks padding on either side.
+            input_ids: [B, S], text alone.
+            attention_mask: [B, cached + S], 0 at padding, which may be on either side.
             position_ids: as the stock decoder takes them.
-            visual_mask: [B, S] bool, true at image tokens. images: the grids of each image of the batch, in order.
-            class_attention: [image tokens of the batch, blocks], what the vision tower's class token attends to in its last
-                blocks; for plans that rank by it.
-            supervised: [B, S] bool, true at answer tokens, in training: tokens are ranked from the rows before answers.
-            gates: each layer's, on a plan that serves every token, unit and neuron (`radius` may be set).
+            inputs_embeds: [B, S, D] in place of input_ids, with the features of pictures where they belong.
+            visual_mask: [B, S] bool, true at image tokens.
+            images: the grids of each image of the batch, in order.
+            class_attention: [image tokens of the batch, blocks], the attention of the vision tower's class token in its
+                last blocks, for plans that rank by it.
+            supervised: [B, S] bool in training, true at answer tokens. Tokens are then ranked from the rows before
+                answers.
+            gates: each layer's gates. The plan must let every token, unit and neuron serve. It may set `radius`.
 
         Returns:
-            last_hidden_state [B, S, D]: text rows; zeros at image tokens (nothing reads them) and at padding.
-            hidden_states, when asked for: both streams; zeros at withdrawn tokens and at padding.
+            last_hidden_state [B, S, D] with text rows. It is zero at image tokens, for nothing reads them, and at
+            padding. hidden_states, if asked for, with both streams. They are zero at withdrawn tokens and at padding.
 
         Raises:
-            UserError: attention maps asked for, a cache that this model did not make, masks that do not fit, or gates on a
-                plan that has shut something already.
+            UserError: attention maps are asked for, the cache is not one that this model made, masks do not fit, or
+                gates come with a plan that shuts something.
         """
+        self._check_arguments(input_ids, inputs_embeds, output_attentions, gates)
+        embeds: torch.Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, length, _ = embeds.shape
+        cache = self._cache(past_key_values, use_cache)
+        past_length = 0 if cache is None else cache.num_seen
+        text_tokens, visual_tokens = split_streams(
+            (batch, length), attention_mask, visual_mask, images, past_length, embeds.device
+        )
+        rope = self._batch_rope(embeds, position_ids, past_length)
+        slots = _cached_slots(cache, batch, embeds.device)
+        shared = self._shared_by_all(text_tokens, rope, slots, cache, supervised)
+        text = gather_rows(embeds, text_tokens.index)
+        visual = self._visual_stream(embeds, visual_tokens, class_attention, past_length)
+
+        states, scores = _HiddenStates(self._outputs_hidden_states(output_hidden_states), length), None
+        for number, stage in enumerate(self.stages):
+            visual = None if visual is None else visual.entering(self.live[stage[0]], scores)
+            shared = _shared_by_stage(shared, rope, visual, slots, number)
+            for index in stage:
+                states.add(text, text_tokens, visual)
+                text, visual, scores = self._run_layer(index, text, visual, shared, gates)
+
+        last = join_streams(self.norm(text), text_tokens, None, None, length)
+        if cache is not None:
+            cache.num_seen += length
+            slots.text = shared.text_masks.keys
+        return BaseModelOutputWithPast(
+            last_hidden_state=last, past_key_values=cache, hidden_states=states.with_last(last)
+        )
+
+    def rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> Rope:
+        """Returns cosine and sine [B or 1, S, head_dim] for inputs_embeds [B, S, D].
+
+        Without position ids, rows are counted from `past_length` on.
+        """
+        if position_ids is None:
+            length = inputs_embeds.shape[1]
+            position_ids = torch.arange(past_length, past_length + length, device=inputs_embeds.device).unsqueeze(0)
+        return self.rotary_emb(inputs_embeds, position_ids)
+
+    def _check_arguments(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        output_attentions: bool | None,
+        gates: list[LayerGates] | None,
+    ) -> None:
+        """Raises UserError for arguments that the forward cannot serve."""
         if gates is not None:
             self._check_gates(gates)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds")
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise UserError("output_attentions: a sparse model does not compute attention maps; use the dense model")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        batch, length, _ = inputs_embeds.shape
-        cache = self._cache(past_key_values, use_cache)
-        past_length = 0 if cache is None else cache.seen
-        device = inputs_embeds.device
-
-        text_tokens, visual_tokens = split_streams(
-            (batch, length), attention_mask, visual_mask, images, past_length, device
-        )
-        rope = tuple(part.expand(batch, -1, -1) for part in self.rope(inputs_embeds, position_ids, past_length))
-        slots = None if cache is None else cache.start(batch, device)
-        empty = KeySlots.empty(batch, device)
-        text_masks = TextMasks(text_tokens, empty if slots is None else slots.text)
-        text_rope = tuple(gather_rows(part, text_tokens.index) for part in rope)
-
-        text = gather_rows(inputs_embeds, text_tokens.index)
-        visual = None if visual_tokens is None else gather_rows(inputs_embeds, visual_tokens.index)
-        if visual is not None and past_length > 0:
-            self._refuse_unseen_pictures()
-        if visual is not None and class_attention is not None:
-            class_attention = visual_tokens.placed(class_attention)
-
-        states: list[torch.Tensor] = []
-        scores, streams, stage, carried = None, None, -1, None
-        unit_rows = UnitRows()
-        for index, (layer, live) in enumerate(zip(self.layers, self.live, strict=True)):
-            if live.tokens == 0:
-                visual, visual_tokens = None, None
-            elif live.keep and visual is not None:
-                if not live.rank.by_attention:
-                    scores = given_scores(live.rank, visual_tokens, live.tokens, class_attention)
-                visual_tokens, chosen = visual_tokens.survivors(scores, live.tokens)
-                visual = gather_rows(visual, chosen)
-                class_attention = None if class_attention is None else gather_rows(class_attention, chosen)
-            if output_hidden_states:
-                states.append(join_streams(text, text_tokens, visual, visual_tokens, length))
-            if live.tokens != carried:
-                stage, carried = stage + 1, live.tokens
-                past = empty if slots is None else slots.joint.get(stage, slots.text)
-                has_pictures = visual is not None or (slots is not None and stage in slots.joint)
-                streams = Streams(
-                    text=text_tokens,
-                    text_rope=text_rope,
-                    text_masks=text_masks,
-                    visual=visual_tokens,
-                    visual_rope=None
-                    if visual is None
-                    else tuple(gather_rows(part, visual_tokens.index) for part in rope),
-                    stage=StageMasks(text_tokens, visual_tokens, past, text_masks.keys) if has_pictures else None,
-                    cache=cache,
-                    unit_rows=unit_rows,
-                    supervised=supervised,
-                )
-                if slots is not None and has_pictures:
-                    slots.joint[stage] = streams.stage.keys
-            below = self.live[index + 1] if index + 1 < len(self.live) else None
-            ranked = visual is not None and below is not None and below.keep and below.rank.by_attention
-            text, visual, scores = layer(
-                text,
-                visual,
-                live=live,
-                units=self.units[index],
-                neurons=self.neurons[index],
-                streams=streams,
-                rank=below.rank if ranked else None,
-                gates=None if gates is None else gates[index],
-            )
-
-        last = join_streams(self.norm(text), text_tokens, None, None, length)
-        if output_hidden_states:
-            states.append(last)
-        if cache is not None:
-            cache.seen += length
-            slots.text = text_masks.keys
-        return BaseModelOutputWithPast(
-            last_hidden_state=last, past_key_values=cache, hidden_states=tuple(states) if output_hidden_states else None
-        )
-
-    def rope(
-        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine [B or 1, S, head_dim] for inputs_embeds [B, S, D]; without position_ids rows are counted."""
-        if position_ids is None:
-            length = inputs_embeds.shape[1]
-            position_ids = torch.arange(past_length, past_length + length, device=inputs_embeds.device).unsqueeze(0)
-        return self.rotary_emb(inputs_embeds, position_ids)
 
     def _check_gates(self, gates: list[LayerGates]) -> None:
         if len(gates) != len(self.layers):
@@ -211,7 +226,10 @@ class SparseDecoderMixin:
                     f"gates: layer {index} of the plan in force is not dense; gates shut what the plan leaves open"
                 )
 
-    def _cache(self, given: Cache | None, use_cache: bool) -> VisualCache | None:
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> VisualCache | None:
+        """Returns the cache to fill, or None. Raises UserError for a cache of another kind."""
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
             return None
         if isinstance(given, VisualCache):
@@ -220,16 +238,142 @@ class SparseDecoderMixin:
             not isinstance(given, DynamicCache) or given.offloading or given.get_seq_length() > 0
         ):
             raise UserError(
-                f"past_key_values: got a {type(given).__name__}, allowed: None, an empty DynamicCache without offloading, "
-                "or the VisualCache that this model returned"
+                f"past_key_values: got a {type(given).__name__}, allowed: None, an empty DynamicCache without "
+                "offloading, or the VisualCache that this model returned"
             )
         return VisualCache(len(self.layers)) if use_cache or given is not None else None
 
+    def _outputs_hidden_states(self, asked: bool | None) -> bool:
+        return self.config.output_hidden_states if asked is None else asked
+
+    def _batch_rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> Rope:
+        """Returns cosine and sine [B, S, head_dim] of all rows."""
+        cosine, sine = self.rope(inputs_embeds, position_ids, past_length)
+        batch = inputs_embeds.shape[0]
+        return cosine.expand(batch, -1, -1), sine.expand(batch, -1, -1)
+
+    def _shared_by_all(
+        self,
+        text_tokens: TextTokens,
+        rope: Rope,
+        slots: CachedSlots,
+        cache: VisualCache | None,
+        supervised: torch.Tensor | None,
+    ) -> SharedInputs:
+        """Returns what all layers share. What a stage shares is not there yet."""
+        return SharedInputs(
+            text=text_tokens,
+            text_rope=_rope_of_rows(rope, text_tokens.index),
+            text_masks=TextMasks(text_tokens, slots.text),
+            visual=None,
+            visual_rope=None,
+            stage=None,
+            cache=cache,
+            scaled_rows=ScaledRows(),
+            supervised=supervised,
+        )
+
+    def _visual_stream(
+        self,
+        inputs_embeds: torch.Tensor,
+        tokens: VisualTokens | None,
+        class_attention: torch.Tensor | None,
+        past_length: int,
+    ) -> _VisualStream | None:
+        """Returns the visual rows of this forward, or None. Raises UserError if the cache lacks rows that they see."""
+        if tokens is None:
+            return None
+        if past_length > 0:
+            self._refuse_unseen_pictures()
+        return _VisualStream(
+            states=gather_rows(inputs_embeds, tokens.index),
+            tokens=tokens,
+            class_attention=None if class_attention is None else tokens.padded(class_attention),
+        )
+
     def _refuse_unseen_pictures(self) -> None:
-        """New pictures on a cache whose earlier pictures their rows would need, but no text reads, so none are kept."""
+        """Raises UserError if a layer's visual rows need those of earlier pictures, which the cache does not hold.
+
+        It does not hold them where no text reads them.
+        """
         for index, live in enumerate(self.live):
             if live.attend and not live.read and live.radius is None:
                 raise UserError(
                     f"visual plan: layer {index} is blind, so the cache does not hold the earlier pictures that a new "
                     "picture attends to there; give the whole conversation without past_key_values"
                 )
+
+    def _run_layer(
+        self,
+        index: int,
+        text: torch.Tensor,
+        visual: _VisualStream | None,
+        shared: SharedInputs,
+        gates: list[LayerGates] | None,
+    ) -> tuple[torch.Tensor, _VisualStream | None, torch.Tensor | None]:
+        """Returns text and visual rows after a layer, and the attention [B, V] that the next layer ranks tokens by."""
+        text, states, scores = self.layers[index](
+            text,
+            None if visual is None else visual.states,
+            live=self.live[index],
+            units=self.units[index],
+            neurons=self.neurons[index],
+            shared=shared,
+            rank=None if visual is None else self.ranks_after[index],
+            gates=None if gates is None else gates[index],
+        )
+        return text, None if visual is None else replace(visual, states=states), scores
+
+
+class _HiddenStates:
+    """Hidden states [B, S, D] of all layers, if they are asked for."""
+
+    def __init__(self, asked: bool, length: int):
+        self._asked, self._length = asked, length
+        self._states: list[torch.Tensor] = []
+
+    def add(self, text: torch.Tensor, text_tokens: TextTokens, visual: _VisualStream | None) -> None:
+        """Keeps the rows that a layer takes."""
+        if self._asked:
+            rows, tokens = (None, None) if visual is None else (visual.states, visual.tokens)
+            self._states.append(join_streams(text, text_tokens, rows, tokens, self._length))
+
+    def with_last(self, last: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """Returns all of them and the last one, or None if they are not asked for."""
+        return (*self._states, last) if self._asked else None
+
+
+def _stages(live: Sequence[LiveLayer]) -> list[list[int]]:
+    """Returns the layers in stages. A stage is a run of layers that carry the same visual tokens."""
+    return [list(stage) for _, stage in groupby(range(len(live)), key=lambda index: live[index].tokens)]
+
+
+def _rank_by_attention(live: LiveLayer) -> Rank | None:
+    """Returns how a layer ranks tokens by the attention of the layer before, or None if it does not."""
+    return live.rank if live.keep and live.rank.by_attention else None
+
+
+def _cached_slots(cache: VisualCache | None, batch: int, device: torch.device) -> CachedSlots:
+    """Returns the slots of the cached rows, which are none without a cache."""
+    return CachedSlots(KeySlots.empty(batch, device)) if cache is None else cache.cached_slots(batch, device)
+
+
+def _shared_by_stage(
+    shared: SharedInputs, rope: Rope, visual: _VisualStream | None, slots: CachedSlots, number: int
+) -> SharedInputs:
+    """Returns what the layers of a stage share. Adds the stage's keys to the slots, if it has pictures."""
+    tokens = None if visual is None else visual.tokens
+    if tokens is None and number not in slots.joint:
+        return replace(shared, visual=None, visual_rope=None, stage=None)
+    # Before the conversation's first picture a stage has text rows alone.
+    past = slots.joint.get(number, slots.text)
+    masks = StageMasks(shared.text, tokens, past, shared.text_masks.keys)
+    slots.joint[number] = masks.keys
+    visual_rope = None if tokens is None else _rope_of_rows(rope, tokens.index)
+    return replace(shared, visual=tokens, visual_rope=visual_rope, stage=masks)
+
+
+def _rope_of_rows(rope: Rope, index: torch.Tensor | None) -> Rope:
+    """Returns the rotary embedding [B, rows, head_dim] of the rows at index [B, rows]."""
+    cosine, sine = rope
+    return gather_rows(cosine, index), gather_rows(sine, index)

@@ -1,21 +1,25 @@
-"""One decoder layer over two streams.
+"""One decoder layer over two streams, text rows and visual rows.
 
-Visual rows use the first rows and columns of the dense weights, frozen rows skip their sub-layer, unread layers hold no
-visual keys. The mixin serves layers built like Llama's: `self_attn` with q, k, v, o projections, a gated `mlp`, two norms.
+Visual rows use a part of the dense weights. If the plan freezes them, they skip the sub-layer. If text does not read
+them in a layer, that layer holds no visual keys.
+The mixin serves layers that are built like Llama's: `self_attn` with q, k, v and o projections, a gated `mlp`, two
+norms.
 
-Shapes: B batch, T text rows, V visual rows, U units (key/value heads), H head_dim, D hidden size, L keys.
+Shapes: B batch, S sequence rows, T text rows, V visual rows, Q queries, L keys, D hidden size, H head_dim. A unit is
+one key/value head with its query heads.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .layer_plan import Rank
-from .narrow_linear import NarrowLinear, Rows
+from .narrow_linear import NarrowLinear, Selection
 from .neighbor_attention import neighbor_attention
 from .visual_cache import VisualCache, VisualCacheLayer
 from .visual_gates import LayerGates
@@ -23,26 +27,34 @@ from .visual_layout import TextTokens, VisualTokens
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LiveLayer
 from .visual_ranking import image_scores, text_scores
-from .visual_units import Units
+from .visual_units import UnitSplit
+
+Rope: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine of the rotary embedding, each [B, rows, H]."""
+
+T = TypeVar("T")
 
 
 class ReusingRMSNorm(LlamaRMSNorm):
-    """Llama's norm, told the rows at unit mean square where another layer has them already."""
+    """Llama's norm. It can take rows that are already scaled to unit mean square, and then only applies its weight."""
 
-    def forward(self, hidden_states: torch.Tensor, unit_rows: torch.Tensor | None = None) -> torch.Tensor:
-        return super().forward(hidden_states) if unit_rows is None else self.weight * unit_rows
+    def forward(self, hidden_states: torch.Tensor, scaled: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(hidden_states) if scaled is None else self.weight * scaled
 
 
-class UnitRows:
-    """Visual rows at unit mean square, for all layers that see the same ones: frozen rows are scaled once, not in every
-    layer. Without gradients only: a checkpointed layer that is run again must do again what it did."""
+class ScaledRows:
+    """Visual rows at unit mean square, for all layers that see the same rows.
 
-    def __init__(self):
+    Frozen rows are then scaled once, not in every layer. This is done without gradients only, because a checkpointed
+    layer that is run again must do again what it did.
+    """
+
+    def __init__(self) -> None:
         self._rows: torch.Tensor | None = None
         self._scaled: torch.Tensor | None = None
 
     def __call__(self, rows: torch.Tensor, epsilon: float) -> torch.Tensor | None:
-        """rows [B, V, D] -> [B, V, D], as `LlamaRMSNorm` scales them; None where each layer has to do it."""
+        """Returns rows [B, V, D] as `LlamaRMSNorm` scales them, or None where each layer has to do it."""
         if torch.is_grad_enabled():
             return None
         if rows is not self._rows:
@@ -52,8 +64,8 @@ class UnitRows:
         return self._scaled
 
 
-def make_narrow(layer: nn.Module) -> None:
-    """Replaces the projections of a freshly built decoder layer by narrow ones of the same shapes, and its first norm."""
+def make_narrow(layer: "SparseDecoderLayerMixin") -> None:
+    """Replaces the projections of a new decoder layer by narrow ones of the same shapes, and its first norm."""
     for parent in (layer.self_attn, layer.mlp):
         for name, dense in list(parent.named_children()):
             if isinstance(dense, nn.Linear):
@@ -64,32 +76,32 @@ def make_narrow(layer: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Projection:
-    """How a projection is made of units or neurons: what it is ordered by (a field of the plan), on which side, and the sizes
-    of the parts that each hold all of them in order."""
+    """How a projection is made of units or neurons.
+
+    Attributes:
+        ordered_by: the field of the plan that orders them.
+        side: whether they are rows or columns of the weight.
+        parts: sizes of the parts along that side. Each part holds all units or neurons in order.
+    """
 
     ordered_by: Literal["heads", "ffn"]
     side: Literal["rows", "columns"]
     parts: tuple[int, ...]
 
 
-Rope = tuple[torch.Tensor, torch.Tensor]  # cosine, sine: [B, rows, H]
-
-
-def _rotated(states: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Rotary embedding of [B, heads, rows, H], in fewer passes over memory than turning the halves around first."""
-    cos, sin = (part.unsqueeze(1) for part in rope)
-    half = states.shape[-1] // 2
-    first, second = states[..., :half], states[..., half:]
-    rotated = states * cos
-    rotated[..., :half].addcmul_(second, sin[..., :half], value=-1)
-    rotated[..., half:].addcmul_(first, sin[..., half:])
-    return rotated
-
-
 @dataclass(frozen=True)
-class Streams:
-    """What the layers of one forward share: the rows' positions, their masks, the cache to fill, and in training, which rows are
-    answers: [B, S] bool."""
+class SharedInputs:
+    """What the layers of one forward share, as long as they carry the same visual tokens.
+
+    Attributes:
+        text, visual: the text rows, and the visual rows or None.
+        text_rope, visual_rope: their rotary embeddings.
+        text_masks: masks of the text rows alone.
+        stage: masks of text and visual rows, or None if neither this forward nor the cache has pictures.
+        cache: the cache to fill, or None.
+        scaled_rows: visual rows at unit mean square.
+        supervised: [B, S] bool in training, true at answer tokens. Else None.
+    """
 
     text: TextTokens
     text_rope: Rope
@@ -98,14 +110,28 @@ class Streams:
     visual_rope: Rope | None
     stage: StageMasks | None
     cache: VisualCache | None
-    unit_rows: UnitRows
+    scaled_rows: ScaledRows
     supervised: torch.Tensor | None
 
 
-class SparseDecoderLayerMixin:
-    """Forward of one decoder layer over both streams; mixed in before the transformers layer class."""
+class _VisualKeys(NamedTuple):
+    """Visual rows after the first norm [B, V, D], and their keys and values [B, served units, V, H]."""
 
-    def __init__(self, config, layer_idx: int):
+    normed: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class SparseDecoderLayerMixin(nn.Module):
+    """Forward of one decoder layer over both streams. It is mixed in before the transformers layer class."""
+
+    if TYPE_CHECKING:  # modules of the stock layer
+        self_attn: Any
+        mlp: Any
+        input_layernorm: Any
+        post_attention_layernorm: Any
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         make_narrow(self)
 
@@ -114,67 +140,60 @@ class SparseDecoderLayerMixin:
         text: torch.Tensor,
         visual: torch.Tensor | None,
         live: LiveLayer,
-        units: Units,
+        units: UnitSplit,
         neurons: int | torch.Tensor,
-        streams: Streams,
+        shared: SharedInputs,
         rank: Rank | None = None,
         gates: LayerGates | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """One layer.
+        """Runs the layer.
 
         Args:
-            text: [B, T, D]. visual: [B, V, D], or None when no visual row is carried.
-            live, units, neurons: this layer's part of the plan; `neurons` serve visual rows in the FFN.
-            rank: how visual tokens are ranked after this layer, where it is by this layer's attention.
-            gates: on what the plan serves, all units and neurons; None: there are none.
+            text: [B, T, D].
+            visual: [B, V, D], or None if no visual row is carried.
+            live: what this layer does for visual tokens.
+            units: the split of its heads by the units that serve visual tokens.
+            neurons: FFN neurons that serve visual tokens, the first n or indices.
+            shared: what the layers share.
+            rank: how visual tokens are ranked after this layer, if it is by this layer's attention. Else None.
+            gates: this layer's gates, under a plan where all units and neurons serve visual tokens. None means no
+                gates.
 
         Returns:
-            text, visual and, where `rank` is given, the attention that visual tokens receive [B, V], fp32.
+            text [B, T, D], visual [B, V, D] or None, and the attention [B, V], fp32, that visual tokens receive, or
+            None if `rank` is None.
         """
-        attention = self.self_attn
-        cache = VisualCacheLayer(kept=False) if streams.cache is None else streams.cache.layers[attention.layer_idx]
-        text_normed = self.input_layernorm(text)
-        queries = _rotated(self._heads(self.queries(text_normed)), streams.text_rope)
-        keys = _rotated(self._heads(self.keys(text_normed)), streams.text_rope)
-        values = self._heads(self.values(text_normed))
-
-        visual_normed, visual_keys = None, None
+        cache = self._cache(shared)
+        queries, keys, values = self._text_projections(text, shared.text_rope)
+        visual_keys = None
         if visual is not None and live.keys:
-            visual_normed = self.input_layernorm(
-                visual, streams.unit_rows(visual, self.input_layernorm.variance_epsilon)
-            )
-            visual_keys = (
-                _rotated(self._heads(self.keys(visual_normed, units.key_rows)), streams.visual_rope),
-                self._heads(self.values(visual_normed, units.key_rows)),
-            )
-        cache.update(keys, values, units, visual_keys if live.read else None)
+            visual_keys = self._visual_keys(visual, units, shared)
+        cache.update(keys, values, units, visual_keys[1:] if visual_keys is not None and live.read else None)
 
         scores = None
         if rank is not None and rank.by == "text_attention":
-            served = units.split_heads(queries)[0]
-            scores = text_scores(
-                served, cache.joint_keys, attention.scaling, streams.stage, rank.rows, streams.supervised
-            )
+            scores = self._text_scores(queries, units, cache, shared, rank)
         visual_update = None
-        if visual is not None and live.attend:
-            visual_queries = _rotated(self._heads(self.queries(visual_normed, units.query_rows)), streams.visual_rope)
+        if visual_keys is not None and live.attend:
+            visual_queries = self._visual_queries(visual_keys.normed, units, shared)
             seen = self._seen_by_visual(visual_keys, live, units, cache)
             if rank is not None and rank.by == "image_attention":
-                scores = image_scores(visual_queries, seen[0], attention.scaling, streams.stage, live)
-            visual_update = self._visual_attention(visual_queries, visual_keys, seen, live, streams)
-        text = text + attention.o_proj(_rows(self._text_attention(queries, units, cache, streams, gates)))
+                scores = image_scores(visual_queries, seen[0], self.self_attn.scaling, _required(shared.stage), live)
+            visual_update = self._visual_attention(visual_queries, visual_keys, seen, live, shared)
+        text = text + self.self_attn.o_proj(_merge_heads(self._text_attention(queries, units, cache, shared, gates)))
         text = text + self.mlp(self.post_attention_layernorm(text))
-        if visual_update is not None:
-            visual_update = visual_update if gates is None else gates.of_attention(visual_update)
-            visual = visual + attention.o_proj(_rows(visual_update), columns=units.query_rows)
+        if visual is not None and visual_update is not None:
+            visual_update = visual_update if gates is None else gates.gate_attention(visual_update)
+            visual = visual + self.self_attn.o_proj(_merge_heads(visual_update), columns=units.query_rows)
         if visual is not None and live.num_ffn > 0:
             visual = visual + self._narrow_mlp(self.post_attention_layernorm(visual), neurons, gates)
         return text, visual, scores
 
-    # A decoder whose projections are laid out otherwise overrides these five. `rows`: of which units or neurons; None: all.
+    # A decoder whose projections are laid out in another way overrides these five.
+    # `rows` says which outputs are computed.
 
     def projections(self) -> dict[str, Projection]:
-        """By name within the layer."""
+        """Returns the layer's projections by their names within the layer."""
         attention, mlp = self.self_attn, self.mlp
         return {
             "self_attn.q_proj": Projection("heads", "rows", (attention.q_proj.out_features,)),
@@ -186,31 +205,71 @@ class SparseDecoderLayerMixin:
             "mlp.down_proj": Projection("ffn", "columns", (mlp.down_proj.in_features,)),
         }
 
-    def queries(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        """[..., D] -> [..., heads * H]"""
+    def queries(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        """Returns queries [..., heads * H] of normed rows [..., D]."""
         return self.self_attn.q_proj(normed, rows=rows)
 
-    def keys(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        """[..., D] -> [..., units * H]"""
+    def keys(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        """Returns keys [..., units * H] of normed rows [..., D]."""
         return self.self_attn.k_proj(normed, rows=rows)
 
-    def values(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        """[..., D] -> [..., units * H]"""
+    def values(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        """Returns values [..., units * H] of normed rows [..., D]."""
         return self.self_attn.v_proj(normed, rows=rows)
 
-    def neurons(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        """act(gate) * up: [..., D] -> [..., neurons]"""
+    def neurons(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        """Returns the FFN neurons act(gate) * up [..., neurons] of normed rows [..., D]."""
         mlp = self.mlp
         return mlp.act_fn(mlp.gate_proj(normed, rows=rows)) * mlp.up_proj(normed, rows=rows)
 
-    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
-        """[B, rows, heads * H] -> [B, heads, rows, H]"""
+    def _cache(self, shared: SharedInputs) -> VisualCacheLayer:
+        """Returns this layer's part of the cache, or one for this forward alone."""
+        if shared.cache is None:
+            return VisualCacheLayer(persistent=False)
+        return shared.cache.layers[self.self_attn.layer_idx]
+
+    def _text_projections(self, text: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns queries [B, heads, T, H], keys and values [B, units, T, H] of text rows [B, T, D]."""
+        normed = self.input_layernorm(text)
+        return (
+            _apply_rope(self._split_heads(self.queries(normed)), rope),
+            _apply_rope(self._split_heads(self.keys(normed)), rope),
+            self._split_heads(self.values(normed)),
+        )
+
+    def _visual_keys(self, visual: torch.Tensor, units: UnitSplit, shared: SharedInputs) -> _VisualKeys:
+        """Returns keys and values of visual rows [B, V, D] in the units that serve them."""
+        norm = self.input_layernorm
+        normed = norm(visual, shared.scaled_rows(visual, norm.variance_epsilon))
+        return _VisualKeys(
+            normed=normed,
+            keys=_apply_rope(self._split_heads(self.keys(normed, units.key_rows)), _required(shared.visual_rope)),
+            values=self._split_heads(self.values(normed, units.key_rows)),
+        )
+
+    def _visual_queries(self, normed: torch.Tensor, units: UnitSplit, shared: SharedInputs) -> torch.Tensor:
+        """Returns queries [B, served heads, V, H] of normed visual rows [B, V, D]."""
+        return _apply_rope(self._split_heads(self.queries(normed, units.query_rows)), _required(shared.visual_rope))
+
+    def _text_scores(
+        self, queries: torch.Tensor, units: UnitSplit, cache: VisualCacheLayer, shared: SharedInputs, rank: Rank
+    ) -> torch.Tensor:
+        """Returns the attention [B, V], fp32, that visual tokens receive from text."""
+        served, _ = units.split_heads(queries)
+        stage = _required(shared.stage)
+        return text_scores(served, cache.joint[0], self.self_attn.scaling, stage, rank.rows, shared.supervised)
+
+    def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """Returns [B, heads, rows, H] from [B, rows, heads * H]."""
         return projected.unflatten(-1, (-1, self.self_attn.head_dim)).transpose(1, 2)
 
     def _attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Grouped attention [B, heads, Q, H]; without a mask causal, the queries being as many as the keys or one."""
+        """Returns grouped attention [B, heads, Q, H].
+
+        Without a mask it is causal. There are then as many queries as keys, or one query.
+        """
         group = queries.shape[1] // keys.shape[1]
         if group > 1:
             keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
@@ -226,61 +285,92 @@ class SparseDecoderLayerMixin:
     def _text_attention(
         self,
         queries: torch.Tensor,
-        units: Units,
+        units: UnitSplit,
         cache: VisualCacheLayer,
-        streams: Streams,
+        shared: SharedInputs,
         gates: LayerGates | None,
     ) -> torch.Tensor:
-        """Text rows over text, and in served units over the visual tokens as well."""
+        """Returns [B, heads, T, H], text rows over text, and in the serving units over visual tokens too."""
         if cache.joint_keys is None:
-            return self._attend(queries, cache.keys, cache.values, streams.text_masks.mask)
+            return self._attend(queries, *cache.text, shared.text_masks.mask)
+        stage = _required(shared.stage)
         if gates is not None:
-            stage = streams.stage
             mask = gates.text_mask(stage.mask, stage.keys.is_text, queries.shape[1], queries.dtype)
-            return self._attend(queries, cache.joint_keys, cache.joint_values, mask)
-        served, rest = units.split_heads(queries)
-        served = self._attend(served, cache.joint_keys, cache.joint_values, streams.stage.mask)
+            return self._attend(queries, *cache.joint, mask)
+        served_queries, other_queries = units.split_heads(queries)
+        served = self._attend(served_queries, *cache.joint, stage.mask)
         if units.all_served:
             return served
-        return units.merge_heads(served, self._attend(rest, cache.keys, cache.values, streams.text_masks.mask))
+        return units.merge_heads(served, self._attend(other_queries, *cache.text, shared.text_masks.mask))
 
     @staticmethod
     def _seen_by_visual(
-        visual_keys: tuple[torch.Tensor, torch.Tensor], live: LiveLayer, units: Units, cache: VisualCacheLayer
+        visual: _VisualKeys, live: LiveLayer, units: UnitSplit, cache: VisualCacheLayer
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [B, served, L, H] of what visual rows may see: in order, visual rows and text."""
+        """Returns keys and values [B, served units, L, H] that visual rows may see, visual rows and text in order."""
         if live.read:
-            return cache.joint_keys, cache.joint_values
-        # A blind layer caches text alone: its visual rows are put before it for this forward only.
-        texts = (units.split(part)[0] for part in (cache.keys, cache.values))
-        return tuple(torch.cat(pair, dim=2) for pair in zip(visual_keys, texts, strict=True))
+            return cache.joint
+        # A layer that text does not read caches text alone. Visual rows are put before it for this forward only.
+        text_keys, text_values = (units.split(part)[0] for part in cache.text)
+        return torch.cat([visual.keys, text_keys], dim=2), torch.cat([visual.values, text_values], dim=2)
 
     def _visual_attention(
         self,
         queries: torch.Tensor,
-        visual_keys: tuple[torch.Tensor, torch.Tensor],
+        visual: _VisualKeys,
         seen: tuple[torch.Tensor, torch.Tensor],
         live: LiveLayer,
-        streams: Streams,
+        shared: SharedInputs,
     ) -> torch.Tensor:
-        """Visual rows, in the served units, over the text before them and over visual rows: near ones, or all."""
-        stage = streams.stage
+        """Returns [B, served heads, V, H], visual rows over the text before them and over near or all visual rows."""
+        stage = _required(shared.stage)
         tiles = stage.tiles(live.radius, live.bidirectional)
-        if tiles is not None:  # then nothing was cached before: text is what follows this forward's visual rows
-            begin = visual_keys[0].shape[2]
-            before = (part[:, :, begin : begin + stage.text_before] for part in seen)
-            return neighbor_attention(queries, *visual_keys, *before, stage.text_mask(), tiles, self.self_attn.scaling)
-        return self._attend(queries, *seen, stage.visual_mask(live.read, live.radius, live.bidirectional))
+        if tiles is None:
+            return self._attend(queries, *seen, stage.visual_mask(live.read, live.radius, live.bidirectional))
+        # With tiles nothing was cached before, so text is what follows this forward's visual rows.
+        begin = visual.keys.shape[2]
+        text_key, text_value = (part[:, :, begin : begin + stage.text_before] for part in seen)
+        return neighbor_attention(
+            queries,
+            visual.keys,
+            visual.values,
+            text_key,
+            text_value,
+            text_mask=stage.text_mask(),
+            tiles=tiles,
+            scaling=self.self_attn.scaling,
+        )
 
     def _narrow_mlp(self, normed: torch.Tensor, neurons: int | torch.Tensor, gates: LayerGates | None) -> torch.Tensor:
+        """Returns the FFN update [B, V, D] of normed visual rows, from these neurons alone."""
         hidden = self.neurons(normed, neurons)
-        hidden = hidden if gates is None else gates.of_neurons(hidden)
+        hidden = hidden if gates is None else gates.gate_neurons(hidden)
         return self.mlp.down_proj(hidden, columns=neurons)
 
 
-def _rows(heads: torch.Tensor) -> torch.Tensor:
-    """[B, heads, rows, H] -> [B, rows, heads * H]"""
+def _required(value: T | None) -> T:
+    """Returns a part of `SharedInputs` that is there because there are visual rows."""
+    assert value is not None
+    return value
+
+
+def _merge_heads(heads: torch.Tensor) -> torch.Tensor:
+    """Returns [B, rows, heads * H] from [B, heads, rows, H]."""
     return heads.transpose(1, 2).flatten(2)
+
+
+def _apply_rope(states: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """Returns [B, heads, rows, H] after rotary embedding.
+
+    This takes fewer passes over memory than swapping the halves first.
+    """
+    cos, sin = (part.unsqueeze(1) for part in rope)
+    half = states.shape[-1] // 2
+    first, second = states[..., :half], states[..., half:]
+    rotated = states * cos
+    rotated[..., :half].addcmul_(second, sin[..., :half], value=-1)
+    rotated[..., half:].addcmul_(first, sin[..., half:])
+    return rotated
 
 
 def _eager_attention(
@@ -292,8 +382,10 @@ def _eager_attention(
     causal: bool,
     scale: float,
 ) -> torch.Tensor:
-    """`scaled_dot_product_attention` written out: on CPUs its backward takes a fraction of the fused one's time for as few rows
-    as text has."""
+    """Returns what `scaled_dot_product_attention` does, from separate operations.
+
+    On CPUs, and for as few rows as text has, their backward takes a fraction of the time of the fused one.
+    """
     logits = (queries * scale) @ keys.transpose(2, 3)
     if causal:
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()

@@ -1,25 +1,27 @@
-"""What every family's sparse model has on top of its stock class: a plan in force, and logits of chosen rows alone.
+"""What the sparse models of all families have alike. They have a plan in force, and can give logits of chosen rows.
 
-`SparseMultimodalMixin` stands before the stock `...ForConditionalGeneration` class, whose `model.language_model` is a decoder of
-sparse_decoder.py.
+`SparseMultimodalMixin` is mixed in before the stock `...ForConditionalGeneration` class. The decoder in it,
+`model.language_model`, is one of sparse_decoder.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .family import FamilyModel
 from .user_error import UserError
-from .visual_layout import num_tokens
+from .visual_layout import Grid, num_tokens
 from .visual_plan import VisualPlan
 
 
 class SparsePreTrainedMixin:
-    """Before the stock `...PreTrainedModel`: what two streams of rows cannot do."""
+    """Says what a decoder over two streams cannot do. It is mixed in before the stock `...PreTrainedModel`."""
 
     _supports_flash_attn = False  # masks tell which visual tokens a text row sees
     _supports_flex_attn = False
@@ -27,16 +29,22 @@ class SparsePreTrainedMixin:
     _can_compile_fullgraph = False
 
 
-class SparseMultimodalMixin:
-    """A multimodal model whose visual tokens are served as its plan says.
+class SparseMultimodalMixin(nn.Module):
+    """A multimodal model that treats its visual tokens as its plan says. See `Family` for the members.
 
-    Logits at image tokens are those of a zero state: nothing reads them, so their last states are never computed.
+    Logits at image tokens are those of a zero state. Nothing reads them, so their last states are never computed.
     """
+
+    model_class: ClassVar[type]
+
+    if TYPE_CHECKING:  # attributes of the stock model; transformers reads annotations of `config` at run time
+        config: PreTrainedConfig
+        model: FamilyModel
+        post_init: Callable[[], None]
 
     @property
     def vision_tower(self) -> nn.Module:
-        """What makes features of pictures, before the projector."""
-        return self.model.vision_tower
+        return self.get_submodule("model.vision_tower")
 
     @property
     def visual_plan(self) -> VisualPlan:
@@ -44,54 +52,58 @@ class SparseMultimodalMixin:
         return self.model.language_model.visual_plan
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
-        """Puts `plan` in force and writes it to the config. Raises UserError when it does not fit the model."""
+        """Puts `plan` in force and writes it to the config. Raises UserError if it does not fit the model."""
         self._check_tower(plan)
         self.model.language_model.set_visual_plan(plan)
         self.config.visual_plan = plan.to_dict()
 
     @contextmanager
     def use_plan(self, plan: VisualPlan) -> Iterator[None]:
-        """`plan` in force inside the block; the config keeps the model's own. Raises UserError when it does not fit the model."""
+        """Puts `plan` in force inside the block. The config keeps the model's own.
+
+        Raises:
+            UserError: the plan does not fit the model.
+        """
         self._check_tower(plan)
         with self.model.language_model.use_plan(plan):
             yield
 
     def _check_tower(self, plan: VisualPlan) -> None:
-        """Raises UserError where the plan ranks by a class token that the vision tower does not have."""
+        """Raises UserError if the plan ranks by a class token that the vision tower does not have."""
         num_blocks = len(self.model.class_blocks())
         if plan.tower_layers > num_blocks:
+            tower: Any = self.vision_tower
             raise UserError(
                 f"visual plan: rank by cls_attention over {plan.tower_layers} layers: the vision tower "
-                f"({self.vision_tower.config.model_type}) has {num_blocks} with a class token, up to the one that is read"
+                f"({tower.config.model_type}) has {num_blocks} with a class token, up to the one that is read"
             )
 
     @staticmethod
     def stock_inputs(config: PreTrainedConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the stock class must be told of a prompt besides its tokens and pictures."""
+        """Returns nothing: most stock classes need no more than tokens and pictures."""
         return {}
 
     @staticmethod
     def visual_tokens(config: PreTrainedConfig) -> dict[str, int]:
-        """Per kind of visual input, as in `mm_encoder_outputs`, the token that its features replace."""
+        """Returns the image token, for the one kind of visual input that most families have."""
         return {"image": config.image_token_id}
 
     @staticmethod
-    def visual_rows(image: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """[rows] bool: of the rows that a picture with these grids takes in a prompt, which are visual tokens: all of them."""
+    def visual_rows(image: Sequence[Grid]) -> torch.Tensor:
+        """Returns [rows] bool, all true: in most families, all rows of a picture are visual tokens."""
         return torch.ones(num_tokens(image), dtype=torch.bool)
 
-    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict:
-        """What forward takes in place of what the image processor gives: features, once through tower and projector, with all
-        that any plan asks of the tower."""
+    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict[str, object]:
+        """Returns the features of pictures, and the class token's attention in all blocks that have one."""
         if not pictures:
             return {}
         features = self.model.get_image_features(**pictures, tower_layers=len(self.model.class_blocks()))
         return {"mm_encoder_outputs": {"image": features}}
 
-    def build(self, model: nn.Module) -> None:
-        """What the stock class's constructor builds, around a sparse model; under the config's plan."""
+    def build(self) -> None:
+        """Builds what the stock class's constructor builds, around a sparse model and under the config's plan."""
         config = self.config
-        self.model = model
+        self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         if config.visual_plan is not None:
             plan = VisualPlan.from_dict(config.visual_plan)
@@ -99,21 +111,29 @@ class SparseMultimodalMixin:
             self.model.language_model.set_visual_plan(plan)
         self.post_init()
 
-    def serve(
+    def sparse_forward(
         self,
-        stock_forward: Callable,
+        stock_forward: Callable[..., Any],
         *,
         labels: torch.Tensor | None,
         logits_to_keep: int | torch.Tensor,
         logits_mask: torch.Tensor | None,
         mm_encoder_outputs: dict | None,
-        **inputs,
-    ):
-        """The family's forward, whose signature generation reads.
+        **inputs: Any,
+    ) -> Any:
+        """Runs the forward of a family, whose own `forward` has the signature that generation reads.
 
         Args:
-            labels: [B, S], -100 where unsupervised; they also tell which rows rank visual tokens in training.
-            logits_mask: [B, S] bool; logits are then [rows, vocab], of the true rows alone, in row-major order.
+            stock_forward: the stock class's forward.
+            labels: [B, S] long, -100 at rows without supervision. In training, they also tell which rows rank visual
+                tokens.
+            logits_to_keep: as the stock class takes it.
+            logits_mask: [B, S] bool. If given, logits are those of the true rows alone, [rows, vocab], row by row.
+            mm_encoder_outputs: features of pictures, as `encode_pictures` gives them.
+            inputs: other inputs of the stock class.
+
+        Returns:
+            The stock class's output. With a logits mask it is a CausalLMOutputWithPast without a loss.
         """
         if mm_encoder_outputs:
             inputs["mm_encoder_outputs"] = mm_encoder_outputs
@@ -129,30 +149,40 @@ class SparseMultimodalMixin:
         )
 
 
-def placeholders(
+def placeholder_mask(
     token_ids: Sequence[int],
     input_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
     embedding: nn.Embedding,
 ) -> torch.Tensor:
-    """[B, S] bool: rows of these tokens, which visual features replace; without ids, rows that equal their embeddings."""
+    """Returns which rows have one of these tokens, [B, S] bool. Visual features replace them.
+
+    Args:
+        input_ids: [B, S] long, or None. Without them, rows of `inputs_embeds` [B, S, D] count that equal the tokens'
+            embeddings.
+    """
     if input_ids is not None:
         return torch.isin(input_ids, input_ids.new_tensor(token_ids))
+    assert inputs_embeds is not None, "the forward takes input_ids or inputs_embeds"
     embedded = embedding(torch.tensor(token_ids, device=inputs_embeds.device))
     return (inputs_embeds.unsqueeze(2) == embedded).all(-1).any(-1)
 
 
-def visual_runs(kinds: torch.Tensor) -> Iterator[tuple[int, int, int]]:
-    """Of kinds [B, S], 0 at text: (sample, begin, end) of each run of equal visual tokens, one picture each, in their order."""
-    for sample, of_sample in enumerate(kinds.int().tolist()):
-        for kind, run in groupby(range(len(of_sample)), key=of_sample.__getitem__):
-            if kind:
+def visual_runs(token_types: torch.Tensor) -> Iterator[tuple[int, int, int]]:
+    """Yields (sample, begin, end) of each run of equal visual tokens, sample by sample. A run is one picture.
+
+    Args:
+        token_types: [B, S], 0 at text.
+    """
+    for sample, of_sample in enumerate(token_types.int().tolist()):
+        for token_type, run in groupby(range(len(of_sample)), key=of_sample.__getitem__):
+            if token_type:
                 rows = list(run)
                 yield sample, rows[0], rows[-1] + 1
 
 
 def refuse_missing_pictures(input_ids: torch.Tensor | None, token_ids: Sequence[int]) -> None:
-    """Raises UserError where a prompt of several rows holds image tokens but came without pictures."""
+    """Raises UserError if a prompt of several rows holds image tokens but came without pictures."""
     if (
         input_ids is not None
         and input_ids.shape[1] > 1

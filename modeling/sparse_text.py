@@ -1,7 +1,6 @@
-"""Text decoders of transformers as sparse ones: the same weights under the same names."""
+"""Text decoders of transformers, made sparse. They have the same weights under the same names."""
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
@@ -28,7 +27,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RotaryEmbedding,
 )
 
-from .narrow_linear import NarrowLinear, Rows
+from .narrow_linear import NarrowLinear, Selection
 from .sparse_decoder import SparseDecoderMixin
 from .sparse_layer import Projection, SparseDecoderLayerMixin
 from .user_error import UserError
@@ -39,8 +38,9 @@ class SparseLlamaDecoderLayer(SparseDecoderLayerMixin, LlamaDecoderLayer):
 
 
 class SparseLlamaModel(SparseDecoderMixin, LlamaModel):
-    def __init__(self, config):
-        LlamaPreTrainedModel.__init__(self, config)  # not LlamaModel's: its layers would be built for nothing
+    def __init__(self, config: PreTrainedConfig):
+        # Not LlamaModel's constructor, which would build dense layers for nothing. The same holds below.
+        LlamaPreTrainedModel.__init__(self, config)
         self.build(SparseLlamaDecoderLayer, LlamaRotaryEmbedding(config=config))
 
 
@@ -49,7 +49,7 @@ class SparseMistralDecoderLayer(SparseDecoderLayerMixin, MistralDecoderLayer):
 
 
 class SparseMistralModel(SparseDecoderMixin, MistralModel):
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         refuse_window(config.sliding_window, config)
         MistralPreTrainedModel.__init__(self, config)
         self.build(SparseMistralDecoderLayer, MistralRotaryEmbedding(config=config))
@@ -60,32 +60,34 @@ class SparseQwen2DecoderLayer(SparseDecoderLayerMixin, Qwen2DecoderLayer):
 
 
 class SparseQwen2Model(SparseDecoderMixin, Qwen2Model):
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         refuse_window(config.sliding_window if "sliding_attention" in config.layer_types else None, config)
         Qwen2PreTrainedModel.__init__(self, config)
         self.build(SparseQwen2DecoderLayer, Qwen2RotaryEmbedding(config=config))
 
 
 class SparsePhi3DecoderLayer(SparseDecoderLayerMixin, Phi3DecoderLayer):
-    """Queries, keys and values are rows of one projection, gate and up of another."""
+    """Queries, keys and values are rows of one projection. Gate and up are rows of another."""
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self._query_size = config.num_attention_heads * self.self_attn.head_dim
         self._kv_size = config.num_key_value_heads * self.self_attn.head_dim
         self._neurons = config.intermediate_size
 
-    def queries(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        return _part(self.self_attn.qkv_proj, normed, 0, self._query_size, rows)
+    def queries(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        return _projected_part(self.self_attn.qkv_proj, normed, 0, self._query_size, rows)
 
-    def keys(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        return _part(self.self_attn.qkv_proj, normed, self._query_size, self._kv_size, rows)
+    def keys(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        return _projected_part(self.self_attn.qkv_proj, normed, self._query_size, self._kv_size, rows)
 
-    def values(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        return _part(self.self_attn.qkv_proj, normed, self._query_size + self._kv_size, self._kv_size, rows)
+    def values(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        return _projected_part(self.self_attn.qkv_proj, normed, self._query_size + self._kv_size, self._kv_size, rows)
 
-    def neurons(self, normed: torch.Tensor, rows: Rows = None) -> torch.Tensor:
-        gate, up = (_part(self.mlp.gate_up_proj, normed, begin, self._neurons, rows) for begin in (0, self._neurons))
+    def neurons(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
+        gate, up = (
+            _projected_part(self.mlp.gate_up_proj, normed, begin, self._neurons, rows) for begin in (0, self._neurons)
+        )
         return self.mlp.activation_fn(gate) * up
 
     def projections(self) -> dict[str, Projection]:
@@ -99,7 +101,7 @@ class SparsePhi3DecoderLayer(SparseDecoderLayerMixin, Phi3DecoderLayer):
 
 
 class SparsePhi3Model(SparseDecoderMixin, Phi3Model):
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         refuse_window(config.sliding_window, config)
         for name, allowed in (("resid_pdrop", 0.0), ("partial_rotary_factor", 1.0)):
             value = {**config.to_dict(), **config.rope_parameters}.get(name, allowed)
@@ -109,26 +111,26 @@ class SparsePhi3Model(SparseDecoderMixin, Phi3Model):
         self.build(SparsePhi3DecoderLayer, Phi3RotaryEmbedding(config=config))
 
 
-OF_TYPE = {
+DECODER_OF_TYPE = {
     "sparse_llama": SparseLlamaModel,
     "sparse_mistral": SparseMistralModel,
     "sparse_phi3": SparsePhi3Model,
     "sparse_qwen2": SparseQwen2Model,
 }
-LAYERS = [
+LAYER_CLASS_NAMES = [
     layer.__name__
     for layer in (SparseLlamaDecoderLayer, SparseMistralDecoderLayer, SparsePhi3DecoderLayer, SparseQwen2DecoderLayer)
 ]
 """Names of the layer classes, which no device map may split."""
 
 
-def sparse_decoder(config: PreTrainedConfig) -> nn.Module:
-    """The decoder for a config of configuration_sparse_text.py."""
-    return OF_TYPE[config.model_type](config)
+def sparse_decoder(config: PreTrainedConfig) -> SparseDecoderMixin:
+    """Returns a new decoder for a config of configuration_sparse_text.py."""
+    return DECODER_OF_TYPE[config.model_type](config)
 
 
 def refuse_window(window: int | None, config: PreTrainedConfig) -> None:
-    """Raises UserError for a window that would hide a part of the prompt."""
+    """Raises UserError if a sliding window of so many tokens would hide a part of the prompt."""
     if window is not None and window < config.max_position_embeddings:
         raise UserError(
             f"text_config.sliding_window: got {window}, allowed: null or at least max_position_embeddings "
@@ -136,8 +138,9 @@ def refuse_window(window: int | None, config: PreTrainedConfig) -> None:
         )
 
 
-def _part(projection: NarrowLinear, x: torch.Tensor, begin: int, size: int, rows: Rows) -> torch.Tensor:
-    """The outputs begin .. begin + size alone, or `rows` of these."""
+def _projected_part(projection: NarrowLinear, x: torch.Tensor, begin: int, size: int, rows: Selection) -> torch.Tensor:
+    """Returns the `size` outputs from number `begin` on, or `rows` of these: the first n or indices."""
     if isinstance(rows, torch.Tensor):
         return projection(x, rows=rows + begin)
+    assert not isinstance(rows, slice), "a plan gives a number or indices"
     return projection(x, rows=slice(begin, begin + (size if rows is None else rows)))

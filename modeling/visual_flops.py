@@ -1,17 +1,21 @@
-"""What a visual plan costs: analytic, and equal to what the two-stream decoder executes.
+"""What a visual plan costs. The count is analytic, and equals what the two-stream decoder executes.
 
-Four conventions are in use in the literature; a plan's cost is given in all of them:
-A, multiply-accumulates of the visual tokens alone (FastV, PyramidDrop); B = 2 A, FLOPs (YOPO); C, FLOPs of the
-decoder's whole prefill, text included (ShortV eq. 3, VTW, p-MoD); D, C plus vision tower and projector (DiffPrune).
-Attention is counted in full, not causal-halved; norms, softmax, embedding and lm_head are left out in all four. So is the
-class token's row of a ranking by `cls_attention`: in a block of the tower it is one part in 12 times the tower's hidden size.
+The literature counts in four ways, and a plan's cost is given in all of them:
 
-The references are the *stock* model's costs (`dense_cost`). The dense *plan* costs a little less: nothing reads
-what the last layer would add to visual tokens, so it is never computed.
+- A: multiply-accumulates of the visual tokens alone (FastV, PyramidDrop).
+- B: FLOPs of the same, which is 2 A (YOPO).
+- C: FLOPs of the decoder's whole prefill, text included (ShortV eq. 3, VTW, p-MoD).
+- D: C with vision tower and projector (DiffPrune).
 
-Legend: t text tokens, v visual tokens of a layer, d hidden_size, m intermediate_size, U units (key/value groups).
+Attention is counted in full, not halved for the causal mask. Norms, softmax, embedding and lm_head are left out in all
+four. The class token's row of a ranking by `cls_attention` is left out too. It is one part of a tower's block in 12
+times the tower's hidden size.
+
+Costs are compared with those of the *stock* model (`dense_cost`). The dense *plan* costs a little less. Nothing reads
+what the last layer would add to visual tokens, so the decoder does not compute it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
@@ -24,8 +28,16 @@ from .visual_plan import LiveLayer, VisualPlan
 
 @dataclass(frozen=True)
 class Work:
-    """What one layer does per visual token, in numbers of units and neurons. Costs are linear in them, so they may be
-    expectations, and tensors: FFN neurons, units whose keys and values are made, units that query, units that text reads."""
+    """What one layer does for a visual token, in numbers of units and neurons.
+
+    Costs are linear in these numbers. They may therefore be expectations, and tensors.
+
+    Attributes:
+        neurons: FFN neurons that are computed.
+        key_units: units whose keys and values are computed.
+        query_units: units whose queries attend.
+        read_units: units whose visual keys text reads.
+    """
 
     neurons: float
     key_units: float
@@ -34,6 +46,7 @@ class Work:
 
     @classmethod
     def of(cls, layer: LiveLayer) -> "Work":
+        """Returns the work of a layer of a plan."""
         return cls(
             neurons=layer.num_ffn,
             key_units=layer.num_heads if layer.keys else 0,
@@ -44,7 +57,7 @@ class Work:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder built like Llama's: gated FFN of three matrices, attention heads in key/value groups."""
+    """Sizes of a decoder like Llama's, with a gated FFN of three matrices and key/value groups of heads."""
 
     hidden_size: int
     intermediate_size: int
@@ -55,6 +68,7 @@ class DecoderShape:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> "DecoderShape":
+        """Returns the sizes in a text model's config."""
         return cls(
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -66,7 +80,7 @@ class DecoderShape:
 
     @property
     def query_size(self) -> int:
-        """Width of the query and output projections; a pair of all heads costs this per product."""
+        """Width of the query projection, and of the output projection. A pair of tokens costs this much per product."""
         return self.num_heads * self.head_dim
 
     @property
@@ -75,7 +89,7 @@ class DecoderShape:
         return self.num_kv_heads * self.head_dim
 
     def stock_layers(self) -> tuple[LiveLayer, ...]:
-        """What the stock model executes for visual tokens: everything, in every layer."""
+        """Returns what the stock model executes for visual tokens, which is everything in every layer."""
         layer = LiveLayer(
             tokens=1.0,
             rank=Rank(),
@@ -92,16 +106,20 @@ class DecoderShape:
         return (layer,) * self.num_layers
 
     def live_layers(self, plan: VisualPlan) -> tuple[LiveLayer, ...]:
-        """What the plan makes the decoder execute. Raises UserError when the plan does not fit."""
+        """Returns what the decoder executes under the plan. Raises UserError if the plan does not fit."""
         plan.check(self.num_layers, self.num_kv_heads, self.intermediate_size)
         return plan.live(self.num_kv_heads, self.intermediate_size)
 
 
 @dataclass(frozen=True)
 class PlanCost:
-    """One prefill of one sample. `flops_total` is None where the vision tower's cost was not given.
+    """Cost of one prefill of one sample.
 
-    Attributes: macs_visual (A), flops_visual (B), flops_prefill (C), flops_total (D).
+    Attributes:
+        macs_visual: cost A.
+        flops_visual: cost B.
+        flops_prefill: cost C.
+        flops_total: cost D, or None where the vision tower's cost was not given.
     """
 
     macs_visual: int
@@ -111,7 +129,7 @@ class PlanCost:
 
 
 def visual_tokens(layer: LiveLayer, images: Images) -> int:
-    """Visual tokens the layer carries: ceil(tokens * N) of each image."""
+    """Returns how many visual tokens the layer carries. Of each image it is ceil(tokens * N)."""
     return sum(num_kept(layer.tokens, num_tokens(image)) for image in images)
 
 
@@ -123,12 +141,14 @@ def plan_cost(
     text_before: int | None = None,
     vision_macs: int | None = None,
 ) -> PlanCost:
-    """Cost of the plan as executed, dead work left out.
+    """Returns the cost of the plan as executed, dead work left out.
 
     Args:
         images: the grids of each image of the sample.
-        text_before: how many of the text tokens precede the images: tiles of neighbour attention meet these alone, and the
-            others rank visual tokens where the instruction does. None: all of them do, the published conventions' full count.
+        text_tokens: number of text tokens of the sample.
+        text_before: how many of the text tokens precede the images. Tiles of neighbour attention meet these alone. The
+            others rank visual tokens if the instruction does. None means that all text tokens do both, which is the
+            full count of the published conventions.
         vision_macs: multiply-accumulates of vision tower and projector for these images.
 
     Raises:
@@ -144,17 +164,17 @@ def dense_cost(
     text_before: int | None = None,
     vision_macs: int | None = None,
 ) -> PlanCost:
-    """Cost of the stock model, the reference of every fraction. Arguments as in `plan_cost`."""
+    """Returns the cost of the stock model, which every fraction refers to. Arguments are as in `plan_cost`."""
     return _cost(decoder.stock_layers(), decoder, images, text_tokens, text_before, vision_macs)
 
 
 def visual_fraction(plan: VisualPlan, decoder: DecoderShape, images: Images) -> float:
-    """Share of the stock model's visual FLOPs left (convention B)."""
+    """Returns the share of the stock model's visual FLOPs that is left (cost B)."""
     return plan_cost(plan, decoder, images).flops_visual / dense_cost(decoder, images).flops_visual
 
 
 def visual_fraction_by_layer(plan: VisualPlan, decoder: DecoderShape, images: Images) -> tuple[float, ...]:
-    """`visual_fraction` of each layer against the same layer of the stock model."""
+    """Returns the `visual_fraction` of each layer, compared with the same layer of the stock model."""
     layers = zip(decoder.live_layers(plan), decoder.stock_layers(), strict=True)
     return tuple(
         layer_visual_macs(Work.of(layer), layer, decoder, images)
@@ -164,30 +184,44 @@ def visual_fraction_by_layer(plan: VisualPlan, decoder: DecoderShape, images: Im
 
 
 def model_fraction(plan: VisualPlan, decoder: DecoderShape, images: Images, text_tokens: int = 64) -> float:
-    """Share of the stock decoder's prefill FLOPs left (convention C)."""
+    """Returns the share of the stock decoder's prefill FLOPs that is left (cost C)."""
     sparse, dense = plan_cost(plan, decoder, images, text_tokens), dense_cost(decoder, images, text_tokens)
     return sparse.flops_prefill / dense.flops_prefill
 
 
 def kv_bytes(plan: VisualPlan, decoder: DecoderShape, images: Images, text_tokens: int, bytes_per_value: int) -> int:
-    """Bytes of keys and values held after prefill: text in every layer, visual tokens where text reads them."""
+    """Returns the bytes of keys and values held after prefill.
+
+    Every layer holds text. A layer holds visual tokens if text reads them.
+    """
     return _kv_bytes(decoder.live_layers(plan), decoder, images, text_tokens, bytes_per_value)
 
 
 def dense_kv_bytes(decoder: DecoderShape, images: Images, text_tokens: int, bytes_per_value: int) -> int:
-    """The same for the stock model."""
+    """Returns the same for the stock model."""
     return _kv_bytes(decoder.stock_layers(), decoder, images, text_tokens, bytes_per_value)
 
 
-def _kv_bytes(layers, decoder, images, text_tokens, bytes_per_value) -> int:
-    values = sum(layer_kv_values(Work.of(layer), layer, decoder, images, text_tokens) for layer in layers)
+def _kv_bytes(
+    layers: Sequence[LiveLayer], decoder: DecoderShape, images: Images, text_tokens: int, bytes_per_value: int
+) -> int:
+    values = _whole(sum(layer_kv_values(Work.of(layer), layer, decoder, images, text_tokens) for layer in layers))
     return values * bytes_per_value
 
 
-def _cost(layers, decoder, images, text_tokens, text_before, vision_macs) -> PlanCost:
+def _cost(
+    layers: Sequence[LiveLayer],
+    decoder: DecoderShape,
+    images: Images,
+    text_tokens: int,
+    text_before: int | None,
+    vision_macs: int | None,
+) -> PlanCost:
     before = text_tokens if text_before is None else text_before
-    visual = sum(layer_visual_macs(Work.of(layer), layer, decoder, images) for layer in layers)
-    shared = sum(layer_shared_macs(Work.of(layer), layer, decoder, images, text_tokens, before) for layer in layers)
+    visual = _whole(sum(layer_visual_macs(Work.of(layer), layer, decoder, images) for layer in layers))
+    shared = _whole(
+        sum(layer_shared_macs(Work.of(layer), layer, decoder, images, text_tokens, before) for layer in layers)
+    )
     ranking = sum(
         _ranking_macs(layer, above, decoder, images, text_tokens, text_before)
         for layer, above in zip(layers[1:], layers[:-1], strict=True)
@@ -197,8 +231,14 @@ def _cost(layers, decoder, images, text_tokens, text_before, vision_macs) -> Pla
     return PlanCost(macs_visual=visual, flops_visual=2 * visual, flops_prefill=prefill, flops_total=total)
 
 
+def _whole(value: float) -> int:
+    """Returns a cost of a plan as the integer that it is. Work that is an expectation has no such cost."""
+    assert isinstance(value, int)
+    return value
+
+
 def _tile_slots(layer: LiveLayer, images: Images) -> tuple[int, int] | None:
-    """Query slots and pair slots where the layer's visual attention runs in tiles; None where it is one product."""
+    """Returns query slots and pair slots if visual attention of the layer runs in tiles, or None if it does not."""
     if layer.radius is None:
         return None
     query_slots, pair_slots = tile_slots([grid for image in images for grid in image], layer.radius)
@@ -206,8 +246,10 @@ def _tile_slots(layer: LiveLayer, images: Images) -> tuple[int, int] | None:
 
 
 def layer_visual_macs(work: Work, layer: LiveLayer, decoder: DecoderShape, images: Images) -> float:
-    """Multiply-accumulates of visual rows doing `work`: projections, FFN, attention among themselves. Of `layer`, only which
-    tokens it carries and how far they see counts."""
+    """Returns the multiply-accumulates of visual rows for `work`: projections, FFN, attention among themselves.
+
+    The layer only tells how many tokens there are and how far they see.
+    """
     tokens, tiled = visual_tokens(layer, images), _tile_slots(layer, images)
     pairs = tokens**2 if tiled is None else tiled[1]
     kv, query = work.key_units * decoder.head_dim, work.query_units * _unit_width(decoder)
@@ -218,7 +260,7 @@ def layer_visual_macs(work: Work, layer: LiveLayer, decoder: DecoderShape, image
 def layer_shared_macs(
     work: Work, layer: LiveLayer, decoder: DecoderShape, images: Images, text_tokens: int, before: int
 ) -> float:
-    """Multiply-accumulates of text rows, and of pairs of text with visual tokens either way."""
+    """Returns the multiply-accumulates of text rows, and of pairs of a text row and a visual row, either way."""
     tokens, tiled = visual_tokens(layer, images), _tile_slots(layer, images)
     projections = 2 * decoder.query_size + 2 * decoder.kv_size
     text = text_tokens * decoder.hidden_size * (projections + 3 * decoder.intermediate_size)
@@ -228,7 +270,7 @@ def layer_shared_macs(
 
 
 def layer_kv_values(work: Work, layer: LiveLayer, decoder: DecoderShape, images: Images, text_tokens: int) -> float:
-    """Keys and values held after prefill, in numbers."""
+    """Returns how many numbers the keys and values held after prefill have."""
     tokens_times_units = text_tokens * decoder.num_kv_heads + visual_tokens(layer, images) * work.read_units
     return 2 * tokens_times_units * decoder.head_dim
 
@@ -236,7 +278,10 @@ def layer_kv_values(work: Work, layer: LiveLayer, decoder: DecoderShape, images:
 def _ranking_macs(
     layer: LiveLayer, above: LiveLayer, decoder: DecoderShape, images: Images, text_tokens: int, before: int | None
 ) -> int:
-    """The extra query-key product over the layer above that ranks its tokens by attention, where some are let go."""
+    """Returns the multiply-accumulates of the query-key product that ranks the tokens of the layer `above`.
+
+    It is 0 where no token is left out, or where the ranking is by no attention.
+    """
     if not (layer.keep and layer.rank.by_attention):
         return 0
     tokens = visual_tokens(above, images)
@@ -250,5 +295,5 @@ def _ranking_macs(
 
 
 def _unit_width(decoder: DecoderShape) -> int:
-    """Width of one unit's queries."""
+    """Returns the width of one unit's queries."""
     return decoder.head_dim * (decoder.num_heads // decoder.num_kv_heads)

@@ -1,27 +1,38 @@
-"""The visual plan: what each decoder layer does for visual tokens, and for whom.
+"""The visual plan. It says what each decoder layer does for visual tokens.
 
-Every method that makes visual tokens cheap is a value of `VisualPlan`: which visual tokens are carried
-(`tokens`, `rank`), which take the attention and the FFN update (`attend`, `ffn`), who may read them (`read`),
-how wide that work is (`heads`, `ffn`) and how far a visual token looks (`radius`, `bidirectional`).
-A layer's defaults are the dense model. Plans are immutable values, stored as JSON in a checkpoint's config.
+Every method that makes visual tokens cheap is a value of `VisualPlan`. In each layer, the plan says:
+
+- which visual tokens are carried (`tokens`, `rank`),
+- whether they take the attention update and the FFN update (`attend`, `ffn`),
+- whether text may read them (`read`),
+- how many heads and neurons do that work (`heads`, `ffn`),
+- how far a visual token sees in the picture (`radius`, `bidirectional`).
+
+A layer's defaults are the dense model. A plan is immutable. A checkpoint's config stores it as JSON.
 """
 
 import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from .layer_plan import ATTENTION_RANKINGS, RANKINGS, LayerPlan, Rank, num_served, refuse_unknown_keys
+from .layer_plan import ATTENTION_RANKINGS, RANKINGS, LayerPlan, Rank, Served, num_served, refuse_unknown_keys
 from .user_error import UserError
 from .whole_file import whole_file
 
 
 @dataclass(frozen=True)
 class LiveLayer:
-    """What a layer really executes for visual tokens once dead work is removed (see `VisualPlan.live`).
+    """What a layer really executes for visual tokens, dead work left out (see `VisualPlan.live`).
 
-    `heads` and `ffn` are an integer (the first n) or a tuple of indices; `num_heads`, `num_ffn` their counts.
-    `keep` says that survivors are chosen on entry to this layer (`tokens` falls here, to more than nothing).
+    Attributes:
+        tokens, rank, radius, bidirectional: as in `LayerPlan`.
+        keep: whether tokens are chosen on entry to this layer, because `tokens` falls here to more than 0.
+        attend: whether visual tokens take the attention update.
+        read: whether text attends to visual tokens.
+        heads, ffn: units and FFN neurons that serve visual tokens.
+        num_heads, num_ffn: the numbers of them.
     """
 
     tokens: float
@@ -29,31 +40,31 @@ class LiveLayer:
     keep: bool
     attend: bool
     read: bool
-    heads: int | tuple[int, ...]
+    heads: Served
     num_heads: int
-    ffn: int | tuple[int, ...]
+    ffn: Served
     num_ffn: int
     radius: int | None
     bidirectional: bool
 
     @property
     def keys(self) -> bool:
-        """Whether visual keys and values are computed in this layer."""
+        """Whether this layer computes visual keys and values."""
         return self.read or self.attend
 
 
 @dataclass(frozen=True)
 class VisualPlan:
-    """A plan for every decoder layer.
+    """A plan for all decoder layers.
 
     Raises:
-        UserError: `tokens` grows with depth, or survivors would have to be ranked by attention that is not computed.
+        UserError: `tokens` grows with depth, or tokens would be ranked by attention that is not computed.
     """
 
     layers: tuple[LayerPlan, ...]
     version: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.version != 1:
             raise UserError(f"visual plan: got version {self.version!r}, allowed: 1")
@@ -63,8 +74,8 @@ class VisualPlan:
         for index, layer in enumerate(self.layers):
             if layer.tokens > before.tokens:
                 raise UserError(
-                    f"visual plan: layer {index}: tokens: got {layer.tokens} after {before.tokens} in layer {index - 1}, "
-                    "allowed: never more than the layer before"
+                    f"visual plan: layer {index}: tokens: got {layer.tokens} after {before.tokens} in layer {index - 1}"
+                    ", allowed: never more than the layer before"
                 )
             if 0 < layer.tokens < before.tokens and layer.rank.by_attention:
                 self._check_rank(index, layer, before)
@@ -72,7 +83,7 @@ class VisualPlan:
 
     @staticmethod
     def _check_rank(index: int, layer: LayerPlan, before: LayerPlan) -> None:
-        """Raises UserError where tokens fall by an attention that the layer before does not compute."""
+        """Raises UserError if tokens are ranked by attention that the layer before does not compute."""
         falls = f"visual plan: layer {index}: tokens falls to {layer.tokens} by {layer.rank.by}"
         if index == 0:
             others = ", ".join(kind for kind in RANKINGS if kind not in ATTENTION_RANKINGS)
@@ -83,7 +94,8 @@ class VisualPlan:
         }[layer.rank.by]
         if not needed or num_served(before.heads, 1) == 0:
             raise UserError(
-                f"{falls}, but {wanting} in layer {index - 1}; allowed: rank after a layer that {allowed} with at least one head"
+                f"{falls}, but {wanting} in layer {index - 1}; "
+                f"allowed: rank after a layer that {allowed} with at least one head"
             )
 
     def __len__(self) -> int:
@@ -91,17 +103,18 @@ class VisualPlan:
 
     @classmethod
     def dense(cls, num_layers: int) -> "VisualPlan":
+        """Returns the plan of the dense model."""
         return cls(layers=(LayerPlan(),) * num_layers)
 
     @classmethod
     def from_dict(cls, given: dict) -> "VisualPlan":
-        """Reads the JSON form. Raises UserError naming the layer and the field."""
+        """Returns the plan of a JSON object. Raises UserError that names the layer and the field."""
         refuse_unknown_keys(given, cls, "visual plan")
         if not isinstance(given.get("layers"), (list, tuple)):
             raise UserError(
                 f"visual plan: layers: got {given.get('layers')!r}, allowed: a list with one object per layer"
             )
-        layers = []
+        layers: list[LayerPlan] = []
         for index, layer in enumerate(given["layers"]):
             try:
                 layers.append(LayerPlan.from_dict(layer, before=layers[-1] if layers else LayerPlan()))
@@ -110,6 +123,7 @@ class VisualPlan:
         return cls(layers=tuple(layers), version=given.get("version", 1))
 
     def to_dict(self) -> dict:
+        """Returns the JSON object."""
         above = (LayerPlan(), *self.layers)
         return {
             "version": self.version,
@@ -118,7 +132,7 @@ class VisualPlan:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "VisualPlan":
-        """Reads a plan file. Raises UserError when it is missing, not JSON, or not a plan."""
+        """Returns the plan in a file. Raises UserError if the file is missing, not JSON, or not a plan."""
         try:
             given = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -136,11 +150,11 @@ class VisualPlan:
             file.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def at_depth(self, num_layers: int) -> "VisualPlan":
-        """The plan for a model of another depth: each layer as the one at its relative depth."""
+        """Returns the plan for a model of another depth. Each layer is the one at its relative depth."""
         return VisualPlan(tuple(self.layers[index * len(self) // num_layers] for index in range(num_layers)))
 
-    def replace(self, index: int, **changes) -> "VisualPlan":
-        """This plan with fields of layer `index` changed. Fewer `tokens` also hold for the layers after it."""
+    def replace(self, index: int, **changes: Any) -> "VisualPlan":
+        """Returns this plan with fields of layer `index` changed. Fewer `tokens` hold for later layers too."""
         layers = list(self.layers)
         layers[index] = replace(layers[index], **changes)
         for later in range(index + 1, len(layers)):
@@ -149,7 +163,7 @@ class VisualPlan:
         return VisualPlan(layers=tuple(layers), version=self.version)
 
     def check(self, num_layers: int, num_units: int, intermediate_size: int) -> None:
-        """Raises UserError when the plan does not fit a decoder of these sizes."""
+        """Raises UserError if the plan does not fit a decoder of these sizes."""
         if len(self) != num_layers:
             raise UserError(f"visual plan: got {len(self)} layers, the model has {num_layers}")
         for index, layer in enumerate(self.layers):
@@ -163,21 +177,21 @@ class VisualPlan:
 
     @property
     def tower_layers(self) -> int:
-        """In how many of the vision tower's layers the class token's attention ranks visual tokens; 0: it ranks none."""
+        """In how many layers of the vision tower the class token's attention ranks visual tokens. 0 if in none."""
         carried = [1.0, *(layer.tokens for layer in self.layers)]
         falling = [layer.rank for layer, before in zip(self.layers, carried, strict=False) if 0 < layer.tokens < before]
         return max((rank.tower_layers for rank in falling if rank.by == "cls_attention"), default=0)
 
     @property
     def is_integer(self) -> bool:
-        """Whether served units come first everywhere, as in an exported checkpoint."""
+        """Whether the serving units and neurons come first in every layer, as in an exported checkpoint."""
         return not any(isinstance(units, tuple) for layer in self.layers for units in (layer.heads, layer.ffn))
 
     def live(self, num_units: int, intermediate_size: int) -> tuple[LiveLayer, ...]:
-        """What is executed once dead work is left out.
+        """Returns what each layer executes, dead work left out.
 
-        A visual update is dead when no later layer's text reads visual tokens: the last layer that is read needs
-        their keys and values but neither their attention update nor their FFN, and later layers need nothing.
+        An update of visual tokens is dead if no text of a later layer reads them. So the last layer that text reads
+        needs visual keys and values, but neither the attention update nor the FFN. Later layers need nothing.
         """
         readable = [layer.read and layer.tokens > 0 and num_served(layer.heads, num_units) > 0 for layer in self.layers]
         last_read = max((index for index, read in enumerate(readable) if read), default=-1)

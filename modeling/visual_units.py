@@ -1,20 +1,26 @@
-"""Which attention units serve visual tokens in a layer, and the slices of projections and heads that follow.
+"""The split of attention heads into those that serve visual tokens in a layer and the others.
 
-A unit is a key/value group: one key head, one value head and the query heads that share them. When the served units
-are the first n, every split is a slice and no weight is copied; a list of units is indexed, for plans under search.
+A unit is one key/value group: one key/value head and the query heads that share it.
+If the first n units serve visual tokens, every split is a slice, and no weight is copied.
+If a list of units does, they are taken by index. Plans under search have such lists.
 """
 
 import torch
 
 
-class Units:
-    """Splits heads into those that serve visual tokens and the rest.
+class UnitSplit:
+    """Splits projections and heads of one layer by the units that serve visual tokens.
 
     Args:
-        served: the first n units, or their indices.
-        num_units: key/value heads of the layer.
-        group: query heads per unit.
-        head_dim: values per head.
+        served: the number n of the first units that serve visual tokens, or the indices of those units.
+        num_units: number of key/value heads of the layer.
+        group: number of query heads per unit.
+        head_dim: number of values per head.
+
+    Attributes:
+        all_served: whether every unit serves visual tokens.
+        query_rows: outputs of the query projection that belong to the served units: the first n, or indices.
+        key_rows: the same for the key projection, and for the value projection.
     """
 
     def __init__(self, served: int | tuple[int, ...], num_units: int, group: int, head_dim: int):
@@ -36,7 +42,7 @@ class Units:
         self.key_rows = (torch.tensor(served, dtype=torch.long)[:, None] * head_dim + torch.arange(head_dim)).flatten()
 
     def split(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys or values [B, U, T, H] -> those of the served units, those of the rest."""
+        """Returns the served units' part and the rest of keys or values [B, units, T, head_dim]."""
         if self._first is not None:
             first = self._first // self.group
             return keys[:, :first], keys[:, first:]
@@ -44,12 +50,12 @@ class Units:
         return keys[:, served.to(keys.device)], keys[:, rest.to(keys.device)]
 
     def split_heads(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries [B, heads, T, H] -> those of the served units, those of the rest."""
+        """Returns the served units' part and the rest of queries [B, query heads, T, head_dim]."""
         if self._first is not None:
             return queries[:, : self._first], queries[:, self._first :]
         return queries[:, self._served.to(queries.device)], queries[:, self._rest.to(queries.device)]
 
     def merge_heads(self, served: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-        """The inverse of `split_heads`."""
+        """Returns the heads in their own order. This is the inverse of `split_heads`."""
         merged = torch.cat([served, rest], dim=1)
         return merged if self._first is not None else merged[:, self._order.to(merged.device)]

@@ -1,4 +1,4 @@
-"""A family's tiny model, samples for it, and what its decoder meets, said plainly: what the tests of all families need."""
+"""What the tests of all families need: a family's tiny model, samples for it, and what its decoder meets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +65,9 @@ class TinyFamily:
 
 
 def tiny_tokenizer(special: list[str] | dict[str, str]) -> PreTrainedTokenizerFast:
-    """Words as tokens, at most VOCAB_SIZE; pad, start and end token are DECODER's, the family's special tokens come next.
+    """Returns a tokenizer of words, at most VOCAB_SIZE tokens.
+
+    Pad, start and end token are DECODER's. The family's special tokens come next.
 
     Args:
         special: those tokens, with their names where the tokenizer has them as attributes.

@@ -1,4 +1,4 @@
-"""Tiny LLaVA-NeXTs, one per text model they may have: tiles cut to the proportions of their picture, newlines after rows."""
+"""Tiny LLaVA-NeXTs, one per text model. Their tiles are cut to the picture's proportions, with newlines after rows."""
 
 from functools import partial
 

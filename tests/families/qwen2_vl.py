@@ -56,7 +56,7 @@ def samples(seed: int) -> list[dict]:
 
 
 def layout(model: nn.Module, sample: dict) -> Layout:
-    """Positions as the Qwen2-VL paper (arXiv 2409.12191, section 2.1) has them: text counts on from the largest before it."""
+    """Positions are as in the Qwen2-VL paper (arXiv 2409.12191, section 2.1). Text counts on from the largest."""
     ids = sample["input_ids"][0]
     states = model.model.language_model.embed_tokens(ids)
     sizes = {}

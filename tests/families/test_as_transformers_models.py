@@ -1,5 +1,7 @@
-"""What transformers asks of its models (its common model and generation tests), of every family: the sparse class does it as
-the stock class does, under the dense plan, and alike in every way of running under a sparse one."""
+"""Every family does what transformers asks of its models in its common model and generation tests.
+
+Under the dense plan the sparse class does as the stock class. Under a sparse plan all ways of running it agree.
+"""
 
 import pytest
 import torch

@@ -1,5 +1,8 @@
-"""What every family must do: be its stock model under the dense plan, be the slow reference under any plan, and cost what is
-claimed."""
+"""Every family is its stock model under the dense plan, equals the slow reference under any plan, and costs what is
+claimed.
+
+Its data are read, its answers kept, its plans found and its gates learned.
+"""
 
 import json
 from dataclasses import replace
@@ -138,7 +141,10 @@ def test_the_comparison_with_the_reference_can_fail(family: TinyFamily):
 
 @pytest.mark.parametrize("family", [*LLAVA, *LLAVA_NEXT, *INTERNVL], ids=lambda family: family.name)
 def test_class_tokens_rank(family: TinyFamily, tmp_path):
-    """In one layer of the tower and summed over two: as the slow reference; with pictures, features encoded or kept; for beams."""
+    """Ranking by one layer of the tower, and by the sum over two, equals the slow reference.
+
+    It does so with pictures, with encoded features, with kept features, and for beams.
+    """
     model, samples = family.sparse(), family.samples(8)
     for name, value in model.vision_tower.named_parameters():
         if "q_proj.weight" in name:
@@ -212,7 +218,7 @@ def test_claimed_is_executed(family: TinyFamily, plan):
     )
     live = plan.live(UNITS, NEURONS)
     if not any(layer.radius is not None or (layer.keep and layer.rank.rows == "instruction") for layer in live):
-        # Between pictures of a prompt stands text that tiles do not see and that ranks nothing; the count is an upper bound.
+        # Tiles do not see the text between pictures of a prompt, and it ranks nothing. The count is an upper bound.
         assert claimed.flops_prefill == pytest.approx(flops[f"{root}.model.language_model"], rel=0.02)
     assert kv_bytes(plan, decoder, images, text_tokens, 4) == cache.num_bytes()
 
@@ -226,7 +232,7 @@ def questions(tmp_path_factory) -> Path:
 
 @families
 def test_the_commands_answer(family: TinyFamily, run_script, questions, tmp_path):
-    """A dense model in its family's own files is made sparse (its logits compared in a fresh process), asked and timed."""
+    """A dense model in its family's own files is made sparse, compared in a fresh process, asked and timed."""
     dense, sparse, plan_file = (tmp_path / name for name in ("dense", "sparse", "plan.json"))
     family.dense().save_pretrained(dense)
     family.processor().save_pretrained(dense)
@@ -272,7 +278,7 @@ def test_listed_units_are_permuted(family: TinyFamily):
 
 @families
 def test_samples_are_read(family: TinyFamily, questions):
-    """Pictures and tokens as the family's processor makes them (`ConversationDataset` compares) are what its model takes."""
+    """The family's model takes pictures and tokens as its processor makes them. `ConversationDataset` compares them."""
     samples, _ = load_llava_json(questions, questions.parent)
     processor, model = family.processor(), family.sparse()
     dataset = ConversationDataset(samples, processor, max_length=1000)
@@ -334,7 +340,7 @@ def test_statistics_and_plans_are_found(family: TinyFamily, tmp_path):
 
 @families
 def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
-    """Two steps each: gates beside LoRA, then LoRA of the student under the hard plan; something is learned in either."""
+    """Gates beside LoRA learn in two steps, and so does LoRA of the student under the hard plan."""
     model, samples = family.sparse(), Answerable(family.samples(7))
     statistics = calibrate(model, [COLLATORS["right"](list(samples))], tmp_path / "calibration")
     settings = GateSettings(planner="gates", budget={"visual_flops": 0.5}, steps=2, ffn_blocks=4)

@@ -18,9 +18,15 @@ from modeling.visual_plan import VisualPlan
 
 @dataclass
 class Layout:
-    """One sample as its decoder meets it: states [S, D], cosine and sine [S, H], and of each row the number of its image and of
-    its grid (-1: text) and its place (row, column) in that grid; what the class token attends to [S, tower layers] where the
-    tower has one."""
+    """One sample as its decoder meets it.
+
+    Attributes:
+        states: [S, D].
+        rope: cosine and sine, each [S, H].
+        image, grid: [S] long, the numbers of the row's image and grid; -1 at text.
+        places: [S, 2] long, the row's position (row, column) in its grid.
+        class_attention: [S, tower layers], attention of the class token to the row, or None if the tower has none.
+    """
 
     states: torch.Tensor
     rope: tuple[torch.Tensor, torch.Tensor]
@@ -31,7 +37,7 @@ class Layout:
 
 
 def class_rows(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """[pictures, patches, tower layers]: the class token's row of the attention maps of an eager tower, mean over heads."""
+    """Returns [pictures, patches, tower layers], the class token's row of an eager tower's maps, mean over heads."""
     eager = copy.deepcopy(tower)
     eager.set_attn_implementation("eager")
     maps = eager(pixels, output_attentions=True).attentions  # of each layer [pictures, heads, 1 + patches, 1 + patches]
@@ -159,7 +165,10 @@ class _Probabilities(torch.Tensor):
 
 
 def _projected(layer):
-    """Queries, keys and values; gate and up; the activation: as functions of normed states, from fused projections or not."""
+    """Returns functions of normed states for queries, keys and values, for gate and up, and the activation.
+
+    The layer's projections may be fused or not.
+    """
     attention, mlp = layer.self_attn, layer.mlp
     linear = nn.functional.linear
     if "qkv_proj" in dict(attention.named_children()):  # Phi-3

@@ -21,7 +21,7 @@ def random_plan(seed: int, num_layers: int, num_units: int, num_neurons: int) ->
     """Every field varies; lists and integers, falling tokens, blind, frozen and near-sighted layers."""
     draw = random.Random(seed)
     layers, tokens = [], 1.0
-    for index in range(num_layers):
+    for _ in range(num_layers):
         layer = {"tokens": tokens}
         above = layers[-1] if layers else None
         if draw.random() < (0.5 if above else 0.15):

@@ -117,8 +117,8 @@ def test_cached_generation_equals_uncached(model, plan, num_beams):
 
 @pytest.mark.parametrize(
     "plan",
-    [p for p in PLANS if not any(l.keep for l in p.live(UNITS, NEURONS))]
-    + [
+    [
+        *(plan for plan in PLANS if not any(layer.keep for layer in plan.live(UNITS, NEURONS))),
         VisualPlan.dense(LAYERS).replace(1, heads=(1,), tokens=1.0).replace(2, tokens=0),
         VisualPlan.dense(LAYERS).replace(0, radius=1, bidirectional=True),
         VisualPlan.dense(LAYERS).replace(0, read=False, radius=1),
@@ -136,29 +136,32 @@ def test_turns_with_a_cache_equal_one_forward(model, plan, images):
     order = [0, 2, 1, 3] if first_images == 2 else [0, 1, 2, 3]
     pixels = batch["pixel_values"][order]
     third = ids.shape[1] - 1
+
+    def in_turns() -> list[torch.Tensor]:
+        cache, parts = None, []
+        for begin, end, pictures in (
+            (0, second, pixels[:first_images]),
+            (second, third, pixels[first_images:]),
+            (third, ids.shape[1], pixels[:0]),
+        ):
+            inputs = {"pixel_values": pictures} if len(pictures) else {}
+            output = model(
+                input_ids=ids[:, begin:end],
+                attention_mask=mask[:, :end],
+                past_key_values=cache,
+                use_cache=True,
+                **inputs,
+            )
+            cache = output.past_key_values
+            parts.append(output.logits)
+        return parts
+
     with torch.no_grad(), model.use_plan(plan):
-        try:
-            whole = model(**batch).logits
-            cache, parts = None, []
-            for begin, end, pictures in (
-                (0, second, pixels[:first_images]),
-                (second, third, pixels[first_images:]),
-                (third, ids.shape[1], pixels[:0]),
-            ):
-                inputs = {"pixel_values": pictures} if len(pictures) else {}
-                output = model(
-                    input_ids=ids[:, begin:end],
-                    attention_mask=mask[:, :end],
-                    past_key_values=cache,
-                    use_cache=True,
-                    **inputs,
-                )
-                cache = output.past_key_values
-                parts.append(output.logits)
-        except ValueError as error:
-            blind = [l.attend and not l.read and l.radius is None for l in plan.live(UNITS, NEURONS)]
-            assert any(blind) and "is blind, so the cache does not hold" in str(error)
+        if any(layer.attend and not layer.read and layer.radius is None for layer in plan.live(UNITS, NEURONS)):
+            with pytest.raises(ValueError, match="is blind, so the cache does not hold"):
+                in_turns()
             return
+        whole, parts = model(**batch).logits, in_turns()
     if first_images == 2:
         whole_order = batch["pixel_values"][[0, 1, 2, 3]]
         assert torch.equal(whole_order, batch["pixel_values"])
@@ -166,7 +169,7 @@ def test_turns_with_a_cache_equal_one_forward(model, plan, images):
     assert relative_error(torch.cat(parts, dim=1)[rows], whole[rows]) < 1e-5
 
 
-@pytest.mark.parametrize("plan", PLANS + [VisualPlan.dense(LAYERS)])
+@pytest.mark.parametrize("plan", [*PLANS, VisualPlan.dense(LAYERS)])
 def test_cache_takes_the_bytes_the_plan_predicts(model, plan):
     batch = forward_inputs(tiny_batch((2,)))
     with torch.no_grad(), model.use_plan(plan):
@@ -223,14 +226,19 @@ def test_what_cannot_be_done_is_refused(model):
         model(input_ids=batch["input_ids"])
     with pytest.raises(ValueError, match="attention_mask: got shape"):
         model(**{**batch, "attention_mask": batch["attention_mask"][:, 1:]})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="image tokens"):
         model(**{**batch, "pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)})
 
 
 def test_plan_in_a_block_is_undone(model):
     other = VisualPlan.dense(LAYERS).replace(0, ffn=0)
     config = copy.deepcopy(model.config.visual_plan)
-    with pytest.raises(RuntimeError), model.use_plan(other):
-        assert model.visual_plan == other
-        raise RuntimeError
+
+    def fail_under_the_plan() -> None:
+        with model.use_plan(other):
+            assert model.visual_plan == other
+            raise RuntimeError("as it happens")
+
+    with pytest.raises(RuntimeError, match="as it happens"):
+        fail_under_the_plan()
     assert model.visual_plan == VisualPlan.dense(LAYERS) and model.config.visual_plan == config

@@ -66,7 +66,7 @@ def test_grids_fill_the_tokens_that_the_processor_counts(processor, size):
 
 
 def test_released_tiles_are_counted():
-    """The numbers of the LLaVA-NeXT release: 2880 tokens at most for a square, of a tile of 336 pixels and four more."""
+    """As LLaVA-NeXT was released, a square has 2880 tokens at most: one tile of 336 pixels and four more."""
     own = LlavaNextConfig()
     assert image_grids(own, 672, 672) == ((24, 24), (48, 48)) and num_tiles(own, image_grids(own, 672, 672)) == 5
     assert image_grids(own, 500, 1500) == ((24, 24), (24, 72)) and num_tiles(own, image_grids(own, 500, 1500)) == 4
@@ -142,7 +142,7 @@ def test_embeddings_in_place_of_ids(model):
 
 @pytest.mark.parametrize("size", [(400, 3), (2, 400)])
 def test_a_picture_too_thin_to_be_seen(model, size):
-    """A strip may lose all columns, or all rows, to its proportions; what is left are newlines, or the whole picture alone."""
+    """A strip may lose all columns or all rows to its proportions. Newlines are left, or the whole picture alone."""
     if size[0] < size[1]:
         model.config.image_grid_pinpoints = [[2 * TILE, 2 * TILE]]
     image = image_grids(model.config, *size)
@@ -208,7 +208,7 @@ def test_what_cannot_be_done_is_refused(model):
     encoded = model.encode_pictures(pictures_of(batch))
     with pytest.raises(ValueError, match="image_sizes: got those of pictures of 39 tokens, the features are 37"):
         model(**{**batch, "pixel_values": None, **encoded, "image_sizes": torch.tensor([[130, 80]])})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="image tokens"):
         model(**{**batch, "input_ids": batch["input_ids"][:, :-6], "attention_mask": batch["attention_mask"][:, :-6]})
     for tower, strategy in (("clip_vision_model", "full"), ("siglip_vision_model", "default")):
         own = SimpleNamespace(vision_config=SimpleNamespace(model_type=tower), vision_feature_select_strategy=strategy)

@@ -5,7 +5,7 @@ import torch
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_flops import DecoderShape, visual_fraction
-from modeling.visual_gates import FAMILIES, LayerGates, VisualGates
+from modeling.visual_gates import GATE_KINDS, LayerGates, VisualGates
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 
@@ -31,10 +31,10 @@ def gates(log_alpha=None, learned=None, seed=0):
 
 
 def at(all_gates, values):
-    """Each layer's gates at given values, of the families' shapes."""
+    """Each layer's gates at given values, in the shapes of their kinds."""
     return [
         LayerGates(
-            **{name: values[name][index] for name in FAMILIES if name != "neurons"},
+            **{name: values[name][index] for name in GATE_KINDS if name != "neurons"},
             neurons=values["neurons"][index][block],
         )
         for index, block in enumerate(all_gates.block)
@@ -94,19 +94,19 @@ def test_shut_and_open_gates_equal_the_compact_plan(seed, num_kv_heads, base):
     assert relative(gated, compact) < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_of_gates_does_something(family):
-    """Negative control of the two tests above, and of families that would be wired to nothing."""
+@pytest.mark.parametrize("kind", GATE_KINDS)
+def test_each_kind_of_gate_does_something(kind):
+    """Negative control of the two tests above, and of kinds of gates that would be wired to nothing."""
     model, batch = tiny_student(), tiny_batch((1, 2))
     states = all_open()
-    states[family] = states[family].clone()
-    states[family][0] = 0.0
+    states[kind] = states[kind].clone()
+    states[kind][0] = 0.0
     with torch.no_grad():
         assert relative(logits(model, batch, gates=at(gates(), states)), logits(model, batch)) > 1e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradient_of_each_gate_by_finite_differences(family):
+@pytest.mark.parametrize("kind", GATE_KINDS)
+def test_gradient_of_each_gate_by_finite_differences(kind):
     model, batch = tiny_student().double(), tiny_batch((1, 2))
     batch["pixel_values"] = batch["pixel_values"].double()
     generator = torch.Generator().manual_seed(1)
@@ -118,16 +118,14 @@ def test_gradient_of_each_gate_by_finite_differences(family):
     def loss(values):
         return logits(model, batch, gates=at(structure, values)).pow(2).mean()
 
-    values = soft[family].clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(soft | {family: values}), values)
+    values = soft[kind].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(soft | {kind: values}), values)
     step = 1e-2  # norms are fp32 inside: a smaller one drowns in their rounding
-    for place in itertools.product(*map(range, SHAPES[family])):
+    for place in itertools.product(*map(range, SHAPES[kind])):
         shift = torch.zeros_like(values)
         shift[place] = step
         with torch.no_grad():
-            slope = (loss(soft | {family: soft[family] + shift}) - loss(soft | {family: soft[family] - shift})) / (
-                2 * step
-            )
+            slope = (loss(soft | {kind: soft[kind] + shift}) - loss(soft | {kind: soft[kind] - shift})) / (2 * step)
         assert abs(float(slope - gradient[place])) <= 1e-2 * gradient.abs().max()
 
 

@@ -1,6 +1,7 @@
 """The plan contract: what is read, what is refused, what is dead."""
 
 import json
+import re
 
 import pytest
 
@@ -87,9 +88,9 @@ def test_file_round_trip(tmp_path):
     ],
 )
 def test_bad_plans_are_refused_with_one_line(layers, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         VisualPlan.from_dict({"layers": layers})
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_plan_must_fit_the_model():
 
 def test_last_read_layer_updates_nothing():
     live = VisualPlan.dense(3).live(UNITS, NEURONS)
-    assert [(l.attend, l.num_ffn, l.read) for l in live] == [
+    assert [(layer.attend, layer.num_ffn, layer.read) for layer in live] == [
         (True, NEURONS, True),
         (True, NEURONS, True),
         (False, 0, True),
@@ -126,7 +127,7 @@ def test_withdrawn_equals_unread_from_there_on():
     withdrawn = plan({}, {}, {"tokens": 0}, {"tokens": 0}).live(UNITS, NEURONS)
     unread = plan({}, {}, {"read": False}, {"read": False}).live(UNITS, NEURONS)
     assert withdrawn == unread
-    assert [l.tokens for l in withdrawn] == [1, 1, 0, 0] and not withdrawn[2].keys
+    assert [layer.tokens for layer in withdrawn] == [1, 1, 0, 0] and not withdrawn[2].keys
     assert (withdrawn[1].attend, withdrawn[1].num_ffn, withdrawn[1].read) == (False, 0, True)
 
 
@@ -142,8 +143,8 @@ def test_no_served_head_reads_and_attends_nothing():
 
 def test_survivors_are_chosen_only_where_somebody_reads_them():
     live = plan({}, {"tokens": 0.5}, {"tokens": 0.5, "read": False}).live(UNITS, NEURONS)
-    assert [l.keep for l in live] == [False, True, False]
-    assert [l.tokens for l in live] == [1, 0.5, 0]
+    assert [layer.keep for layer in live] == [False, True, False]
+    assert [layer.tokens for layer in live] == [1, 0.5, 0]
 
 
 def test_replace_changes_one_layer():

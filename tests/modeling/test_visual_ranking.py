@@ -1,4 +1,4 @@
-"""Each ranking of visual tokens against the slow reference, ties and generation included, and what fixes a random one."""
+"""Each ranking of visual tokens equals the slow reference, with ties and in generation. A seed fixes a random one."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_rankings_differ():
 
 @plans
 def test_equal_tokens_are_kept_in_order(plan):
-    """Pictures of one colour, and keys that say nothing: all tokens of a layer that sees the nearest alone receive the same."""
+    """With pictures of one colour and keys of zero, all tokens that see their neighbours alone receive the same."""
     model, batch = tiny_student(LAYERS), tiny_batch(IMAGES)
     batch["pixel_values"] = torch.ones_like(batch["pixel_values"])
     for layer in model.model.language_model.layers:
@@ -174,7 +174,7 @@ def visual_tokens(*images_of_samples: list[int], padding: int = 0):
 
 def survivors(rank: Rank, fraction: float, tokens) -> list[list[tuple[int, int]]]:
     """(image, place) of each sample's survivors."""
-    kept, _ = tokens.survivors(visual_ranking.given_scores(rank, tokens, fraction, None), fraction)
+    kept, _ = tokens.survivors(visual_ranking.scores_before_layers(rank, tokens, fraction, None), fraction)
     return [
         [(int(i), int(p)) for i, p, real in zip(*row, strict=True) if real]
         for row in zip(kept.image, kept.place, kept.valid, strict=True)
@@ -187,7 +187,7 @@ def test_uniform_survivors_are_evenly_spaced():
         [(0, 1), (0, 4), (0, 7), (1, 1), (1, 3)],
         [(0, 1), (0, 3), (0, 6), (0, 8)],
     ]
-    once, _ = tokens.survivors(visual_ranking.given_scores(Rank(by="uniform"), tokens, 0.6, None), 0.6)
+    once, _ = tokens.survivors(visual_ranking.scores_before_layers(Rank(by="uniform"), tokens, 0.6, None), 0.6)
     assert survivors(Rank(by="uniform"), 0.3, once)[1] == [
         (0, 2),
         (0, 5),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from modeling.layer_plan import LayerPlan
-from modeling.visual_gates import FAMILIES, VisualGates
+from modeling.visual_gates import GATE_KINDS, VisualGates
 from modeling.visual_plan import VisualPlan
 from training.measure.price import PlanPrice
 from training.recipe.gates import GateSettings
@@ -53,10 +53,10 @@ def _opened_in_order(
     gates: VisualGates, scores: Mapping[str, torch.Tensor], base: VisualPlan, price: PlanPrice, share: float
 ) -> VisualPlan:
     """Returns the plan of gates opened by falling score, each where the budget still allows it."""
-    opened = {name: gates.fixed_open(name) for name in FAMILIES}
+    opened = {name: gates.fixed_open(name) for name in GATE_KINDS}
     candidates = [
         (float(scores[name][place]), name, place)
-        for name in FAMILIES
+        for name in GATE_KINDS
         for place in map(tuple, gates.learned(name).nonzero().tolist())
     ]
     plan = gates.plan(opened, base)

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from modeling.layer_plan import LayerPlan, num_served
 from modeling.user_error import UserError
-from modeling.visual_gates import FAMILIES, VisualGates
+from modeling.visual_gates import GATE_KINDS, VisualGates
 from modeling.visual_plan import VisualPlan
 from training.measure.budget import Budget
 from training.measure.calibration import Calibration
@@ -72,7 +72,7 @@ def base_plan(start: VisualPlan) -> VisualPlan:
 
 def check_budget(gates: VisualGates, base: VisualPlan, price: PlanPrice, budget: Budget) -> None:
     """Raises UserError where the budget cannot be met, not even with every gate shut that may be."""
-    least = price(gates.plan({name: gates.fixed_open(name) for name in FAMILIES}, base))
+    least = price(gates.plan({name: gates.fixed_open(name) for name in GATE_KINDS}, base))
     budget.refuse_below(least, "what no gate can shut")
 
 

@@ -76,7 +76,7 @@ def test_a_start_that_servers_cannot_execute_is_refused_where_servable_is_asked_
     "changes, fixed",
     [({"profile": "servable"}, {"read", "heads"}), ({"off": ["attend", "heads"]}, {"attend", "heads"})],
 )
-def test_families_that_are_not_learned_stay_as_they_start(changes, fixed):
+def test_kinds_of_gates_that_are_not_learned_stay_as_they_start(changes, fixed):
     gates = shuffled(start_gates(**changes), seed=0)
     assert {name for name in gates.log_alpha if not gates.learned(name).any()} == fixed
     cost = PlanPrice(CONFIG, settings(0.3).budget.measure)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from modeling.layer_plan import LayerPlan
-from modeling.visual_gates import FAMILIES, VisualGates
+from modeling.visual_gates import GATE_KINDS, VisualGates
 from modeling.visual_plan import VisualPlan
 from training.gates.lagrangian import Lagrangian, falling_target
 from training.measure.budget import Budget
@@ -65,10 +65,10 @@ def test_it_is_the_mean_over_all_states_of_the_gates(measure):
     generator = torch.Generator().manual_seed(0)
     probability = {name: torch.rand(shape, generator=generator, dtype=torch.double) for name, shape in SHAPES.items()}
     first = states(3)
-    for name in FAMILIES:
+    for name in GATE_KINDS:
         probability[name][0] = first[name][0].double()
     free = [
-        (name, place) for name in FAMILIES for place in itertools.product(*map(range, SHAPES[name])) if place[0] > 0
+        (name, place) for name in GATE_KINDS for place in itertools.product(*map(range, SHAPES[name])) if place[0] > 0
     ]
     assert len(free) == 14
     counter, table, mean = cost(measure), gates(), 0.0
@@ -84,10 +84,10 @@ def test_it_is_the_mean_over_all_states_of_the_gates(measure):
 
 def test_gradients_by_finite_differences():
     generator = torch.Generator().manual_seed(1)
-    values = [torch.rand(SHAPES[name], generator=generator, dtype=torch.double).requires_grad_() for name in FAMILIES]
+    values = [torch.rand(SHAPES[name], generator=generator, dtype=torch.double).requires_grad_() for name in GATE_KINDS]
 
     def expected(*probability):
-        return cost().expected(dict(zip(FAMILIES, probability, strict=True)), SIZES, BASES["dense"])
+        return cost().expected(dict(zip(GATE_KINDS, probability, strict=True)), SIZES, BASES["dense"])
 
     assert torch.autograd.gradcheck(expected, values)
 

@@ -75,12 +75,12 @@ def _divergences(model: PreTrainedModel, inputs: dict, reverse: bool) -> Iterato
     finally:
         for hook in hooks:
             hook.remove()
-    streams = calls[0][1]["streams"]
+    shared = calls[0][1]["shared"]
     for first in range(1, len(calls)):
         text = calls[first][0]
         for layer, (_, arguments) in zip(decoder.layers[first:], calls[first:], strict=True):
             text, _, _ = layer(text, None, **arguments)
-        states = join_streams(decoder.norm(text), streams.text, None, None, rows.shape[1])
+        states = join_streams(decoder.norm(text), shared.text, None, None, rows.shape[1])
         withdrawn = model.lm_head(states[rows]).float().log_softmax(-1)
         yield first, _kl(withdrawn, dense) if reverse else _kl(dense, withdrawn)
 
