@@ -149,9 +149,7 @@ def _read_turns(conversation: list[Any]) -> tuple[tuple[str, str], ...]:
             raise UserError("the conversation starts with 'gpt', it must start with 'human'")
         if speaker != expected:
             raise UserError(f"two {speaker!r} turns in a row (turns {place - 1} and {place})")
-        turn[
-            "value"
-        ].encode()  # half a surrogate pair, which JSON can hold and no tokenizer takes, is a UserError here
+        turn["value"].encode()  # half a surrogate pair, which JSON can hold and no tokenizer takes, is a UserError here
         values.append(turn["value"].strip())
     if len(values) == 0 or len(values) % 2:
         raise UserError(f"the conversation {'ends with human' if values else 'is empty'}, it must end with 'gpt'")

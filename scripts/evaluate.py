@@ -15,7 +15,7 @@ from rich.console import Console
 
 from checkpoints.load import load_checkpoint
 from data.conversations import Sample, load_llava_json
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from modeling.user_error import UserError
 from training.cli import run
@@ -25,7 +25,7 @@ from training.report.tables import families_table
 from training.run import write_json
 
 # The questions of recipes/tiny_teacher.yaml, as many of each family: a standard error of at most 3.5 points in one.
-TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})
+TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(QUESTION_FAMILIES))})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--benchmarks",
         default="shapes",
-        help=f"comma-separated: shapes (all families), or shapes/FAMILY with FAMILY one of {', '.join(FAMILIES)}",
+        help=f"comma-separated: shapes (all families), or shapes/FAMILY with FAMILY one of {', '.join(QUESTION_FAMILIES)}",
     )
     parser.add_argument("--data", type=Path, help="LLaVA JSON whose rows carry a family; default: the embedded world")
     parser.add_argument("--images", type=Path, help="root of the images in --data; default: the folder of --data")
@@ -96,7 +96,7 @@ def ask(arguments: argparse.Namespace, samples: list[Sample]) -> dict[str, Evalu
 
 def read_families(benchmarks: str) -> set[str]:
     """The families that a comma-separated list of benchmark names stands for."""
-    known = {"shapes": set(FAMILIES)} | {f"shapes/{family}": {family} for family in FAMILIES}
+    known = {"shapes": set(QUESTION_FAMILIES)} | {f"shapes/{family}": {family} for family in QUESTION_FAMILIES}
     chosen: set[str] = set()
     for name in benchmarks.split(","):
         if name not in known:

@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from data.mixture import Source, build_mixture
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -96,7 +96,7 @@ def search(args: argparse.Namespace, settings: SearchSettings, folder: Path) -> 
     model_settings = ModelSettings(path=args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     processor = dense_processor(model_settings)
     if args.data == SHAPES:
-        rows = args.num_samples * (len(FAMILIES) if args.family else 1)  # they take turns
+        rows = args.num_samples * (len(QUESTION_FAMILIES) if args.family else 1)  # they take turns
         split = SplitSettings(part="calibration", rows=rows)
         path = write_world(WORLDS, WorldSettings(seed=0, splits={"calibration": split}))["calibration"]
         source = Source(path=path, images=path.parent)

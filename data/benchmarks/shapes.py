@@ -10,7 +10,7 @@ Scores are in [0, 1]; the accuracy of a model is their mean.
 
 import re
 
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from modeling.user_error import UserError
 
 
@@ -20,8 +20,8 @@ def score(family: str, prediction: str, answer: str) -> float:
     Raises:
         UserError: the family is unknown, or the true answer is not one its family allows.
     """
-    if family not in FAMILIES:
-        raise UserError(f"family {family!r} has no metric, allowed: {', '.join(FAMILIES)}")
+    if family not in QUESTION_FAMILIES:
+        raise UserError(f"family {family!r} has no metric, allowed: {', '.join(QUESTION_FAMILIES)}")
     if family == "caption":
         return clause_f1(prediction, answer)
     if family == "existence" and normalise(answer) not in ("yes", "no"):

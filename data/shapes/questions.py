@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from data.shapes.scenes import COLORS, PLACES, SHAPES, WORDS, Scene, Thing
 
-FAMILIES = ("existence", "attribute", "relation", "reading", "choice", "caption")
+QUESTION_FAMILIES = ("existence", "attribute", "relation", "reading", "choice", "caption")
 NOTHING = "nothing"
 NOWHERE = "nowhere"
 CAPTION_REQUEST = "Describe the picture."

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from data.shapes.questions import FAMILIES, Turn, ask_conversation, ask_family
+from data.shapes.questions import QUESTION_FAMILIES, Turn, ask_conversation, ask_family
 from data.shapes.scenes import Scene, draw_scene, sample_scene
 
 WORLDS = Path(__file__).resolve().parents[1] / "cache"
@@ -80,7 +80,7 @@ def split_rows(name: str, split: SplitSettings, seed: int) -> Iterator[tuple[Sce
     """Scene, family (None where several questions are asked) and turns of each row of a split, always the same."""
     for index in range(split.rows):
         rng = random.Random(f"{seed}/{name}/{index}")
-        family = FAMILIES[index % len(FAMILIES)] if split.questions == 1 else None
+        family = QUESTION_FAMILIES[index % len(QUESTION_FAMILIES)] if split.questions == 1 else None
         turns = []
         while not turns:
             scene = sample_scene(rng, split.part, split.min_things, split.max_things)

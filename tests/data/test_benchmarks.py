@@ -3,7 +3,7 @@
 import pytest
 
 from data.benchmarks.shapes import clauses, score
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 
 
 @pytest.mark.parametrize("family", ["attribute", "relation", "reading", "choice"])
@@ -66,7 +66,7 @@ def test_unknown_family_is_refused_by_name():
 
 
 def test_every_family_has_a_metric():
-    truths = dict.fromkeys(FAMILIES, "red") | {"existence": "yes"}
-    assert {family: score(family, truths[family], truths[family]) for family in FAMILIES} == dict.fromkeys(
-        FAMILIES, 1.0
+    truths = dict.fromkeys(QUESTION_FAMILIES, "red") | {"existence": "yes"}
+    assert {family: score(family, truths[family], truths[family]) for family in QUESTION_FAMILIES} == dict.fromkeys(
+        QUESTION_FAMILIES, 1.0
     )

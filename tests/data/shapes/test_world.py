@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import data.shapes.world
 from data.conversations import load_llava_json
 from data.shapes.patches import GROUPS, NO_WORD, patch_words
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.scenes import IMAGE_SIZE, PLACES, draw_scene, sample_scene
 from data.shapes.world import SplitSettings, WorldSettings, split_rows, write_world
 from tests.data.shapes.shapes_oracle import answer
@@ -81,7 +81,7 @@ def test_the_files_are_read_by_the_loader_of_any_llava_json(tmp_path):
     assert not bad and len(train) == 30 and {len(sample.images) for sample in train} == {1}
     assert {sample.family for sample in train} == {None} and max(len(sample.turns) for sample in train) == 10
     test, bad = load_llava_json(paths["test"], paths["test"].parent)
-    assert not bad and Counter(sample.family for sample in test) == dict.fromkeys(FAMILIES, 4)
+    assert not bad and Counter(sample.family for sample in test) == dict.fromkeys(QUESTION_FAMILIES, 4)
     assert {len(sample.turns) for sample in test} == {1}
     with Image.open(test[0].images[0]) as image:
         assert image.mode == "RGB" and image.size == (IMAGE_SIZE, IMAGE_SIZE)
