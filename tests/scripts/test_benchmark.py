@@ -168,12 +168,26 @@ def test_dense_checkpoint_is_refused(run, tmp_path):
     assert done.returncode == 2 and "not a sparse checkpoint" in done.stderr
 
 
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_broken_config_of_a_checkpoint_is_refused(run, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    done = run("--model", tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "config.json: " in done.stderr
+
+
+def test_checkpoint_without_weights_is_refused(run, tmp_path):
+    tiny_student().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    done = run("--model", tmp_path)
+    assert done.returncode == 2 and "not a whole sparse checkpoint" in done.stderr
+
+
 def test_needs_torch_and_transformers_alone():
     """Follows the script's imports through the project; matplotlib stands behind the one door that may be shut."""
     found, todo, seen = set(), [SCRIPT], set()
     while todo:
         path = todo.pop()
-        if path in seen or path.name == "benchmark_picture.py":
+        if path in seen or path.name == "benchmark_plot.py":
             continue
         seen.add(path)
         for node in ast.walk(ast.parse(path.read_text())):

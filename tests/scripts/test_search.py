@@ -172,3 +172,11 @@ def test_a_killed_search_ends_as_it_would_have(tmp_path):
     subprocess.run(command("killed.json"), cwd=root, check=True, capture_output=True)
     assert read_trials(journal) == read_trials(tmp_path / "whole.search" / TRIALS)
     assert (tmp_path / "killed.json").read_text() == (tmp_path / "whole.json").read_text()
+
+
+def test_a_broken_record_of_a_search_is_refused(tmp_path, run):
+    output = tmp_path / "plan.json"
+    (tmp_path / "plan.search").mkdir()
+    (tmp_path / "plan.search" / "search.json").write_text("{")
+    done = run("--planner", "fastv", "--model", LLAVA_7B, "--budget", 0.25, "--output", output)
+    assert done.returncode == 2 and "search.json: not a JSON file" in done.stderr

@@ -13,6 +13,7 @@ from checkpoints.build import build_student, load_dense
 from checkpoints.internvl.convert import convert_internvl
 from checkpoints.internvl.processor import SYSTEM
 from data.conversations import Sample, check_expansion, encode
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.internvl.published_internvl import (
     CONTEXT,
@@ -406,7 +407,7 @@ def test_a_tokenizer_that_rewrites_its_text_is_refused(published, tmp_path):
 
 
 def refuse(folder: Path, tmp_path: Path, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         convert_internvl(folder, tmp_path / "converted")
     assert [path.name for path in tmp_path.iterdir()] == ["published"], "nothing is left"
 
@@ -432,7 +433,7 @@ def test_what_is_there_stays(published, tmp_path):
     full.mkdir()
     (full / "thesis.txt").write_text("years of work")
     for output in (full, full / "thesis.txt", folder):
-        with pytest.raises(ValueError, match="is there and not empty"):
+        with pytest.raises(UserError, match="is there and not empty"):
             convert_internvl(folder, output)
     assert [path.name for path in full.iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
