@@ -1,8 +1,8 @@
 """From a dense model on disk to a sparse student in memory.
 
 The dense model is loaded by its own stock class, which knows its files. Its tensors then move, by name, into the sparse
-class, which has the same parameters. Units that a plan serves are permuted to come first, so that what serves vision is a
-contiguous slice of the dense weight. A permutation of heads or neurons leaves the dense function as it was.
+class, which has the same parameters. Units that a plan serves are permuted to come first, so that what serves vision is
+a contiguous slice of the dense weight. A permutation of heads or neurons leaves the dense function as it was.
 """
 
 import dataclasses

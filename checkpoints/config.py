@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 from checkpoints.json_file import read_json
 from modeling.user_error import UserError
 
-# What transformers' `from_pretrained` raises because of the files it is given: a file that is missing or cannot be read,
-# a library that is not installed, a setting it does not know, a field of the config that its validators refuse.
+# What transformers' `from_pretrained` raises because of the files it is given: a file that is missing or cannot be
+# read, a library that is not installed, a setting it does not know, a field of the config that its validators refuse.
 LOADING_ERRORS = (OSError, ImportError, ValueError, StrictDataclassError)
 
 

@@ -1,9 +1,9 @@
 """Writes a sparse checkpoint that stands on its own, and proves it.
 
 A checkpoint is a Hugging Face folder. It holds a config with its own model type and the visual plan, safetensors, the
-processor, a model card, and the modelling files, which import nothing but each other, torch and transformers. The folder
-is written beside its final place. A fresh process that cannot import this repository loads it and computes logits. Only
-if these agree with the logits of the model in memory is the folder renamed into place.
+processor, a model card, and the modelling files, which import nothing but each other, torch and transformers. The
+folder is written beside its final place. A fresh process that cannot import this repository loads it and computes
+logits. Only if these agree with the logits of the model in memory is the folder renamed into place.
 
 The stock class refuses such a checkpoint. transformers only warns about a foreign `model_type` and would run the model
 dense. But it looks up the text model by the type in `text_config`, and it knows no type such as `sparse_llama`.
@@ -26,8 +26,8 @@ from checkpoints.json_file import read_json
 from checkpoints.whole_folder import whole_folder
 from modeling.user_error import UserError
 
-# Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same weights,
-# so only the order of sums may differ. In half precision, that is one unit in the last place.
+# Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same
+# weights, so only the order of sums may differ. In half precision, that is one unit in the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 RELOAD = Path(__file__).with_name("reload.py")
@@ -104,8 +104,7 @@ def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> N
     reloaded = fresh_process_logits(folder, probe, model.device)
     if reloaded.shape != expected.shape:
         raise RuntimeError(
-            f"the exported model gives logits of shape {tuple(reloaded.shape)}, "
-            f"the model here {tuple(expected.shape)}"
+            f"the exported model gives logits of shape {tuple(reloaded.shape)}, the model here {tuple(expected.shape)}"
         )
     difference = ((reloaded - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE[model.dtype]:

@@ -33,7 +33,11 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
         else:
             processor = without_videos(processor_class).from_pretrained(path)
             processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(path)
-    except (*LOADING_ERRORS, KeyError, TypeError) as error:  # KeyError, TypeError: a field is missing or of another type
+    except (
+        *LOADING_ERRORS,
+        KeyError,
+        TypeError,
+    ) as error:  # KeyError, TypeError: a field is missing or of another type
         raise UserError(f"{path}: no readable processor and tokenizer ({error})") from None
     if not isinstance(processor, ProcessorMixin):  # what AutoProcessor gives for a class that it does not know
         raise UserError(

@@ -1,8 +1,8 @@
 """Loads a checkpoint as a stranger would, and writes its logits on a probe batch.
 
 export.py runs it in a fresh process: `python -I reload.py FOLDER PROBE LOGITS DEVICE`. With -I, Python leaves out
-PYTHONPATH, the current folder and this file's folder. A None in sys.modules makes an import fail. So neither a checkout nor an
-installed copy of it can stand in for the modelling files in the checkpoint.
+PYTHONPATH, the current folder and this file's folder. A None in sys.modules makes an import fail. So neither a checkout
+nor an installed copy of it can stand in for the modelling files in the checkpoint.
 """
 
 import json

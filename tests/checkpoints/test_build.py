@@ -283,7 +283,7 @@ def test_a_config_that_is_no_json_object_is_refused(dense_folder, content):
 )
 def test_a_config_that_transformers_refuses_is_refused(dense_folder, changes, complaint):
     edit_config(dense_folder, **changes)
-    with pytest.raises(UserError, match=f"dense: not a config that transformers accepts .*{complaint}"):
+    with pytest.raises(UserError, match=f"(?s)dense: not a config that transformers accepts .*{complaint}"):
         dense_config(dense_folder)
 
 

@@ -121,7 +121,9 @@ def test_a_file_on_which_pil_raises_other_errors(root, suffix):
     path = root / f"broken.{suffix}"
     Image.effect_noise((40, 30), 50).convert("RGB").save(path)
     content = path.read_bytes()
-    path.write_bytes(content[:-3000] if suffix == "dds" else content.replace(b"255", b"25k").replace(b"40*30", b"4k*30"))
+    path.write_bytes(
+        content[:-3000] if suffix == "dds" else content.replace(b"255", b"25k").replace(b"40*30", b"4k*30")
+    )
     with pytest.raises(UserError, match=f"broken.{suffix}' (is truncated or corrupt|cannot be read)"):
         open_image(path)
 

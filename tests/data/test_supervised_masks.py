@@ -15,7 +15,8 @@ LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
     "{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}"
     "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -193,9 +194,7 @@ def test_processor_that_expands_otherwise_is_refused(pictures):
             return super().__call__(text=text + " yes", **options)
 
     processor.__class__ = OtherProcessor
-    with pytest.raises(
-        UserError, match="OtherProcessor is not supported: it makes .* where one placeholder per image"
-    ):
+    with pytest.raises(UserError, match="OtherProcessor is not supported: it makes .* where one placeholder per image"):
         check_expansion(Sample("s", pictures[:1], TURNS), processor)
 
 

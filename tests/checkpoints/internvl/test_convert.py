@@ -1,4 +1,4 @@
-"""A published InternVL2 and its conversion compute the same; nothing is lost on the way, and nothing half done is left."""
+"""A published InternVL2 and its conversion compute the same. Nothing is lost on the way, nothing half done is left."""
 
 import json
 from pathlib import Path
@@ -132,7 +132,7 @@ def test_the_sparse_class_takes_it_under_the_dense_plan(converted):
 
 
 def test_the_way_back_gives_every_tensor_bit_for_bit(converted):
-    folder, config, weights = converted
+    folder, _, weights = converted
     files = sorted(folder.glob("*.safetensors"))
     assert len(files) == 3
     here = {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -365,6 +365,8 @@ def test_a_tensor_in_two_files_is_refused(published, tmp_path):
             "layer_norm_eps: got 1e-05, allowed: 1e-06",
         ),
         ("vision_config", {"qkv_bias": False}, "attn.qkv.bias: left over"),
+        ("vision_config", {"num_attention_heads": 3}, "config.json: transformers cannot build this model .*embed_dim"),
+        ("llm_config", {"hidden_act": "nope"}, "config.json: transformers cannot build this model .*nope"),
     ],
 )
 def test_a_model_that_transformers_would_compute_otherwise_is_refused(published, tmp_path, part, change, complaint):

@@ -101,7 +101,7 @@ def test_no_scene_is_in_two_parts():
     assert train and test and not train & test
 
 
-@pytest.mark.parametrize(("questions", "kinds"), ((1, "all"), (14, "lookup"), (14, "all"), (14, "hard")))
+@pytest.mark.parametrize(("questions", "kinds"), [(1, "all"), (14, "lookup"), (14, "all"), (14, "hard")])
 def test_every_answer_is_what_an_independent_reading_of_the_scene_gives(questions, kinds):
     asked = 0
     for scene, _, turns in rows_of("train", 1200 // questions, questions, kinds):
@@ -176,13 +176,13 @@ def test_patches_say_what_is_drawn_where_it_is_drawn():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    (
+    [
         ({"part": "train", "rows": 0}, "greater than 0"),
         ({"part": "exam", "rows": 1}, "train"),
         ({"part": "train", "rows": 1, "min_things": 4, "max_things": 2}, "min_things 4 is above max_things 2"),
         ({"part": "train", "rows": 1, "max_things": 9}, "less than or equal to 4"),
         ({"part": "train", "rows": 1, "colours": 3}, "Extra inputs"),
-    ),
+    ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
