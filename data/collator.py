@@ -23,10 +23,11 @@ class Collator:
     """Pads the tokens of samples from `encode` or `encode_prompt` and concatenates their pictures.
 
     A call returns:
-        input_ids and attention_mask: [B, S] int64. labels: [B, S] int64, where the samples have them. each key of the
-        image processor: for LLaVA, pixel_values [pictures of the batch, 3, H, W] float32, in the order of
-            the samples. Where pictures are cut into tiles it is [pictures, tiles, 3, H, W], filled up with zeros to the
-            largest number of tiles. A batch without pictures has no such key.
+        input_ids and attention_mask: [B, S] int64.
+        labels: [B, S] int64, where the samples have them.
+        each key of the image processor: for LLaVA, pixel_values [pictures of the batch, 3, H, W] float32, in the order
+            of the samples. Where pictures are cut into tiles it is [pictures, tiles, 3, H, W], filled up with zeros to
+            the largest number of tiles. A batch without pictures has no such key.
 
     Raises:
         UserError: the tokenizer has no pad token.

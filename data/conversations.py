@@ -2,9 +2,12 @@
 
 Only this file decides which tokens are supervised: exactly the answers, each with its end token.
 
-The format is LLaVA's (arXiv 2304.08485). A file is a list of rows `{"id": …, "image": path or list of paths, "family":
-…, "conversations": [{"from": "human" | "gpt", "value": …}]}`. Each `<image>` mark in a human turn stands for the next
-picture. `image` and `family` are optional. A row that was read and checked is a `Sample`.
+The format is LLaVA's (arXiv 2304.08485). A file is a list of rows:
+
+    {"id": …, "image": path or list of paths, "family": …, "conversations": [{"from": "human" | "gpt", "value": …}]}
+
+Each `<image>` mark in a human turn stands for the next picture. `image` and `family` are optional. A row that was read
+and checked is a `Sample`.
 
 Shapes: S is the number of tokens of one sample, placeholders expanded.
 """
@@ -170,13 +173,11 @@ def _read_turns(conversation: list[Any]) -> tuple[tuple[str, str], ...]:
         texts.append(turn["value"].strip())
     if len(texts) == 0 or len(texts) % 2:
         raise UserError(f"the conversation {'ends with human' if texts else 'is empty'}, it must end with 'gpt'")
-    for turn_pair, answer in enumerate(texts[1::2]):
+    for pair, answer in enumerate(texts[1::2]):
         if not answer:
-            raise UserError(f"turn {2 * turn_pair + 1} is an empty answer")
+            raise UserError(f"turn {2 * pair + 1} is an empty answer")
         if IMAGE_MARK in answer:
-            raise UserError(
-                f"turn {2 * turn_pair + 1} is an answer with an {IMAGE_MARK} mark, only questions show images"
-            )
+            raise UserError(f"turn {2 * pair + 1} is an answer with an {IMAGE_MARK} mark, only questions show images")
     return tuple(zip(texts[::2], texts[1::2], strict=True))
 
 
@@ -186,14 +187,15 @@ def encode(
     """Encodes a sample for training.
 
     Returns:
-        input_ids: [S] int64. labels: [S] int64, not shifted. They are the tokens themselves for answers and their end
-        tokens, -100 elsewhere. each key of the image processor: for LLaVA, pixel_values [num_images, 3, H, W] float32.
-        A sample without pictures
-            has no such key.
+        input_ids: [S] int64.
+        labels: [S] int64, not shifted. They are the tokens themselves for answers and their end tokens, -100 elsewhere.
+        each key of the image processor: for LLaVA, pixel_values [num_images, 3, H, W] float32. A sample without
+            pictures has no such key.
 
     Raises:
-        SampleTooLong: it has more than `max_length` tokens. UserError: a picture is bad, there is no answer, a text
-        holds the image token, or the chat template does not fit.
+        SampleTooLong: it has more than `max_length` tokens.
+        UserError: a picture is bad, there is no answer, a text holds the image token, or the chat template does not
+            fit.
     """
     with naming_sample(sample):
         encoded = _encode_whole(sample, processor, max_pixels)

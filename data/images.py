@@ -57,8 +57,7 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         UserError: the file is not a picture, has more than `max_pixels` pixels (which the header tells before anything
-        is
-            decoded), is truncated or is corrupt.
+            is decoded), is truncated or is corrupt.
     """
     with _open_checked(path, max_pixels) as image:
         try:
@@ -74,7 +73,8 @@ def process_images(
 
     Returns:
         What the processor gives beside tokens: for LLaVA, pixel_values [num_images, 3, H, W] float32. It is empty
-        without pictures. For each picture, the tokens [N] int64 that its placeholder in a text stands for.
+            without pictures.
+        The tokens [N] int64 of each picture, which its placeholder in a text stands for.
 
     Raises:
         UserError: as `open_image`, or the processor refuses a picture of this size.

@@ -49,9 +49,8 @@ def draw_samples(
     Raises:
         UserError: as `load_llava_json`, or a source has fewer samples than it is asked for.
     """
-    positioned: list[
-        tuple[float, int, Sample]
-    ] = []  # position in the mixture, from 0 to 1; index of the source; sample
+    # Each sample with its position in the mixture, from 0 to 1, and the index of its source.
+    positioned: list[tuple[float, int, Sample]] = []
     bad: list[BadSample] = []
     for source_index, source in enumerate(sources):
         samples, bad_rows = load_llava_json(

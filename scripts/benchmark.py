@@ -1,8 +1,8 @@
 """Measures a sparse model against its dense model on the clock, in one process, on the same weights.
 
-    python scripts/benchmark.py --model runs/tiny_sparse/checkpoint --json benchmark.json python scripts/benchmark.py
-    --hidden-size 1024 --layers 16 --visual-tokens 576 --plan-of runs/tiny_sparse/checkpoint python scripts/benchmark.py
-    --config recipes/shapes/llava-1.5-7b.json --plan plan.json --dtype bfloat16 --device cuda
+    python scripts/benchmark.py --model runs/tiny_sparse/checkpoint --json benchmark.json
+    python scripts/benchmark.py --hidden-size 1024 --layers 16 --plan-of runs/tiny_sparse/checkpoint
+    python scripts/benchmark.py --config recipes/shapes/llava-1.5-7b.json --plan plan.json --dtype bfloat16
 
 It reports prefill, decoding, key/value bytes, peak memory (on a GPU) and FLOPs in the four conventions, then the time
 of attention within a radius on ever larger pictures. --json writes the figures, and a picture (.png) beside them where

@@ -54,8 +54,7 @@ def convert_internvl(source: Path, output: Path) -> None:
 
     Raises:
         UserError: `output` holds something, `source` lacks a file or has a tensor too many or too few, or the model
-        would
-            compute something else in transformers.
+            would compute something else in transformers.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there and not empty; choose another folder")

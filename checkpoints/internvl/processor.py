@@ -15,7 +15,8 @@ from modeling.user_error import UserError
 
 IMAGE = "<IMG_CONTEXT>"
 VIDEO = "<quad>"
-"""Stands for a video in a text until its frames take its place. No chat uses this token; a new one cannot be added."""
+"""Stands for a video in a text until its frames take its place. No chat uses this token."""
+# A new token cannot be added, because the model's vocabulary is full.
 NAMED_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",

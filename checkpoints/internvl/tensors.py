@@ -180,8 +180,7 @@ def split_tensor(tensor: Tensor, parts: tuple[str, ...], shapes: dict[str, Shape
 
     Args:
         tensor: of any dtype. Where it is cut, its shape is [K (G + 2) H, ...]. Its rows are K groups, each of G blocks
-        of
-            queries, one block of keys and one block of values. A block has H rows.
+            of queries, one block of keys and one block of values. A block has H rows.
         parts: names of the parts.
         shapes: name: shape of every tensor of the stock class.
         groups: K.

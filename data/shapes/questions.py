@@ -87,7 +87,8 @@ def _ask_size(scene: Scene, rng: random.Random) -> Turn:
 def _ask_number(scene: Scene, rng: random.Random) -> Turn:
     """Asks how many things share an attribute.
 
-    The number is drawn first, then an attribute that this many things share, so that numbers are equally likely.
+    The number is drawn first, then an attribute that this many things share. So every number that some attribute of the
+    scene has is equally likely.
     """
     counts = {"a thing": len(scene.things)}
     counts |= {_with_article(f"{color} thing"): sum(thing.color == color for thing in scene.things) for color in COLORS}
@@ -276,9 +277,9 @@ def ask_conversation(scene: Scene, kinds: str, num_questions: int, rng: random.R
     A scene of few things may have fewer than `num_questions` to ask about.
 
     Args:
-        scene: what the picture shows. kinds: one of CONVERSATIONS. "lookup" asks what is where. "all" asks the
-        families' questions as well. "hard" asks
-            most often those that are learnt last, and also the simpler ones that lead to them. "exam" asks hardly
+        scene: what the picture shows.
+        kinds: one of CONVERSATIONS. "lookup" asks what is where. "all" asks the families' questions as well. "hard"
+            asks most often those that are learnt last, and also the simpler ones that lead to them. "exam" asks hardly
             anything but the families' questions, the harder the more often.
         num_questions: the largest number of turns.
         rng: the only source of randomness.

@@ -106,7 +106,7 @@ def test_prefill_of_the_decoder_alone_is_what_the_plan_promises():
 
 
 def test_what_separates_the_rows_of_a_picture_is_text():
-    """LLaVA-NeXT's newlines stand at image tokens. They are in the prompt, in the cache and in the promise, not visual."""
+    """LLaVA-NeXT's newlines stand at image tokens. They are in the prompt, the cache and the promise, not visual."""
     sparse = LLAVA_NEXT[0].sparse(VisualPlan.dense(3).replace(0, heads=1).replace(1, tokens=0.0))
     (whole, (rows, columns)) = reference_images(sparse.config)[0]
     prompt = Prompt.random(sparse, 2, 10)
