@@ -1,22 +1,21 @@
 """From a dense model on disk to a sparse student in memory.
 
-The dense model is loaded by its own stock class, which knows its files; its tensors then move, by name, into the sparse
-class, which has the same parameters. Units that a plan serves are permuted to come first, so that what serves vision is a
-contiguous slice of the dense weight. A permutation of heads or neurons leaves the dense function as it was.
-
-Letters: U units (key/value groups), N query heads, H head_dim, D hidden_size, F intermediate_size.
+The dense model is loaded by its own stock class, which knows its files. Its tensors then move, by name, into the sparse
+class, which has the same parameters. Units that a plan serves are permuted to come first, so that what serves vision is
+a contiguous slice of the dense weight. A permutation of heads or neurons leaves the dense function as it was.
 """
 
 import dataclasses
 import os
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from checkpoints.config import LOADING_ERRORS, read_config
 from checkpoints.families import sparse_class, sparse_classes, supported
 from checkpoints.processor import load_processor
 from modeling.sparse_layer import Projection
@@ -31,11 +30,12 @@ def load_dense(
 
     Args:
         path: a folder or a model id on the Hub.
-        dtype: of the weights in memory; "auto": as stored.
+        dtype: of the weights in memory. "auto" means as stored.
         trust_remote_code: lets a processor or tokenizer run code that comes with it. The model never does.
+
     Raises:
-        UserError: no such model, an unsupported model type, weights that are incomplete or not safetensors, a tokenizer
-            that does not fit the model.
+        UserError: there is no such model, its type is not supported, its weights are incomplete or not safetensors, or
+            its tokenizer does not fit.
     """
     config = dense_config(path)
     try:
@@ -49,6 +49,8 @@ def load_dense(
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: no readable safetensors weights, the only kind read here ({error})") from None
+    except (*LOADING_ERRORS, KeyError) as error:  # KeyError: the name of an activation or of a RoPE scaling
+        raise UserError(f"{path}: transformers cannot build this model ({error})") from None
     # transformers fills what is missing with random numbers and says so only in a log line.
     absent = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if absent:
@@ -56,68 +58,78 @@ def load_dense(
             f"{path}: {len(absent)} weights are missing or of another shape than its config says, first {absent[0]}"
         )
     processor = load_processor(path, trust_remote_code)
-    _check_vocabulary(path, config, processor)
+    _check_tokenizer(path, config, processor)
     return model, processor
 
 
 def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
-    """The config of a supported dense model: from a folder, a JSON file, or a model id on the Hub.
+    """Returns the config of a supported dense model.
+
+    Args:
+        path: a model folder, a config's JSON file, or a model id on the Hub.
 
     Raises:
-        UserError: no config there, or a model that is not supported.
+        UserError: there is no config, transformers does not accept it, or the model is not supported.
     """
-    parent = Path(path).parent
-    if parent != Path() and parent.is_dir() and not Path(path).exists():
-        raise UserError(f"{path}: no such model in the folder {parent}")  # and no name to ask the Hub for, minutes long
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise UserError(f"{path}: a folder without config.json is not a model")
-    try:
-        # Only reads JSON: whatever the model is, none of its code runs.
-        values, _ = PreTrainedConfig.get_config_dict(path)
-    except OSError:
-        raise UserError(f"{path}: neither a model folder, a config file, nor a model on the Hub within reach") from None
-    cls = sparse_classes().get(values.get("model_type"))
+    fields = read_config(path)
+    cls = sparse_classes().get(fields.get("model_type"))
     if cls is None:
-        raise UserError(f"{path}: got a {values.get('model_type')!r} model, supported: {supported()}")
-    config = cls.stock_class.config_class.from_dict(values)
-    if config.text_config.model_type not in cls.text_types:
+        raise UserError(f"{path}: got a {fields.get('model_type')!r} model, supported: {supported()}")
+    try:
+        config = cls.stock_class.config_class.from_dict(fields)
+    except (StrictDataclassError, ValueError, KeyError, AttributeError) as error:
+        # KeyError: a missing field of RoPE's scaling. AttributeError: a dtype that torch does not have.
+        raise UserError(f"{path}: not a config that transformers accepts ({error})") from None
+    text_type = config.text_config.model_type
+    if text_type not in cls.text_types:
         raise UserError(
-            f"{path}: got a {config.model_type!r} model with a {config.text_config.model_type!r} text model, supported: {supported()}"
+            f"{path}: got a {config.model_type!r} model with a {text_type!r} text model, supported: {supported()}"
         )
     return config
 
 
 def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
-    """The dense model without weights (meta device), from its config alone. Raises UserError as `dense_config`."""
+    """Returns the dense model without weights (on the meta device), built from its config alone.
+
+    Raises:
+        UserError: as `dense_config`, or transformers cannot build the model that the config describes.
+    """
     config = dense_config(config_path)
-    with torch.device("meta"):
-        return sparse_class(config).stock_class(config)
+    try:
+        with torch.device("meta"):
+            return sparse_class(config).stock_class(config)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{config_path}: transformers cannot build this model ({error})") from None
 
 
-def _check_vocabulary(path: str | os.PathLike, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
-    rows, words = config.text_config.vocab_size, len(processor.tokenizer)
-    if words > rows:
-        raise UserError(f"{path}: the tokenizer has {words} tokens, the model's vocabulary only {rows}")
+def _check_tokenizer(path: str | os.PathLike, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
+    """Raises UserError where the tokenizer has more tokens than the model, or another token for pictures."""
+    num_tokens, vocab_size = len(processor.tokenizer), config.text_config.vocab_size
+    if num_tokens > vocab_size:
+        raise UserError(f"{path}: the tokenizer has {num_tokens} tokens, the model's vocabulary only {vocab_size}")
     if processor.image_token_id != config.image_token_id:
         raise UserError(
-            f"{path}: the processor marks pictures with token {processor.image_token_id}, the model with {config.image_token_id}"
+            f"{path}: the processor marks pictures with token {processor.image_token_id}, "
+            f"the model with {config.image_token_id}"
         )
 
 
 def build_student(dense: PreTrainedModel, plan: VisualPlan) -> PreTrainedModel:
-    """The sparse model with the dense model's weights, served units first, an integer plan in its config.
+    """Returns the sparse model with the dense model's weights, served units first, and an integer plan in its config.
 
-    The tensors are moved, not copied: `dense` shares them from here on and is to be let go.
+    The tensors are moved, not copied. `dense` shares them from here on, so the caller should let go of it.
 
     Raises:
         UserError: the plan does not fit the model.
     """
     text = dense.config.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
-    values = {key: value for key, value in dense.config.to_dict().items() if key not in ("model_type", "architectures")}
     cls = sparse_class(dense.config)
-    config = cls.config_class.from_dict(values)
-    # Parameters without memory, for they are replaced at once; buffers that no state dict holds (RoPE) are real.
+    dense_fields = dense.config.to_dict()
+    config = cls.config_class.from_dict(
+        {name: value for name, value in dense_fields.items() if name not in ("model_type", "architectures")}
+    )
+    # Parameters need no memory, because they are replaced at once. Buffers that no state dict holds (RoPE) are real.
     with init_empty_weights(include_buffers=False):
         student = cls(config)
     weights = dense.state_dict()
@@ -131,10 +143,12 @@ def build_student(dense: PreTrainedModel, plan: VisualPlan) -> PreTrainedModel:
 
 @torch.no_grad()
 def permute_for_plan(model: PreTrainedModel, plan: VisualPlan) -> VisualPlan:
-    """Permutes head units and FFN neurons of a sparse model, in place, so that those a plan lists come first; returns the plan
-    with counts only.
+    """Permutes head units and FFN neurons of a sparse model, in place, so that those a plan lists come first.
 
     Served and unserved units each keep their order. Layers whose plan is an integer already are left alone.
+
+    Returns:
+        The same plan with counts in place of lists.
     """
     text = model.config.text_config
     totals = {"heads": text.num_key_value_heads, "ffn": text.intermediate_size}
@@ -150,12 +164,20 @@ def permute_for_plan(model: PreTrainedModel, plan: VisualPlan) -> VisualPlan:
 
 
 def served_first(served: tuple[int, ...], total: int) -> list[int]:
-    """The order in which units or neurons stand in a student: served ones first, either part in its own order."""
+    """Returns the order of units or neurons in a student: served ones first, then the others, each sorted by index."""
     return sorted(served) + sorted(set(range(total)) - set(served))
 
 
 def permuted(values: torch.Tensor, parts: tuple[int, ...], order: list[int], dim: int) -> torch.Tensor:
-    """Each part of `values` along `dim`, cut into as many equal blocks as `order` has, with its blocks in that order."""
+    """Returns `values` with its blocks along `dim` in another order.
+
+    Args:
+        values: a tensor of any shape and dtype.
+        parts: sizes of the parts that `values` consists of along `dim`. Each part is permuted by itself.
+        order: index of the block that comes first, second, and so on. A part has as many equal blocks as `order` has
+            entries.
+        dim: the dimension that is cut into parts and blocks.
+    """
     index = torch.tensor(order, device=values.device)
     moved = [
         part.unflatten(dim, (len(order), -1)).index_select(dim, index).flatten(dim, dim + 1)
@@ -165,7 +187,7 @@ def permuted(values: torch.Tensor, parts: tuple[int, ...], order: list[int], dim
 
 
 def _permute(linear: nn.Linear, projection: Projection, order: list[int]) -> None:
-    """Outputs with their biases, or inputs: the bias stands at the outputs and stays."""
+    """Permutes the outputs of a linear layer together with its bias, or its inputs. A bias belongs to the outputs."""
     dim = 0 if projection.side == "rows" else 1
     linear.weight.copy_(permuted(linear.weight, projection.parts, order, dim))
     if dim == 0 and linear.bias is not None:

@@ -1,4 +1,7 @@
-"""The model card of a sparse checkpoint: README.md with the metadata the Hub reads, the plan, its cost and what was measured."""
+"""The model card of a sparse checkpoint, README.md.
+
+It holds the metadata that the Hub reads, the plan, what the plan costs, and what was measured.
+"""
 
 import itertools
 import os
@@ -7,9 +10,12 @@ from dataclasses import astuple
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
+from yaml import YAMLError
 
 from checkpoints.families import reference_images, vision_macs
+from modeling.user_error import UserError
 from modeling.visual_flops import DecoderShape, dense_cost, plan_cost
 from modeling.visual_plan import LiveLayer, VisualPlan
 
@@ -40,20 +46,23 @@ def model_card(
     rows: Sequence[dict] = (),
     picture: str | None = None,
 ) -> str:
-    """README.md of a checkpoint.
+    """Returns the text of README.md.
 
     Args:
         name: the title.
-        plan, config: the plan in force and the (dense or sparse) config that holds the model's sizes.
-        base_model: folder or Hub id of the dense model; only a Hub id goes into the metadata.
-        base_license: the dense model's licence, as the Hub names it; it holds for this checkpoint too.
-        rows: comparison rows, each with `name`, `distilled`, `visual_flops`, `model_flops`, `accuracy`, `low`, `high`,
-            `relative_accuracy` (None where the dense model answers nothing) and `families` (name → accuracy), as fractions.
+        plan: the plan in force.
+        config: the dense or the sparse config. It holds the model's sizes.
+        base_model: folder or Hub id of the dense model. Only a Hub id goes into the metadata.
+        base_license: the dense model's licence, as the Hub names it. It holds for this checkpoint too.
+        rows: rows of the comparison. Each has `name`, `distilled`, `visual_flops`, `model_flops`, `accuracy`, `low`,
+            `high`, `relative_accuracy` and `families`, a mapping from a family's name to its accuracy. Shares and
+            accuracies are fractions. `relative_accuracy` is None where the dense model answers nothing right.
         picture: file name of the plan's picture beside the card.
+
     Raises:
         UserError: the plan does not fit the model.
     """
-    local = Path(base_model).exists()  # its path is no one else's business
+    local = Path(base_model).exists()  # a local path is of no use to others, and may tell what it should not
     metadata = ModelCardData(
         license=base_license,
         base_model=None if local else base_model,
@@ -78,13 +87,20 @@ def model_card(
         cost_table(plan, config),
     ]
     if rows:
-        what = "Accuracy of generated answers on held-out questions, with its 95 % interval."
-        sections += ["## Measured", what, _measured(rows)]
+        caption = "Accuracy of generated answers on held-out questions, with its 95 % interval."
+        sections += ["## Measured", caption, _comparison_table(rows)]
     return "\n\n".join(sections) + "\n"
 
 
 def base_license(path: str | os.PathLike) -> str | None:
-    """The licence that the base model's own card states; None where there is no card within reach, or it states none."""
+    """Returns the licence that the base model's own card states.
+
+    Returns:
+        The licence as the Hub names it. None where no card is within reach, or where the card states none.
+
+    Raises:
+        UserError: there is a card, and its metadata cannot be read.
+    """
     source = path
     if Path(path).is_dir():
         source = Path(path) / "README.md"
@@ -92,12 +108,17 @@ def base_license(path: str | os.PathLike) -> str | None:
             return None
     try:
         return ModelCard.load(source).data.license
-    except OSError:
+    except (OSError, HFValidationError):  # HFValidationError: the Hub has no such names
         return None
+    except (ValueError, YAMLError) as error:
+        raise UserError(f"{source}: not a model card that can be read ({error})") from None
 
 
 def plan_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
-    """The plan as executed (dead work left out), in Markdown; equal neighbouring layers share a row."""
+    """Returns the plan as it is executed, without dead work, as a Markdown table.
+
+    Equal neighbouring layers share a row.
+    """
     decoder = DecoderShape.from_config(config.text_config)
     table = [
         ("layers", "visual tokens", "attention update", "read by text", "head units", "FFN neurons", "neighbourhood")
@@ -124,7 +145,10 @@ def _plan_row(layer: LiveLayer, decoder: DecoderShape) -> tuple[str, ...]:
 
 
 def cost_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
-    """FLOPs of the dense model and under the plan, one picture, in conventions A to D, in Markdown."""
+    """Returns what one picture costs, for the dense model and under the plan, as a Markdown table.
+
+    Its rows are the conventions A to D: multiply-accumulates in A, FLOPs in B to D.
+    """
     decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
     vision = vision_macs(config, images)
     sparse, dense = (
@@ -137,7 +161,7 @@ def cost_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     return _markdown(table)
 
 
-def _measured(rows: Sequence[dict]) -> str:
+def _comparison_table(rows: Sequence[dict]) -> str:
     families = list(rows[0]["families"])
     table = [("model", "distilled", "visual FLOPs", "model FLOPs", "accuracy", "95 % interval", "relative", *families)]
     for row in rows:

@@ -1,15 +1,14 @@
 """Writes a sparse checkpoint that stands on its own, and proves it.
 
-A checkpoint is a Hugging Face folder: config with its own model type and the visual plan, safetensors, processor, model card
-and the modelling files, which are flat and import nothing but each other, torch and transformers. It is written beside its
-place, loaded again by a fresh process that cannot import this repository, compared with the model in memory, and renamed
-into place only if both gave the same logits.
+A checkpoint is a Hugging Face folder. It holds a config with its own model type and the visual plan, safetensors, the
+processor, a model card, and the modelling files, which import nothing but each other, torch and transformers. The
+folder is written beside its final place. A fresh process that cannot import this repository loads it and computes
+logits. Only if these agree with the logits of the model in memory is the folder renamed into place.
 
-The stock class refuses it: transformers only warns about a foreign `model_type`, and would run the model dense, but it
-resolves the text model by *its* type, and that one, as `sparse_llama`, it does not know.
+The stock class refuses such a checkpoint. transformers only warns about a foreign `model_type` and would run the model
+dense. But it looks up the text model by the type in `text_config`, and it knows no type such as `sparse_llama`.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -23,11 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from checkpoints.families import is_sparse
+from checkpoints.json_file import read_json
 from checkpoints.whole_folder import whole_folder
 from modeling.user_error import UserError
 
-# Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same weights, so
-# only the order of sums may differ; in half precision, that is one unit in the last place.
+# Largest difference of a logit, relative to the largest logit. The fresh process runs the same code on the same
+# weights, so only the order of sums may differ. In half precision, that is one unit in the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 RELOAD = Path(__file__).with_name("reload.py")
@@ -42,14 +42,16 @@ def export_checkpoint(
     probe: dict[str, Tensor],
     picture: Path | None = None,
 ) -> None:
-    """Writes `model` to `output_dir`, whole and verified, or not at all. To be called by one process only.
+    """Writes `model` to `output_dir`, whole and verified, or not at all. Only one process may call it.
 
     Args:
-        model: with merged weights and an integer plan; it is put in eval mode.
-        output_dir: absent, empty, or a sparse checkpoint, which is replaced.
+        model: a sparse model with merged weights and an integer plan. It is put in eval mode.
+        output_dir: a folder that is absent, empty, or a sparse checkpoint. A checkpoint is replaced.
         card: text of README.md.
-        probe: arguments of the model's forward; its logits here and in the fresh process, on the same device, must agree.
-        picture: a file that the card shows, copied beside it.
+        probe: arguments of the model's forward. The logits for it must be the same here and in the fresh process, which
+            uses the same device.
+        picture: a file that the card shows. It is copied beside the card.
+
     Raises:
         UserError: something else stands at `output_dir`.
         RuntimeError: the checkpoint did not load, or gave other logits.
@@ -68,7 +70,7 @@ def export_checkpoint(
 
 
 def check_output(output_dir: Path) -> None:
-    """Raises UserError when `output_dir` holds anything but a sparse checkpoint."""
+    """Raises UserError where `output_dir` holds anything but a sparse checkpoint."""
     if not output_dir.exists():
         return
     if not output_dir.is_dir():
@@ -79,12 +81,15 @@ def check_output(output_dir: Path) -> None:
 
 def _is_sparse_checkpoint(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and is_sparse(json.loads(config.read_text(encoding="utf-8")))
+    return config.is_file() and is_sparse(read_json(config))
 
 
 def _write_model(model: PreTrainedModel, folder: Path) -> None:
-    """Config, safetensors and modelling files. Both auto classes load the class that generates: generic evaluators know
-    only AutoModel, and no headless base would be of use to an engine that cannot run two streams."""
+    """Writes config, safetensors and modelling files.
+
+    Both auto classes load the class that generates. Generic evaluators know only AutoModel, and a base class without a
+    head would be of no use to an engine that cannot run two streams.
+    """
     cls = type(model)
     cls.config_class.register_for_auto_class()
     cls.register_for_auto_class("AutoModelForImageTextToText")
@@ -95,13 +100,13 @@ def _write_model(model: PreTrainedModel, folder: Path) -> None:
 def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:
     """Loads `folder` in a fresh process and compares logits. Raises RuntimeError."""
     with torch.no_grad():
-        here = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()
-    there = fresh_process_logits(folder, probe, model.device)
-    if there.shape != here.shape:
+        expected = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()
+    reloaded = fresh_process_logits(folder, probe, model.device)
+    if reloaded.shape != expected.shape:
         raise RuntimeError(
-            f"the exported model gives logits of shape {tuple(there.shape)}, the model here {tuple(here.shape)}"
+            f"the exported model gives logits of shape {tuple(reloaded.shape)}, the model here {tuple(expected.shape)}"
         )
-    difference = ((there - here).abs().max() / here.abs().max()).item()
+    difference = ((reloaded - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE[model.dtype]:
         raise RuntimeError(
             f"the exported model gives other logits than the model here: relative difference {difference:.1e}, "
@@ -110,17 +115,23 @@ def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> N
 
 
 def fresh_process_logits(folder: Path, probe: dict[str, Tensor], device: torch.device) -> Tensor:
-    """Logits [B, S, V], fp32, of the checkpoint on `probe`, from a process that starts in an empty folder and knows nothing of
-    this repository. Raises RuntimeError with that process's own words when it fails."""
-    # A stranger's environment: no module cache that could answer with older files, no network, none of a launcher's variables.
-    kept = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SYSTEMROOT")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    """Returns a checkpoint's logits [B, S, V], float32, on `probe`, computed by a fresh process.
+
+    The process starts in an empty folder and cannot import this repository.
+
+    Raises:
+        RuntimeError: the process failed. The message ends with its own error output.
+    """
+    # The environment is a stranger's. It has no module cache, which could answer with older files, no network, and none
+    # of a launcher's variables.
+    kept_variables = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SYSTEMROOT")
+    environment = {name: os.environ[name] for name in kept_variables if name in os.environ}
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory() as cwd:
         environment |= {"HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
-        asked, answer = Path(home) / "probe.safetensors", Path(home) / "answer.safetensors"
-        save_file({name: value.cpu().contiguous() for name, value in probe.items()}, asked)
-        command = [sys.executable, "-I", RELOAD, folder.resolve(), asked, answer, device]
+        probe_file, logits_file = Path(home) / "probe.safetensors", Path(home) / "logits.safetensors"
+        save_file({name: value.cpu().contiguous() for name, value in probe.items()}, probe_file)
+        command = [sys.executable, "-I", RELOAD, folder.resolve(), probe_file, logits_file, device]
         process = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
         if process.returncode != 0:
             raise RuntimeError(f"{folder} does not load in a fresh process:\n{process.stderr[-4000:]}")
-        return load_file(answer)["logits"].float()
+        return load_file(logits_file)["logits"].float()

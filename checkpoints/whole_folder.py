@@ -9,10 +9,14 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """Gives a folder beside `final` that takes its place at the end, or disappears when anything is raised."""
+    """Yields an empty folder beside `final`. What is written there becomes `final` at the end.
+
+    Until then `final` is as it was. Where anything is raised it stays so, and the new folder disappears. A folder that
+    stands at `final` is replaced.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
-    _remove(partial)  # left by a run that was killed
+    _remove(partial)  # a run that was killed may have left it
     partial.mkdir()
     try:
         yield partial
@@ -35,6 +39,7 @@ def _remove(folder: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
+    """A rename can outlive a power cut while the bytes it names do not, unless they are on the disk before it."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Encoded samples into a batch. B samples, S tokens of the longest one."""
+"""Puts encoded samples together to a batch of B samples, padded to the S tokens of the longest."""
 
 from typing import Literal
 
@@ -8,25 +8,30 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from data.conversations import IGNORE_INDEX
-from data.images import strung
+from data.images import concatenate_pictures
 from modeling.user_error import UserError
 
 TEXT_KEYS = ("input_ids", "attention_mask", "labels")
-"""Of a batch; what else it holds are pictures, as the image processor gives them."""
+"""The text of a batch. Its other keys are pictures, as the image processor gives them."""
 
 
-def pictures_of(batch: dict) -> dict:
-    """A batch without its text."""
+def pictures_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns a batch without its text."""
     return {key: value for key, value in batch.items() if key not in TEXT_KEYS}
 
 
 class Collator:
-    """Pads the token rows of samples from `encode` or `encode_prompt` and strings their pictures together.
+    """Pads the tokens of samples from `encode` or `encode_prompt` and concatenates their pictures.
 
-    Returns:
-        input_ids and attention_mask [B, S] int64; labels [B, S] int64 where the samples have them; and each key of the
-        image processor, for LLaVA pixel_values [images of the batch, 3, H, W], in the order of the samples; where pictures
-        are tiles [images, tiles, 3, H, W], filled up with zeros to the most tiles. A batch without images has no such key.
+    A call returns:
+        input_ids and attention_mask: [B, S] int64.
+        labels: [B, S] int64, where the samples have them.
+        each key of the image processor: for LLaVA, pixel_values [pictures of the batch, 3, H, W] float32, in the order
+            of the samples. Where pictures are cut into tiles it is [pictures, tiles, 3, H, W], filled up with zeros to
+            the largest number of tiles. A batch without pictures has no such key.
+
+    Raises:
+        UserError: the tokenizer has no pad token.
     """
 
     def __init__(self, processor: ProcessorMixin, padding_side: Literal["right", "left"] = "right"):
@@ -38,15 +43,15 @@ class Collator:
 
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         samples = [{"attention_mask": torch.ones_like(sample["input_ids"]), **sample} for sample in samples]
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         for key in dict.fromkeys(key for sample in samples for key in sample):
-            rows = [sample[key] for sample in samples if key in sample]
+            tensors = [sample[key] for sample in samples if key in sample]
             if key in self._padding:
                 batch[key] = pad_sequence(
-                    rows, batch_first=True, padding_value=self._padding[key], padding_side=self._padding_side
+                    tensors, batch_first=True, padding_value=self._padding[key], padding_side=self._padding_side
                 )
             else:
-                batch[key] = strung(rows)
+                batch[key] = concatenate_pictures(tensors)
         return batch
 
 

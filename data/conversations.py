@@ -1,16 +1,18 @@
-"""Conversations about pictures: read from LLaVA's JSON, encoded for training or as a prompt.
+"""Reads conversations about pictures from LLaVA's JSON, and encodes them for training or as a prompt.
 
-This is the one place where it is decided which tokens are supervised: exactly the answers, each with its end token.
+Only this file decides which tokens are supervised: exactly the answers, each with its end token.
 
-The format is LLaVA's (arXiv 2304.08485), a list of
-`{"id": …, "image": path or list of paths, "family": …, "conversations": [{"from": "human" | "gpt", "value": …}]}`
-where each `<image>` mark in a human turn stands for the next picture. `image` and `family` are optional.
+The format is LLaVA's (arXiv 2304.08485). A file is a list of rows:
 
-Shapes: S tokens of one sample, placeholders expanded.
+    {"id": …, "image": path or list of paths, "family": …, "conversations": [{"from": "human" | "gpt", "value": …}]}
+
+Each `<image>` mark in a human turn stands for the next picture. `image` and `family` are optional. A row that was read
+and checked is a `Sample`.
+
+Shapes: S is the number of tokens of one sample, placeholders expanded.
 """
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from data.images import MAX_PIXELS, find_image, open_image, process_images
@@ -26,14 +29,19 @@ from modeling.user_error import UserError
 IMAGE_MARK = "<image>"
 IGNORE_INDEX = -100  # what cross entropy leaves out
 
-_SPACE = re.compile(r"\s*")
-
 OnBadSample = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation: questions and answers in order; each `<image>` mark in a question is the next of `images`."""
+    """A conversation about pictures.
+
+    Attributes:
+        id: the id of its row.
+        images: paths of its pictures. Each `<image>` mark in a question stands for the next one.
+        turns: (question, answer) pairs, in order.
+        family: the family of questions that says how its answers are scored.
+    """
 
     id: str
     images: tuple[Path, ...]
@@ -43,7 +51,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that was left out: its id if it had one, its place in the list it came from, and why."""
+    """A sample that was left out.
+
+    Attributes:
+        id: its id, if it had one.
+        index: its index in the list that it came from.
+        reason: why it was left out.
+    """
 
     id: str | None
     index: int
@@ -51,19 +65,22 @@ class BadSample:
 
 
 class SampleTooLong(UserError):
-    """A sample with more tokens than the limit; it is left out whole, never cut."""
+    """A sample has more tokens than the limit. It is left out whole, never cut."""
 
 
 def load_llava_json(
     json_path: Path, image_root: Path, *, on_bad_sample: OnBadSample = "error", max_bad_share: float = 0.0
 ) -> tuple[list[Sample], list[BadSample]]:
-    """Read and check a LLaVA JSON file. Pictures are looked for, not opened.
+    """Reads and checks a LLaVA JSON file. The picture files must be there, but are not opened.
 
     Args:
         json_path: the JSON file.
-        image_root: folder that the rows' image paths are relative to and may not leave.
-        on_bad_sample: "error" stops at the first bad row; "skip" leaves bad rows out and returns them.
-        max_bad_share: with "skip", the largest share of bad rows in [0, 1] that is not an error.
+        image_root: the folder that the rows' image paths are relative to and may not leave.
+        on_bad_sample: "error" stops at the first bad row. "skip" leaves bad rows out and returns them.
+        max_bad_share: with "skip", the largest share of bad rows, in [0, 1], that is not an error.
+
+    Returns:
+        The good rows as samples, and the bad ones.
 
     Raises:
         UserError: the file is not a JSON list of rows, a row is bad, or too many are.
@@ -84,7 +101,7 @@ def load_llava_json(
 
 
 def check_bad_share(bad: list[BadSample], num_samples: int, max_bad_share: float) -> None:
-    """Raises UserError if more than `max_bad_share` of `num_samples` are bad."""
+    """Raises UserError where more than `max_bad_share` of `num_samples` are bad."""
     if len(bad) > max_bad_share * num_samples:
         raise UserError(
             f"{len(bad)} of {num_samples} samples are bad, at most a share of {max_bad_share} is allowed; "
@@ -97,7 +114,7 @@ def _read_rows(json_path: Path) -> list[Any]:
         rows = json.loads(Path(json_path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{json_path}: cannot be read ({error.strerror})") from error
-    except (UserError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{json_path}: not JSON ({error})") from error
     if not isinstance(rows, list) or not rows:
         raise UserError(
@@ -107,7 +124,7 @@ def _read_rows(json_path: Path) -> list[Any]:
 
 
 def _read_row(row: Any, image_root: Path) -> Sample:
-    """A row as a Sample; UserError says what is wrong with it."""
+    """Returns a row as a Sample. Raises UserError, which says what is wrong with it."""
     if not isinstance(row, dict):
         raise UserError(f"got {type(row).__name__}, a row is an object")
     for key, types in (("id", (str, int)), ("conversations", list)):
@@ -133,57 +150,69 @@ def _read_row(row: Any, image_root: Path) -> Sample:
 
 
 def _read_turns(conversation: list[Any]) -> tuple[tuple[str, str], ...]:
-    """(question, answer) pairs of a conversation in which human and gpt take turns."""
-    values = []
-    for place, turn in enumerate(conversation):
+    """Returns the (question, answer) pairs of a conversation in which human and gpt take turns."""
+    texts = []
+    for index, turn in enumerate(conversation):
         if (
             not isinstance(turn, dict)
             or not isinstance(turn.get("from"), str)
             or not isinstance(turn.get("value"), str)
         ):
-            raise UserError(f"turn {place} is {turn!r}, an object with texts 'from' and 'value' is expected")
-        speaker, expected = turn["from"], ("human", "gpt")[place % 2]
+            raise UserError(f"turn {index} is {turn!r}, an object with texts 'from' and 'value' is expected")
+        speaker, expected = turn["from"], ("human", "gpt")[index % 2]
         if speaker not in ("human", "gpt"):
-            raise UserError(f"turn {place} is from {speaker!r}, allowed are 'human' and 'gpt'")
-        if speaker != expected and place == 0:
+            raise UserError(f"turn {index} is from {speaker!r}, allowed are 'human' and 'gpt'")
+        if speaker != expected and index == 0:
             raise UserError("the conversation starts with 'gpt', it must start with 'human'")
         if speaker != expected:
-            raise UserError(f"two {speaker!r} turns in a row (turns {place - 1} and {place})")
-        turn["value"].encode()  # half a surrogate pair, which JSON can hold and no tokenizer takes, is a UserError here
-        values.append(turn["value"].strip())
-    if len(values) == 0 or len(values) % 2:
-        raise UserError(f"the conversation {'ends with human' if values else 'is empty'}, it must end with 'gpt'")
-    for place, answer in enumerate(values[1::2]):
+            raise UserError(f"two {speaker!r} turns in a row (turns {index - 1} and {index})")
+        try:
+            turn["value"].encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair: JSON can hold it, but no tokenizer takes it
+            raise UserError(f"turn {index} is not text ({error})") from error
+        texts.append(turn["value"].strip())
+    if len(texts) == 0 or len(texts) % 2:
+        raise UserError(f"the conversation {'ends with human' if texts else 'is empty'}, it must end with 'gpt'")
+    for pair, answer in enumerate(texts[1::2]):
         if not answer:
-            raise UserError(f"turn {2 * place + 1} is an empty answer")
+            raise UserError(f"turn {2 * pair + 1} is an empty answer")
         if IMAGE_MARK in answer:
-            raise UserError(f"turn {2 * place + 1} is an answer with an {IMAGE_MARK} mark, only questions show images")
-    return tuple(zip(values[::2], values[1::2], strict=True))
+            raise UserError(f"turn {2 * pair + 1} is an answer with an {IMAGE_MARK} mark, only questions show images")
+    return tuple(zip(texts[::2], texts[1::2], strict=True))
 
 
 def encode(
     sample: Sample, processor: ProcessorMixin, max_length: int, max_pixels: int = MAX_PIXELS
 ) -> dict[str, torch.Tensor]:
-    """A sample for training.
+    """Encodes a sample for training.
 
     Returns:
-        input_ids [S] int64, labels [S] int64 (the token itself for answers and their end tokens, -100 elsewhere; not
-        shifted), and what the image processor gives, for LLaVA pixel_values [num_images, 3, H, W] float32; nothing
-        of that for a sample without images.
+        input_ids: [S] int64.
+        labels: [S] int64, not shifted. They are the tokens themselves for answers and their end tokens, -100 elsewhere.
+        each key of the image processor: for LLaVA, pixel_values [num_images, 3, H, W] float32. A sample without
+            pictures has no such key.
 
     Raises:
-        SampleTooLong: more than `max_length` tokens.
-        UserError: a bad picture, no answer, a text that holds the image token, or a chat template that does not fit.
+        SampleTooLong: it has more than `max_length` tokens.
+        UserError: a picture is bad, there is no answer, a text holds the image token, or the chat template does not
+            fit.
     """
-    with naming(sample):
+    with naming_sample(sample):
         encoded = _encode_whole(sample, processor, max_pixels)
         check_length(len(encoded["input_ids"]), max_length)
     return encoded
 
 
 def encode_prompt(sample: Sample, processor: ProcessorMixin, max_pixels: int = MAX_PIXELS) -> dict[str, torch.Tensor]:
-    """A sample whose last answer is withheld and asked for: what `encode` gives up to there, without labels."""
-    with naming(sample):
+    """Encodes a sample up to its last answer, which a model is asked for.
+
+    Returns:
+        What `encode` gives up to there, without labels.
+
+    Raises:
+        UserError: as `encode`.
+    """
+    with naming_sample(sample):
         text, answers = _render(sample, processor)
         last_answer, _ = answers[-1]
         input_ids, _ = _tokenize(text[:last_answer], processor)
@@ -191,7 +220,14 @@ def encode_prompt(sample: Sample, processor: ProcessorMixin, max_pixels: int = M
 
 
 def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
-    """input_ids and labels, both int32, of a sample before its image placeholders are expanded (one per image)."""
+    """Encodes a sample's text, with one placeholder per picture that is not expanded yet.
+
+    Returns:
+        input_ids and labels, both int32, of equal length.
+
+    Raises:
+        UserError: as `encode`, but for bad pictures.
+    """
     text, answers = _render(sample, processor)
     input_ids, offsets = _tokenize(text, processor)
     num_image_tokens = int((input_ids == processor.image_token_id).sum())
@@ -203,7 +239,7 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
     in_answer = torch.zeros(len(text) + 1, dtype=torch.bool)
     for start, end in answers:
         in_answer[start:end] = True
-    first, last = offsets[:, 0], offsets[:, 1] - 1  # characters of each token; none where last < first
+    first, last = offsets[:, 0], offsets[:, 1] - 1  # characters of each token; it has none where last < first
     supervised = in_answer[first] & (first <= last)
     if (supervised != in_answer[last] & (first <= last)).any():
         raise UserError("the tokenizer merges the end of a prompt with the beginning of its answer")
@@ -214,7 +250,7 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
 def add_images(
     tokens: dict[str, torch.Tensor], sample: Sample, processor: ProcessorMixin, max_pixels: int
 ) -> dict[str, torch.Tensor]:
-    """`tokens` of `encode_text` with each image's placeholder expanded, and the processed pictures beside them."""
+    """Returns `tokens` of `encode_text` with each placeholder expanded, and the processed pictures beside them."""
     pictures, tokens_of_images = process_images(sample.images, processor, max_pixels)
     return expand_placeholders(tokens, tokens_of_images, processor) | pictures
 
@@ -222,7 +258,7 @@ def add_images(
 def expand_placeholders(
     tokens: dict[str, torch.Tensor], tokens_of_images: Sequence[torch.Tensor], processor: ProcessorMixin
 ) -> dict[str, torch.Tensor]:
-    """`tokens` of `encode_text` with each image's tokens in its placeholder's place."""
+    """Returns `tokens` of `encode_text`, as int64, with each placeholder replaced by the tokens of its picture."""
     repeats = torch.ones_like(tokens["input_ids"])
     is_image = tokens["input_ids"] == processor.image_token_id
     repeats[is_image] = torch.tensor(list(map(len, tokens_of_images)), dtype=repeats.dtype)
@@ -233,18 +269,22 @@ def expand_placeholders(
 
 
 def check_length(length: int, max_length: int) -> None:
-    """Raises SampleTooLong if a sample of `length` tokens is over the limit."""
+    """Raises SampleTooLong where a sample of `length` tokens is over the limit."""
     if length > max_length:
         raise SampleTooLong(f"{length} tokens, at most {max_length} are allowed")
 
 
 def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int = MAX_PIXELS) -> None:
-    """Raises UserError if `encode` and the processor's own call make different tokens of this sample."""
+    """Raises UserError where `encode` and the processor's own call make different tokens of this sample."""
     text, _ = _render(sample, processor)
     images = [open_image(path, max_pixels) for path in sample.images]
-    expected = processor(
-        text=text, images=images or None, add_special_tokens=_adds_special_tokens(text, processor), return_tensors="pt"
-    )["input_ids"][0]
+    add_special_tokens = _adds_special_tokens(text, processor)
+    try:
+        expected = processor(
+            text=text, images=images or None, add_special_tokens=add_special_tokens, return_tensors="pt"
+        )["input_ids"][0]
+    except ValueError as error:
+        raise UserError(f"{type(processor).__name__} is not supported: it refuses a whole sample ({error})") from error
     encoded = _encode_whole(sample, processor, max_pixels)["input_ids"]
     if not torch.equal(encoded, expected):
         raise UserError(
@@ -254,49 +294,51 @@ def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int =
 
 
 @contextmanager
-def naming(sample: Sample) -> Iterator[None]:
-    """A UserError raised inside says which sample it is about."""
+def naming_sample(sample: Sample) -> Iterator[None]:
+    """Adds the sample's id to every UserError that is raised inside."""
     try:
         yield
     except UserError as error:
-        kind = SampleTooLong if isinstance(error, SampleTooLong) else UserError
-        raise kind(f"sample {sample.id!r}: {error}") from error
+        error_type = SampleTooLong if isinstance(error, SampleTooLong) else UserError
+        raise error_type(f"sample {sample.id!r}: {error}") from error
 
 
 def _encode_whole(sample: Sample, processor: ProcessorMixin, max_pixels: int) -> dict[str, torch.Tensor]:
-    """`encode` without its limit."""
+    """Returns what `encode` gives, whatever its length."""
     return add_images(encode_text(sample, processor), sample, processor, max_pixels)
 
 
 def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation in the processor's chat template, and the characters [start, end) of each answer.
+    """Returns the conversation in the processor's chat template, and the characters [start, end) of each answer.
 
-    An answer runs from where its generation prompt ends to the end of its end token: what a model must generate. If
-    the template puts no end token after answers (LLaVA-1.5's puts a space), it is put in that space's place after
-    *every* answer, as LLaVA-1.5 was trained.
+    An answer is what a model must generate. It runs from where its generation prompt ends to the end of its end token.
+    LLaVA-1.5's template puts a space, and no end token, after answers. Where a template does so, the end token replaces
+    the space after *every* answer, because LLaVA-1.5 was trained that way.
     """
     if not sample.turns:
         raise UserError("no supervised token: the sample has no answer")
     end_token = processor.tokenizer.eos_token
     if end_token is None:
         raise UserError("the processor's tokenizer has no eos token to end answers with")
-    messages = []
+    messages: list[dict[str, Any]] = []
     for question, answer in sample.turns:
         messages.append({"role": "user", "content": _question_parts(question)})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    whole = processor.apply_chat_template(messages, tokenize=False)
-    prompts = processor.apply_chat_template(
-        [messages[: 2 * turn + 1] for turn in range(len(sample.turns))], add_generation_prompt=True, tokenize=False
-    )
+    questions = [messages[: 2 * turn + 1] for turn in range(len(sample.turns))]
+    try:
+        whole = processor.apply_chat_template(messages, tokenize=False)
+        prompts = processor.apply_chat_template(questions, add_generation_prompt=True, tokenize=False)
+    except (ValueError, TemplateError) as error:  # there is no template, or it is not Jinja, or it raises by itself
+        raise UserError(f"the chat template of {type(processor).__name__} cannot be applied ({error})") from error
 
-    text, answers, copied = "", [], 0
+    text, answers, copied = "", [], 0  # `copied` characters of `whole` stand in `text`
     for prompt, (_, answer) in zip(prompts, sample.turns, strict=True):
         start = len(prompt)
-        answer_start = _SPACE.match(whole, start).end()
+        answer_start = _after_space(whole, start)
         if not whole.startswith(prompt) or not whole.startswith(answer, answer_start):
             raise UserError(f"the chat template does not continue its own prompt with the answer {answer!r}")
         answer_end = answer_start + len(answer)
-        end = _SPACE.match(whole, answer_end).end()
+        end = _after_space(whole, answer_end)
         if whole.startswith(end_token, end):
             end += len(end_token)
             reply = whole[start:end]
@@ -309,11 +351,16 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
     return text + whole[copied:], answers
 
 
+def _after_space(text: str, start: int) -> int:
+    """Returns the index of the first character at or after `start` that is not white space."""
+    return len(text) - len(text[start:].lstrip())
+
+
 def _question_parts(question: str) -> list[dict[str, str]]:
-    """A question as chat content: its texts and, at each mark, an image."""
+    """Returns a question as chat content: its texts, and a picture at each mark."""
     parts = []
-    for place, text in enumerate(question.split(IMAGE_MARK)):
-        if place > 0:
+    for index, text in enumerate(question.split(IMAGE_MARK)):
+        if index > 0:
             parts.append({"type": "image"})
         if text.strip():
             parts.append({"type": "text", "text": text.strip()})
@@ -321,12 +368,12 @@ def _question_parts(question: str) -> list[dict[str, str]]:
 
 
 def _tokenize(text: str, processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids [S] int32 and the characters [S, 2] int64, first and one after the last, that each token covers."""
+    """Returns input_ids [S] int32 and the characters [S, 2] int64 that each token covers, as [start, end)."""
     encoding = processor.tokenizer(
         text,
         add_special_tokens=_adds_special_tokens(text, processor),
         return_offsets_mapping=True,
-        verbose=False,  # its warning about long texts; our own limit is checked once placeholders are expanded
+        verbose=False,  # no warning about long texts: our own limit is checked once placeholders are expanded
     )
     return (
         torch.tensor(encoding["input_ids"], dtype=torch.int32),
@@ -335,6 +382,6 @@ def _tokenize(text: str, processor: ProcessorMixin) -> tuple[torch.Tensor, torch
 
 
 def _adds_special_tokens(text: str, processor: ProcessorMixin) -> bool:
-    """A template that writes the start token itself must not get a second one from the tokenizer."""
+    """Returns whether the tokenizer adds the start token. It must not where the template has written one itself."""
     start_token = processor.tokenizer.bos_token
     return start_token is None or not text.startswith(start_token)

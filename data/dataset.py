@@ -1,4 +1,7 @@
-"""Samples as a torch dataset: texts encoded and pictures looked at when it is built, pictures decoded when fetched."""
+"""Samples as a torch dataset.
+
+When it is built, texts are encoded and pictures are checked. Pictures are decoded when an item is fetched.
+"""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from data.conversations import (
     check_length,
     encode_text,
     expand_placeholders,
-    naming,
+    naming_sample,
 )
 from data.images import MAX_PIXELS, open_image, read_image_size, tokens_at
 from modeling.user_error import UserError
@@ -30,17 +33,19 @@ from modeling.user_error import UserError
 class ConversationDataset(Dataset):
     """What `encode` gives for each usable sample, in the order given.
 
-    Samples longer than `max_length` are left out and listed. Any other bad sample is an error, or with
-    `on_bad_sample="skip"` left out and listed. To know broken pictures beforehand, "skip" decodes every picture once
-    here; "error" reads the header alone, and a picture that breaks off is an error when it is fetched.
+    Samples longer than `max_length` tokens are left out and listed. Any other bad sample is an error. With
+    `on_bad_sample="skip"` it is left out and listed instead. To know broken pictures beforehand, "skip" decodes every
+    picture once while the dataset is built. "error" reads only the header, so that a truncated picture is an error when
+    its item is fetched.
 
     Attributes:
-        samples: those kept; item i is `encode(samples[i], …)`.
-        lengths: tokens of each sample kept, placeholders expanded.
-        bad, too_long: those left out.
+        samples: the samples that are kept. Item i is `encode(samples[i], …)`.
+        lengths: the number of tokens of each of them, placeholders expanded.
+        bad: the bad samples that were left out.
+        too_long: the samples that were left out because of their length.
 
     Raises:
-        UserError: a bad sample, or more than a share of `max_bad_share` of them, or no sample left.
+        UserError: there is a bad sample, or more than a share of `max_bad_share` of them, or no sample is left.
     """
 
     def __init__(
@@ -64,10 +69,10 @@ class ConversationDataset(Dataset):
         tokens_of_size = lru_cache(maxsize=None)(lambda size: tokens_at(size, processor))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             paths = dict.fromkeys(path for sample in samples for path in sample.images)
-            sizes = {path: pool.submit(_look_at, path, max_pixels, on_bad_sample == "skip") for path in paths}
+            sizes = {path: pool.submit(_check_picture, path, max_pixels, on_bad_sample == "skip") for path in paths}
             for index, sample in enumerate(samples):
                 try:
-                    with naming(sample):
+                    with naming_sample(sample):
                         tokens = encode_text(sample, processor)
                         of_images = [tokens_of_size(sizes[path].result()) for path in sample.images]
                         length = len(tokens["input_ids"]) - len(of_images) + sum(map(len, of_images))
@@ -91,7 +96,7 @@ class ConversationDataset(Dataset):
                 f"{len(self.bad)} are bad"
             )
         example = next((sample for sample in self.samples if sample.images), self.samples[0])
-        with naming(example):
+        with naming_sample(example):
             check_expansion(example, processor, max_pixels)
 
     def __len__(self) -> int:
@@ -99,16 +104,20 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.samples[index]
-        with naming(sample):
+        with naming_sample(sample):
             return add_images(self._tokens[index], sample, self._processor, self._max_pixels)
 
     def tokens(self, index: int) -> dict[str, torch.Tensor]:
-        """Item `index` without its pictures, which are not decoded."""
+        """Returns item `index` without its pictures, which are not decoded."""
         return expand_placeholders(self._tokens[index], self._tokens_of_images[index], self._processor)
 
 
-def _look_at(path: Path, max_pixels: int, decode: bool) -> tuple[int, int]:
-    """(height, width) of a picture; UserError if its header, or with `decode` any part of it, is bad."""
+def _check_picture(path: Path, max_pixels: int, decode: bool) -> tuple[int, int]:
+    """Returns (height, width) of a picture, in pixels.
+
+    Raises:
+        UserError: the header is bad or, with `decode`, any part of the file.
+    """
     if decode:
         open_image(path, max_pixels)
     return read_image_size(path, max_pixels)

@@ -1,4 +1,7 @@
-"""Pictures from files that others made: inside their root, of a sane size, whole."""
+"""Reads pictures from files that others made, and processes them.
+
+A picture must lie inside its root folder, be of a sane size, and be whole.
+"""
 
 import os
 import struct
@@ -13,21 +16,25 @@ from transformers import ProcessorMixin
 
 from modeling.user_error import UserError
 
-# A 64-megapixel photograph; 192 MB once decoded to RGB.
+# As many as a photograph of 64 megapixels has, which takes 192 MB once it is decoded to RGB.
 MAX_PIXELS = 64_000_000
 
-# What PIL raises on broken files, by format: its own errors, then those of the parsers beneath (PNG chunks, TIFF tags).
-_BROKEN_FILE = (OSError, SyntaxError, UserError, EOFError, struct.error, zlib.error)
+# What PIL raises on broken files, depending on the format: its own errors, then those of the parsers beneath it.
+_BROKEN_FILE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
 
 
 def find_image(image_root: Path, name: str) -> Path:
-    """The real path of picture `name` under `image_root`.
+    """Returns the real path of picture `name` under `image_root`.
 
     Raises:
-        UserError: the file is missing, or lies outside the root (by `..`, an absolute path or a symbolic link).
+        UserError: the name cannot be that of a file, the file is missing, or it lies outside the root (by `..`, an
+            absolute path or a symbolic link).
     """
     root = os.path.realpath(image_root)
-    path = os.path.realpath(os.path.join(root, name))
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+    except ValueError as error:  # a null byte, or half a surrogate pair
+        raise UserError(f"image {name!r} cannot be the name of a file ({error})") from error
     if path != root and not path.startswith(os.path.join(root, "")):
         raise UserError(f"image {name!r} lies outside its root {str(image_root)!r} (at {path!r})")
     if not os.path.isfile(path):
@@ -36,21 +43,21 @@ def find_image(image_root: Path, name: str) -> Path:
 
 
 def read_image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) in pixels from the file's header; nothing is decoded.
+    """Returns (height, width) in pixels. It reads the file's header and decodes nothing.
 
     Raises:
-        UserError: not a picture, or larger than `max_pixels`.
+        UserError: the file is not a picture, or has more than `max_pixels` pixels.
     """
     with _open_checked(path, max_pixels) as image:
         return image.height, image.width
 
 
 def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The whole picture as RGB.
+    """Returns the whole picture as RGB.
 
     Raises:
-        UserError: not a picture, larger than `max_pixels` (known from the header, before decoding), truncated
-            or corrupt.
+        UserError: the file is not a picture, has more than `max_pixels` pixels (which the header tells before anything
+            is decoded), is truncated or is corrupt.
     """
     with _open_checked(path, max_pixels) as image:
         try:
@@ -62,42 +69,63 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def process_images(
     paths: Sequence[Path], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    """Pictures as the model takes them.
+    """Opens pictures and processes them as the model takes them.
 
     Returns:
-        What the processor gives beside tokens, for LLaVA pixel_values [num_images, 3, H, W] float32 (empty without pictures),
-        and the tokens [N] int64 that each picture's placeholder stands for in a text.
+        What the processor gives beside tokens: for LLaVA, pixel_values [num_images, 3, H, W] float32. It is empty
+            without pictures.
+        The tokens [N] int64 of each picture, which its placeholder in a text stands for.
 
     Raises:
-        UserError: as `open_image`.
+        UserError: as `open_image`, or the processor refuses a picture of this size.
     """
     processed = [_process(open_image(path, max_pixels), processor) for path in paths]
-    pictures = {name: strung([each[name] for each, _ in processed]) for name in (processed[0][0] if processed else {})}
+    names = processed[0][0] if processed else {}
+    pictures = {name: concatenate_pictures([tensors[name] for tensors, _ in processed]) for name in names}
     return pictures, [tokens for _, tokens in processed]
 
 
-def strung(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Pictures one after another; tiles [pictures, tiles, 3, H, W] are filled up with zeros to the most that one has."""
+def concatenate_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns tensors of pictures one after another, along the first dimension.
+
+    Tiles [pictures, tiles, 3, H, W] are first filled up with zeros to the largest number of tiles.
+    """
     if pictures[0].dim() == 5:
-        most = max(picture.shape[1] for picture in pictures)
-        pictures = [F.pad(picture, (0, 0, 0, 0, 0, 0, 0, most - picture.shape[1])) for picture in pictures]
+        num_tiles = max(picture.shape[1] for picture in pictures)
+        pictures = [F.pad(picture, (0, 0, 0, 0, 0, 0, 0, num_tiles - picture.shape[1])) for picture in pictures]
     return torch.cat(list(pictures))
 
 
 def tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
-    """The tokens [N] int64 for a picture of (height, width) pixels; processors look at nothing but the size."""
+    """Returns the tokens [N] int64 for a picture of `size`, (height, width) in pixels.
+
+    Processors look at nothing but the size.
+
+    Raises:
+        UserError: the processor refuses a picture of this size.
+    """
     height, width = size
     return _process(Image.new("RGB", (width, height)), processor)[1]
 
 
 def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Of a text that is a placeholder alone: the processor has settings of its own for pictures, and tokens around them."""
-    done = processor(text=processor.image_token, images=[image], add_special_tokens=False, return_tensors="pt")
-    return {name: done[name] for name in processor.image_processor.model_input_names}, done["input_ids"][0]
+    """Returns a processed picture and its tokens.
+
+    The whole processor is called, with a placeholder as the text. It has settings of its own for pictures, and may put
+    tokens around theirs.
+    """
+    try:
+        encoded = processor(text=processor.image_token, images=[image], add_special_tokens=False, return_tensors="pt")
+    except ValueError as error:
+        raise UserError(
+            f"a picture of {image.width} x {image.height} pixels is refused by "
+            f"{type(processor.image_processor).__name__} ({error})"
+        ) from error
+    return {name: encoded[name] for name in processor.image_processor.model_input_names}, encoded["input_ids"][0]
 
 
 def _open_checked(path: Path, max_pixels: int) -> Image.Image:
-    """An opened, not yet decoded picture of at most `max_pixels`."""
+    """Returns a picture of at most `max_pixels` pixels, opened and not yet decoded."""
     try:
         image = Image.open(path)
     except Image.DecompressionBombError as error:

@@ -1,7 +1,8 @@
-"""Several LLaVA JSON files as one training set: each source as often as asked for, evenly interleaved.
+"""Mixes several LLaVA JSON files into one training set.
 
-Everything is decided by the seed: which samples a source gives, and their order. Through any stretch of the mixture
-the sources run in proportion to their sizes, so that it may also be read without shuffling, or only in part.
+Each source is used as often as the user asks, and the sources are evenly interleaved. The seed decides which samples a
+source gives, and their order. Any stretch of the mixture has the sources in proportion to their sizes, so that it may
+also be read without shuffling, or only in part.
 """
 
 import random
@@ -43,21 +44,23 @@ class Source(BaseModel):
 def draw_samples(
     sources: Sequence[Source], *, seed: int, on_bad_sample: OnBadSample = "error", max_bad_share: float = 0.0
 ) -> tuple[list[Sample], list[BadSample]]:
-    """The samples of a mixture in their order, and the bad rows of its files that were left out.
+    """Returns the samples of a mixture in their order, and the bad rows of its files that were left out.
 
     Raises:
-        UserError: as `load_llava_json`, or a source with fewer samples than asked for.
+        UserError: as `load_llava_json`, or a source has fewer samples than it is asked for.
     """
-    placed, bad = [], []
-    for place, source in enumerate(sources):
+    # Each sample with its position in the mixture, from 0 to 1, and the index of its source.
+    positioned: list[tuple[float, int, Sample]] = []
+    bad: list[BadSample] = []
+    for source_index, source in enumerate(sources):
         samples, bad_rows = load_llava_json(
             source.path, source.images, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share
         )
-        drawn = _draw(samples, source, random.Random(f"{seed} {place}"))
-        placed += [((turn + 0.5) / len(drawn), place, sample) for turn, sample in enumerate(drawn)]
+        drawn = _draw(samples, source, random.Random(f"{seed} {source_index}"))
+        positioned += [((index + 0.5) / len(drawn), source_index, sample) for index, sample in enumerate(drawn)]
         bad += bad_rows
-    placed.sort(key=lambda entry: entry[:2])
-    return [sample for _, _, sample in placed], bad
+    positioned.sort(key=lambda entry: entry[:2])
+    return [sample for _, _, sample in positioned], bad
 
 
 def build_mixture(
@@ -70,7 +73,7 @@ def build_mixture(
     max_bad_share: float = 0.0,
     max_pixels: int = MAX_PIXELS,
 ) -> ConversationDataset:
-    """The mixture as a dataset; its `bad` also lists the rows that the files' checks left out.
+    """Returns the mixture as a dataset. Its `bad` also lists the rows that were left out when the files were read.
 
     Raises:
         UserError: as `draw_samples` and `ConversationDataset`.
@@ -89,11 +92,11 @@ def build_mixture(
 
 
 def _draw(samples: list[Sample], source: Source, rng: random.Random) -> list[Sample]:
-    """As many samples as the source asks for, shuffled; none a second time before each has been drawn once."""
+    """Returns as many samples as the source asks for, shuffled. None comes a second time before each came once."""
     count = source.num_samples or max(1, round((source.weight or 1.0) * len(samples)))
     if source.num_samples and count > len(samples):
         raise UserError(f"{source.path}: num_samples is {count}, but the file has {len(samples)} good samples")
-    drawn = []
+    drawn: list[Sample] = []
     while len(drawn) < count:
         drawn += rng.sample(samples, min(len(samples), count - len(drawn)))
     return drawn

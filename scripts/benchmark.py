@@ -1,12 +1,12 @@
-"""Dense against sparse on the clock, in one process, on the same weights.
+"""Measures a sparse model against its dense model on the clock, in one process, on the same weights.
 
     python scripts/benchmark.py --model runs/tiny_sparse/checkpoint --json benchmark.json
-    python scripts/benchmark.py --hidden-size 1024 --layers 16 --visual-tokens 576 --plan-of runs/tiny_sparse/checkpoint
-    python scripts/benchmark.py --config recipes/shapes/llava-1.5-7b.json --plan plan.json --dtype bfloat16 --device cuda
+    python scripts/benchmark.py --hidden-size 1024 --layers 16 --plan-of runs/tiny_sparse/checkpoint
+    python scripts/benchmark.py --config recipes/shapes/llava-1.5-7b.json --plan plan.json --dtype bfloat16
 
-Prefill, decode, key/value bytes, peak memory (on a GPU) and FLOPs in the four conventions, then attention within a
-radius on ever larger pictures. --json writes the figures, and a picture (.png) beside them where matplotlib is at hand.
-Needs torch and transformers alone.
+It reports prefill, decoding, key/value bytes, peak memory (on a GPU) and FLOPs in the four conventions, then the time
+of attention within a radius on ever larger pictures. --json writes the figures, and a picture (.png) beside them where
+matplotlib is installed. Nothing but torch and transformers is needed.
 """
 
 import argparse
@@ -16,9 +16,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from checkpoints.config import LOADING_ERRORS
 from checkpoints.families import class_of_type, is_sparse
+from checkpoints.json_file import read_json
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+from modeling.whole_file import whole_file
 from training.cli import run
 from training.measure.benchmark import benchmark, neighbours
 from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
@@ -33,10 +36,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", type=Path, help="folder of a sparse checkpoint")
-    what.add_argument("--config", type=Path, help="random weights in the shape of this config JSON")
-    what.add_argument("--hidden-size", type=int, help="random weights in a shape of this width; see --layers")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", type=Path, help="folder of a sparse checkpoint")
+    source.add_argument("--config", type=Path, help="random weights in the shape of this config JSON")
+    source.add_argument("--hidden-size", type=int, help="random weights in a shape of this width; see --layers")
     parser.add_argument("--layers", type=int, default=16, help="decoder layers, with --hidden-size (default 16)")
     parser.add_argument(
         "--visual-tokens", type=int, default=576, help="a square number, with --hidden-size (default 576)"
@@ -71,8 +74,8 @@ def main() -> None:
         raise UserError(f"--radius: got {arguments.radius}, allowed: 0 or more")
     if arguments.json is not None and arguments.json.suffix != ".json":
         raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
-    batch_sizes = numbers("--batch-sizes", arguments.batch_sizes)
-    sides = numbers("--neighbour-sides", arguments.neighbour_sides) if arguments.neighbour_sides else []
+    batch_sizes = positive_integers("--batch-sizes", arguments.batch_sizes)
+    sides = positive_integers("--neighbour-sides", arguments.neighbour_sides) if arguments.neighbour_sides else []
 
     model = read_model(arguments)
     report = benchmark(
@@ -96,17 +99,17 @@ def main() -> None:
         )
     print_report(report)
     if arguments.json is not None:
-        write(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
+        with whole_file(arguments.json) as file:
+            file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         if benchmark_picture is None:
             print("no picture: matplotlib is not installed")
         else:
-            partial = arguments.json.with_suffix(".partial.png")
-            benchmark_picture(report).savefig(partial, dpi=150)
-            partial.replace(arguments.json.with_suffix(".png"))
+            with whole_file(arguments.json.with_suffix(".png")) as file:
+                benchmark_picture(report).savefig(file, dpi=150, format="png")
 
 
 def read_model(arguments: argparse.Namespace) -> PreTrainedModel:
-    """The sparse model that the command line describes."""
+    """Returns the sparse model that the command line describes."""
     dtype = DTYPES[arguments.dtype]
     if arguments.model is not None:
         if arguments.plan_of is not None:
@@ -129,27 +132,30 @@ def read_model(arguments: argparse.Namespace) -> PreTrainedModel:
 
 
 def read_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    config = folder / "config.json"
-    if not config.is_file():
+    """Returns the model of a sparse checkpoint. Raises UserError where there is none."""
+    if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json there, so no checkpoint")
-    values = json.loads(config.read_text(encoding="utf-8"))
-    if not is_sparse(values):
+    config = read_json(folder / "config.json")
+    if not is_sparse(config):
         raise UserError(
             f"{folder}: not a sparse checkpoint; scripts/sparsify.py makes one from a dense model and a plan"
         )
-    return class_of_type(values["model_type"]).from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    try:
+        return class_of_type(config["model_type"]).from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except LOADING_ERRORS as error:
+        raise UserError(f"{folder}: not a whole sparse checkpoint ({error})") from None
 
 
-def numbers(option: str, given: str) -> list[int]:
-    """Comma-separated integers of at least 1."""
-    parts = [part.strip() for part in given.split(",")]
+def positive_integers(option: str, text: str) -> list[int]:
+    """Returns the comma-separated integers in the text of an option. Raises UserError where one is not 1 or more."""
+    parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{option}: got {given!r}, allowed: comma-separated numbers of 1 or more")
+        raise UserError(f"{option}: got {text!r}, allowed: comma-separated numbers of 1 or more")
     return [int(part) for part in parts]
 
 
 def print_report(report: dict) -> None:
-    """The figures as plain text."""
+    """Prints the figures as plain text."""
     print(f"\n{'FLOPs, one sample':<34}{'dense':>14}{'sparse':>14}{'left':>9}")
     meaning = {"A": "visual MACs", "B": "visual FLOPs", "C": "decoder prefill", "D": "with the vision tower"}
     for letter, cost in report["flops"].items():
@@ -185,13 +191,6 @@ def in_milliseconds(times: dict[str, float]) -> str:
     return "{median:.1f} ms ({least:.1f} .. {greatest:.1f})".format(
         **{name: 1000 * value for name, value in times.items()}
     )
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

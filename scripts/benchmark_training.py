@@ -1,11 +1,13 @@
-"""A training step of a sparse student against one of the dense model: same weights, same batch, same LoRA, one process.
+"""Measures a training step of a sparse student against one of the dense model, in one process.
 
-    python scripts/benchmark_training.py --hidden-size 512 --layers 8 --visual-tokens 576 --plan-of runs/tiny_sparse/checkpoint
+Both have the same weights, the same batch and the same LoRA.
+
+    python scripts/benchmark_training.py --hidden-size 512 --layers 8 --plan-of runs/tiny_sparse/checkpoint
     python scripts/benchmark_training.py --config recipes/shapes/llava-1.5-7b.json --plan plan.json --dtype bfloat16
 
-The sparse step is that of distillation, cross entropy and KL on the answers, with the teacher's logits at hand: the
-teacher's forward is left out, as a cache of its logits would. The dense step is LoRA on the stock model by cross entropy.
-Either computes logits on the answers alone. Figures are medians over repeats in which the two take turns.
+The sparse step is that of distillation: cross entropy and KL on the answers. The teacher's logits are given, as they
+would be by a cache, so its forward is left out. The dense step trains LoRA on the stock model by cross entropy. Both
+compute logits on the answers alone. Figures are medians over repeats in which the two steps alternate.
 """
 
 import argparse
@@ -95,7 +97,7 @@ def main() -> None:
 
 
 def make_steps(sparse: nn.Module, prompt: Prompt, rank: int) -> dict[str, Callable[[], None]]:
-    """One optimizer step of each model, over the same base weights."""
+    """Returns one optimizer step for each model, "dense" and "sparse", over the same base weights."""
     dense = get_peft_model(
         stock_twin(sparse), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=decoder_projections())
     )
@@ -119,11 +121,12 @@ def make_steps(sparse: nn.Module, prompt: Prompt, rank: int) -> dict[str, Callab
 
 
 def decoder_projections() -> str:
-    """The projections of the text decoder in the stock model, as peft names them by a pattern."""
+    """Returns a pattern, as peft takes it, for the projections of the stock model's text decoder."""
     return rf".*language_model.*\.({'|'.join(PROJECTIONS)})"
 
 
 def optimizer_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """Returns a function that takes one step of AdamW on the parameters of `model` that are trained."""
     model.train()
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
 
@@ -136,7 +139,7 @@ def optimizer_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callab
 
 
 def take_turns(steps: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each step, `repeats` times in turn, after one that is not counted."""
+    """Returns the seconds of each step, `repeats` times in turn. A first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(repeats + 1):
         for name, step in steps.items():

@@ -1,9 +1,9 @@
-"""Ask a model, dense or sparse, the questions of a benchmark and score the answers it generates.
+"""Asks a model, dense or sparse, the questions of a benchmark and scores the answers it generates.
 
     python scripts/evaluate.py --model checkpoints/tiny-llava
     python scripts/evaluate.py --model runs/tiny_sparse/checkpoint --dense checkpoints/tiny-llava --json evaluation.json
 
-Prints a table with 95 % intervals. --json writes figures and every answer, and a picture (.png) beside them.
+It prints a table with 95 % intervals. --json writes figures and every answer, and a picture (.png) beside them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from checkpoints.load import load_checkpoint
 from data.conversations import Sample, load_llava_json
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from modeling.user_error import UserError
 from training.cli import run
@@ -24,8 +24,9 @@ from training.measure.evaluation import Evaluation, evaluate, relative_accuracy
 from training.report.plots import families_picture, percent, save
 from training.report.tables import families_table
 
-# The questions of recipes/tiny_teacher.yaml, as many of each family: a standard error of at most 3.5 points in one.
-TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(FAMILIES))})
+# The questions of recipes/tiny_teacher.yaml. There are 200 of each family, which gives the accuracy in one family a
+# standard error of at most 3.5 points.
+TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(QUESTION_FAMILIES))})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,7 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--benchmarks",
         default="shapes",
-        help=f"comma-separated: shapes (all families), or shapes/FAMILY with FAMILY one of {', '.join(FAMILIES)}",
+        help="comma-separated: shapes (all families), or shapes/FAMILY with FAMILY one of "
+        + ", ".join(QUESTION_FAMILIES),
     )
     parser.add_argument("--data", type=Path, help="LLaVA JSON whose rows carry a family; default: the embedded world")
     parser.add_argument("--images", type=Path, help="root of the images in --data; default: the folder of --data")
@@ -59,7 +61,7 @@ def main() -> None:
         raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
     samples = read_samples(arguments.data, arguments.images, read_families(arguments.benchmarks), arguments.limit)
     start = time.perf_counter()
-    evaluations = ask(arguments, samples)
+    evaluations = evaluate_models(arguments, samples)
     result = {
         "model": arguments.model,
         "dense": arguments.dense,
@@ -78,8 +80,8 @@ def main() -> None:
         console.print(f"written: {arguments.json}, {picture}")
 
 
-def ask(arguments: argparse.Namespace, samples: list[Sample]) -> dict[str, Evaluation]:
-    """Every model that was asked for, and how it did."""
+def evaluate_models(arguments: argparse.Namespace, samples: list[Sample]) -> dict[str, Evaluation]:
+    """Returns name: evaluation of every model that the command line names."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     evaluations: dict[str, Evaluation] = {}
     for name, path in (("dense", arguments.dense), ("model", arguments.model)):
@@ -95,8 +97,8 @@ def ask(arguments: argparse.Namespace, samples: list[Sample]) -> dict[str, Evalu
 
 
 def read_families(benchmarks: str) -> set[str]:
-    """The families that a comma-separated list of benchmark names stands for."""
-    known = {"shapes": set(FAMILIES)} | {f"shapes/{family}": {family} for family in FAMILIES}
+    """Returns the families of questions that a comma-separated list of benchmark names stands for."""
+    known = {"shapes": set(QUESTION_FAMILIES)} | {f"shapes/{family}": {family} for family in QUESTION_FAMILIES}
     chosen: set[str] = set()
     for name in benchmarks.split(","):
         if name not in known:
@@ -106,7 +108,7 @@ def read_families(benchmarks: str) -> set[str]:
 
 
 def read_samples(data: Path | None, images: Path | None, families: set[str], limit: int | None) -> list[Sample]:
-    """The questions to ask: of `data`, or of the embedded world's test part."""
+    """Returns the questions to ask, from `data` or from the embedded world's test part."""
     if data is None:
         if images is not None:
             raise UserError("--images: got a folder without --data, allowed: only together with --data")

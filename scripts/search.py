@@ -1,16 +1,15 @@
 """Finds a plan for a dense model, without training, and writes it as a plan file with a picture of the search.
 
-    python scripts/search.py --planner g_search --model checkpoints/tiny-llava --data shapes tolerance=0.003 full_layers=1
+    python scripts/search.py --planner g_search --model checkpoints/tiny-llava --data shapes full_layers=1
     python scripts/search.py --planner p_sigmoid --model DENSE --budget 0.25 --data mix665k.json --images images/
     python scripts/search.py --planner fastv --model recipes/shapes/llava-1.5-7b.json --budget 0.25
 
-key=value sets what a recipe's `plan` section would. A search that was stopped goes on when the same command is given again; the
-same command in several processes at once shares the trials of Bayesian optimisation. `scripts/sparsify.py --plan` applies the
-plan; a recipe distils it: plan='{planner: file, path: plan.json}'.
+key=value sets what a recipe's `plan` section would. A search that was stopped goes on when the same command is given
+again. The same command in several processes at once shares the trials of Bayesian optimisation. `scripts/sparsify.py
+--plan` applies the plan. A recipe with plan='{planner: file, path: plan.json}' distils it.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,8 +18,9 @@ from transformers import PreTrainedModel
 
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
+from checkpoints.json_file import read_json
 from data.mixture import Source, build_mixture
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -63,21 +63,25 @@ def main() -> None:
 
 
 def read_settings(args: argparse.Namespace) -> Planner:
-    """The planner's settings. Raises UserError with one line."""
-    given: dict = {"planner": args.planner}
+    """Returns the planner's settings. Raises UserError where the command line does not describe any."""
+    fields: dict = {"planner": args.planner}
     if args.budget is not None:
-        given["budget"] = {"visual_flops": args.budget}
+        fields["budget"] = {"visual_flops": args.budget}
     for override in args.overrides:
-        apply_override(given, override)
+        apply_override(fields, override)
     try:
-        return TypeAdapter(AnyPlanner).validate_python(given)
+        return TypeAdapter(AnyPlanner).validate_python(fields)
     except ValidationError as error:
         raise UserError(f"--planner {args.planner}: {describe(error, AnyPlanner)}") from error
 
 
 def open_folder(folder: Path, args: argparse.Namespace, settings: Planner) -> None:
-    """Makes the search's folder, or sees that it is this search's. Raises UserError where something else is in the way."""
-    asked = {
+    """Makes the folder of this search, or checks that the folder that is there belongs to it.
+
+    Raises:
+        UserError: something else is in the way.
+    """
+    request = {
         "settings": settings.model_dump(mode="json"),
         **{
             name: getattr(args, name)
@@ -86,19 +90,19 @@ def open_folder(folder: Path, args: argparse.Namespace, settings: Planner) -> No
     }
     path = folder / "search.json"
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != asked:
+        if read_json(path) != request:
             raise UserError(f"--output: {path} is of another search, choose another name or remove {folder}")
     elif args.output.exists():
         raise UserError(f"--output: {args.output} exists and is not of such a search, choose another name")
-    write_json(path, asked)
+    write_json(path, request)
 
 
 def search(args: argparse.Namespace, settings: Planner, folder: Path) -> VisualPlan:
-    """The plan, measured on `--data`."""
+    """Returns the plan that the planner finds by measuring the model on `--data`."""
     model_settings = ModelSettings(path=args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     processor = dense_processor(model_settings)
     if args.data == SHAPES:
-        rows = args.num_samples * (len(FAMILIES) if args.family else 1)  # they take turns
+        rows = args.num_samples * (len(QUESTION_FAMILIES) if args.family else 1)  # the families take turns
         split = SplitSettings(part="calibration", rows=rows)
         path = write_world(WORLDS, WorldSettings(seed=0, splits={"calibration": split}))["calibration"]
         source = Source(path=path, images=path.parent)

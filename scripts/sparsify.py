@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def probe_batch(processor: ProcessorMixin) -> dict[str, Tensor]:
-    """One picture (a radial gradient) and a few words, as arguments of the model's forward."""
+    """Returns one picture (a radial gradient) and a few words, as arguments of the model's forward."""
     picture = Image.radial_gradient("L").convert("RGB")
     return dict(processor(images=picture, text=f"{processor.image_token} what is this ?", return_tensors="pt"))
 

@@ -1,4 +1,4 @@
-"""A LlavaProcessor small enough to be built in every test: words as tokens, the stock PIL image processor, no download."""
+"""A LlavaProcessor small enough to be built in every test. Its tokens are words, and nothing is downloaded."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Tokenizer, chat template and processor of a published InternVL2, as transformers' own InternVLProcessor wants them."""
+"""Tokenizer, chat template and processor of a published InternVL2, in the form of transformers' InternVLProcessor."""
 
 import json
 import re
@@ -10,11 +10,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from checkpoints.internvl.sentencepiece import read_sentencepiece
+from checkpoints.json_file import read_json
 from modeling.user_error import UserError
 
 IMAGE = "<IMG_CONTEXT>"
 VIDEO = "<quad>"
-"""Stands for a video in a text, until its frames take its place: a token that no chat has, for the vocabulary is full."""
+"""Stands for a video in a text until its frames take its place. No chat uses this token."""
+# A new token cannot be added, because the model's vocabulary is full.
 NAMED_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -22,22 +24,27 @@ NAMED_TOKENS = {
     "video_token": VIDEO,
 }
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
-"""What InternVL2 was trained and evaluated with wherever nothing else is said."""
+"""The system message that InternVL2 was trained and evaluated with."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """How a conversation is written: what opens a turn, by role, and the token that ends it. Nothing stands between turns."""
+    """How a conversation is written as text. Nothing stands between turns.
+
+    Attributes:
+        openings: role (system, user, assistant): the text that opens a turn of this role.
+        end: the token that ends a turn.
+    """
 
     openings: dict[str, str]
     end: str
 
     def tokens(self) -> list[str]:
-        """Those that openings and ends are made of."""
+        """Returns the special tokens that occur in openings and ends."""
         return re.findall(r"<\|\w+\|>", "".join((*self.openings.values(), self.end)))
 
     def template(self) -> str:
-        """In Jinja. A picture is its placeholder and a newline, where it stands in the content."""
+        """Returns the chat template, in Jinja. A picture becomes its placeholder and a newline, in its place."""
         end, image, video = (json.dumps(text) for text in (self.end, f"{IMAGE}\n", f"{VIDEO}\n"))
         return (
             f"{{% set openings = {json.dumps(self.openings)} %}}"
@@ -45,7 +52,8 @@ class Chat:
             f"{{{{ openings['system'] + {json.dumps(SYSTEM, ensure_ascii=False)} + {end} }}}}"
             "{% endif %}"
             "{% for message in messages %}{{ openings[message['role']] }}"
-            "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% for part in message['content'] %}"
             f"{{% if part['type'] == 'image' %}}{{{{ {image} }}}}{{% elif part['type'] == 'video' %}}{{{{ {video} }}}}"
             "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
             "{% endfor %}{% endif %}"
@@ -61,41 +69,44 @@ CHATS = {
 
 
 def read_tokenizer(source: Path, chat: Chat) -> PreTrainedTokenizerFast:
-    """The tokenizer of a published folder: tokenizer.json where there is one, else tokenizer.model.
+    """Returns the tokenizer of a published folder, from tokenizer.json where there is one, else from tokenizer.model.
 
-    Its end token is the one that ends a turn: what the model generates last.
+    Its end token is the one that ends a turn, because the model generates that one last.
 
     Raises:
-        UserError: no readable tokenizer, one that lacks a token of the chat or of pictures, or whose added tokens stand at
+        UserError: there is no readable tokenizer, it lacks a token of the chat or of pictures, or its added tokens have
             other ids than the folder's other files say.
     """
-    values = read_json(source / "tokenizer_config.json")
-    listed = _added_tokens(source, values)
+    config = read_json(source / "tokenizer_config.json")
+    added = _added_tokens(source, config)
     if (source / "tokenizer.json").is_file():
         try:
             tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"{source / 'tokenizer.json'}: not a tokenizer ({error})") from None
-        ends = {}  # as the file itself says
+        edge_tokens = {}  # the file itself says which tokens stand at the edges of a text
     elif (source / "tokenizer.model").is_file():
-        tokenizer = read_sentencepiece(source / "tokenizer.model", listed, legacy=values.get("legacy") is not False)
-        ends = {"add_bos_token": values.get("add_bos_token", True), "add_eos_token": values.get("add_eos_token", False)}
+        tokenizer = read_sentencepiece(source / "tokenizer.model", added, legacy=config.get("legacy") is not False)
+        edge_tokens = {
+            "add_bos_token": config.get("add_bos_token", True),
+            "add_eos_token": config.get("add_eos_token", False),
+        }
     else:
         raise UserError(f"{source}: neither tokenizer.json nor tokenizer.model")
 
-    for index, token in listed.items():
+    for index, token in added.items():
         if tokenizer.token_to_id(token.content) != index:
             got = tokenizer.token_to_id(token.content)
             raise UserError(f"{source}: token {token.content!r}: got id {got}, the added tokens say {index}")
     for token in (*NAMED_TOKENS.values(), *chat.tokens()):
         if tokenizer.token_to_id(token) is None:
             raise UserError(f"{source}: the tokenizer has no token {token!r}")
-    special = {name: _content(values[name]) for name in ("bos_token", "unk_token", "pad_token") if values.get(name)}
+    special = {name: _text(config[name]) for name in ("bos_token", "unk_token", "pad_token") if config.get(name)}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        **{"pad_token": _content(values.get("eos_token") or chat.end)} | special | ends,
+        **{"pad_token": _text(config.get("eos_token") or chat.end)} | special | edge_tokens,
         eos_token=chat.end,
-        model_max_length=values.get("model_max_length"),
+        model_max_length=config.get("model_max_length"),
         extra_special_tokens=NAMED_TOKENS,
     )
 
@@ -113,7 +124,7 @@ def write_processor(
     tokenizer._set_processor_class("InternVLProcessor")
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(chat.template(), encoding="utf-8")
-    pixels = {
+    image_settings = {
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": tile, "width": tile},
@@ -124,43 +135,34 @@ def write_processor(
         "image_mean": IMAGENET_DEFAULT_MEAN,
         "image_std": IMAGENET_DEFAULT_STD,
     }
-    cut = {"crop_to_patches": True, "min_patches": tiles[0], "max_patches": tiles[1]}
-    values = {
+    tile_settings = {"crop_to_patches": True, "min_patches": tiles[0], "max_patches": tiles[1]}
+    processor_config = {
         "processor_class": "InternVLProcessor",
         "image_seq_length": tile_tokens,
-        "image_processor": {"image_processor_type": "GotOcr2ImageProcessor", **pixels, **cut},
-        "video_processor": {"video_processor_type": "InternVLVideoProcessor", **pixels},
+        "image_processor": {"image_processor_type": "GotOcr2ImageProcessor", **image_settings, **tile_settings},
+        "video_processor": {"video_processor_type": "InternVLVideoProcessor", **image_settings},
     }
-    (folder / "processor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / "processor_config.json").write_text(json.dumps(processor_config, indent=2) + "\n", encoding="utf-8")
 
 
-def _added_tokens(source: Path, values: dict) -> dict[int, AddedToken]:
-    """id: token, of tokenizer_config.json (`values`) and, for those it does not list, of added_tokens.json."""
-    listed = {}
+def _added_tokens(source: Path, config: dict) -> dict[int, AddedToken]:
+    """Returns id: token for the tokens that were added to the vocabulary.
+
+    They stand in tokenizer_config.json (`config`). Those that it does not list stand in added_tokens.json.
+    """
+    added_ids = read_json(source / "added_tokens.json") if (source / "added_tokens.json").is_file() else {}
+    added = {}
     try:
-        for index, token in values.get("added_tokens_decoder", {}).items():
+        for index, token in config.get("added_tokens_decoder", {}).items():
             flags = {flag: token.get(flag, False) for flag in ("lstrip", "rstrip", "single_word", "special")}
-            listed[int(index)] = AddedToken(token["content"], normalized=False, **flags)
-        if (source / "added_tokens.json").is_file():
-            for content, index in read_json(source / "added_tokens.json").items():
-                listed.setdefault(int(index), AddedToken(content, normalized=False, special=True))
-    except (AttributeError, KeyError, TypeError, UserError) as error:
+            added[int(index)] = AddedToken(token["content"], normalized=False, **flags)
+        for content, index in added_ids.items():
+            added.setdefault(int(index), AddedToken(content, normalized=False, special=True))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: its added tokens are not readable ({error!r})") from None
-    return listed
+    return added
 
 
-def _content(token: str | dict) -> str:
+def _text(token: str | dict) -> str:
+    """Returns the text of a token, which tokenizer_config.json gives as a text or as an object with `content`."""
     return token["content"] if isinstance(token, dict) else token
-
-
-def read_json(path: Path) -> dict:
-    """Raises UserError where there is no JSON object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: got {type(values).__name__}, expected a JSON object")
-    return values

@@ -1,8 +1,8 @@
-"""A SentencePiece BPE model (tokenizer.model) as a tokenizer of the `tokenizers` library: the same pieces, the same ids.
+"""Reads a SentencePiece BPE model (tokenizer.model) as a tokenizer of the `tokenizers` library.
 
-SentencePiece joins the two neighbours whose union is the piece of the highest score (arXiv 1808.06226); a list of merges in
-the order of those scores does the same. Tokens that were added later keep their ids too: some stand after the pieces, some in
-the place of a piece that was kept free for them.
+Both have the same pieces with the same ids. SentencePiece joins the two neighbours whose union is the piece of the
+highest score (arXiv 1808.06226). A list of merges in the order of those scores does the same. Tokens that were added
+later keep their ids too. Some stand after the pieces, others in the place of a piece that was kept free for them.
 """
 
 from pathlib import Path
@@ -20,13 +20,15 @@ BPE_MODEL = 2  # TrainerSpec.ModelType
 
 
 def read_sentencepiece(path: Path, added: dict[int, AddedToken], legacy: bool) -> Tokenizer:
-    """The tokenizer of a SentencePiece file with the tokens that were added to it.
+    """Returns the tokenizer of a SentencePiece file with the tokens that were added to it.
 
     Args:
+        path: the SentencePiece file.
         added: id: token.
         legacy: where the model puts a space before a text, it puts one after each added token as well.
+
     Raises:
-        UserError: not such a file, not byte-pair encoding, or a model that rewrites its text before cutting it.
+        UserError: it is not such a file, not byte-pair encoding, or it rewrites its text before cutting it.
     """
     model = import_protobuf().ModelProto()
     try:
@@ -53,32 +55,32 @@ def read_sentencepiece(path: Path, added: dict[int, AddedToken], legacy: bool) -
             byte_fallback=model.trainer_spec.byte_fallback,
         )
     )
-    _spell_spaces(tokenizer, model.normalizer_spec.add_dummy_prefix, legacy)
-    own = {
+    _set_up_spaces(tokenizer, model.normalizer_spec.add_dummy_prefix, legacy)
+    model_tokens = {
         index: AddedToken(piece.piece, normalized=False, special=piece.type == CONTROL)
         for index, piece in enumerate(model.pieces)
         if piece.type in (CONTROL, USER_DEFINED)
     }
-    for _, token in sorted((own | added).items()):
+    for _, token in sorted((model_tokens | added).items()):
         tokenizer.add_tokens([token])
     return tokenizer
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, the highest score first."""
-    found = []
+    """Returns every way to join two pieces into a third, the highest score first."""
+    scored = []
     for piece, score in scores.items():
         parts = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        found += [(score, pair) for pair in parts if pair[0] in scores and pair[1] in scores]
-    return [pair for _, pair in sorted(found, key=lambda merge: -merge[0])]
+        scored += [(score, pair) for pair in parts if pair[0] in scores and pair[1] in scores]
+    return [pair for _, pair in sorted(scored, key=lambda merge: -merge[0])]
 
 
-def _spell_spaces(tokenizer: Tokenizer, prefix: bool, legacy: bool) -> None:
-    """Spaces are part of the pieces, spelt ▁; `prefix` puts one before the text."""
-    decoding = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+def _set_up_spaces(tokenizer: Tokenizer, prefix: bool, legacy: bool) -> None:
+    """Makes spaces part of the pieces, where they are written ▁. With `prefix` one is put before the text."""
+    decoding_steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if prefix:
-        decoding.append(decoders.Strip(" ", left=1, right=0))
-    tokenizer.decoder = decoders.Sequence(decoding)
+        decoding_steps.append(decoders.Strip(" ", left=1, right=0))
+    tokenizer.decoder = decoders.Sequence(decoding_steps)
     if prefix and not legacy:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
     else:

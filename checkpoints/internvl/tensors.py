@@ -1,4 +1,4 @@
-"""Where the tensors of a published InternVL2 (arXiv 2404.16821) stand in transformers' InternVL: tables of names.
+"""Tables that say where the tensors of a published InternVL2 (arXiv 2404.16821) stand in transformers' InternVL.
 
 Letters: H head_dim, K key/value heads, G query heads to a key/value head.
 """
@@ -10,7 +10,7 @@ from transformers import InternVLConfig
 
 Shape = tuple[int, ...]
 Places = dict[str, tuple[str, ...]]
-"""Published name of a tensor or module: names here of the parts that it is cut into."""
+"""Published name of a tensor or module: the names in transformers of the parts that it is cut into."""
 
 VISION_FIELDS = (
     "hidden_size",
@@ -67,11 +67,12 @@ class TextModel:
     """A text model of the published sizes.
 
     Attributes:
-        model_type: of transformers' class that computes the same.
-        fields: of its config, besides TEXT_FIELDS, under the same name in both.
-        rope: published type of RoPE scaling: fields of it that are kept.
+        model_type: the type of transformers' class that computes the same.
+        fields: fields of its config, besides TEXT_FIELDS, that have the same name in both.
+        rope: published type of RoPE scaling: the fields of it that are kept.
         rope_type: transformers' name of that type.
-        tensors, layer: places of all but the layers', and of a layer's.
+        tensors: places of the tensors outside the layers.
+        layer: places of the tensors of one layer.
     """
 
     model_type: str
@@ -130,7 +131,13 @@ TEXT_MODELS = {
 
 
 def tensor_places(config: InternVLConfig, text: TextModel, shapes: dict[str, Shape]) -> Places:
-    """Published name of every tensor and where its parts go, all of `shapes`, the tensors of the stock class."""
+    """Returns the published name of every tensor and where its parts go.
+
+    Args:
+        config: transformers' config of the same model.
+        text: its text model.
+        shapes: name: shape of every tensor of the stock class. Each of them is a part of exactly one published tensor.
+    """
     modules = VISION | text.tensors
     modules |= _layers(
         "vision_model.encoder.layers",
@@ -141,7 +148,8 @@ def tensor_places(config: InternVLConfig, text: TextModel, shapes: dict[str, Sha
     modules |= _layers(
         "language_model.model.layers", "model.language_model.layers", text.layer, config.text_config.num_hidden_layers
     )
-    # What a module has (a weight, a bias, or itself as a bare parameter; a norm or not) the config has told the stock class.
+    # A module may have a weight, a bias, or be a bare parameter itself. It may also be absent. The stock class, built
+    # from the config, says which.
     places = {
         published + suffix: tuple(part + suffix for part in parts)
         for published, parts in modules.items()
@@ -152,25 +160,30 @@ def tensor_places(config: InternVLConfig, text: TextModel, shapes: dict[str, Sha
     return places
 
 
-def _layers(published: str, here: str, layer: Places, num_layers: int) -> Places:
+def _layers(published: str, stock: str, layer: Places, num_layers: int) -> Places:
+    """Returns the places of the tensors of all layers, given those of one."""
     return {
-        f"{published}.{index}.{name}": tuple(f"{here}.{index}.{part}" for part in parts)
+        f"{published}.{index}.{name}": tuple(f"{stock}.{index}.{part}" for part in parts)
         for index in range(num_layers)
         for name, parts in layer.items()
     }
 
 
 def source_shape(parts: tuple[str, ...], shapes: dict[str, Shape]) -> Shape:
-    """Of the tensor that is cut, along its rows, into these parts."""
+    """Returns the shape of the published tensor that is cut, along its rows, into these parts."""
     first = shapes[parts[0]]
     return first if len(parts) == 1 else (sum(shapes[part][0] for part in parts), *first[1:])
 
 
-def cut(tensor: Tensor, parts: tuple[str, ...], shapes: dict[str, Shape], groups: int) -> tuple[Tensor, ...]:
-    """A tensor as its parts: one, or queries, keys and values.
+def split_tensor(tensor: Tensor, parts: tuple[str, ...], shapes: dict[str, Shape], groups: int) -> tuple[Tensor, ...]:
+    """Returns the parts of a published tensor: itself, or queries, keys and values.
 
-    The rows of queries, keys and values [K (G + 2) H, ...] stand in `groups` (K) times G blocks of queries, one of keys and
-    one of values, of H rows each.
+    Args:
+        tensor: of any dtype. Where it is cut, its shape is [K (G + 2) H, ...]. Its rows are K groups, each of G blocks
+            of queries, one block of keys and one block of values. A block has H rows.
+        parts: names of the parts.
+        shapes: name: shape of every tensor of the stock class.
+        groups: K.
     """
     if len(parts) == 1:
         return (tensor,)

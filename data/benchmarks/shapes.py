@@ -1,27 +1,32 @@
-"""How an answer about the embedded world is scored, family by family.
+"""Scores answers about the embedded world, by a metric for each family of questions.
 
-Five families ask for one short answer and are scored by exact match after `normalise`: `existence` (after
-POPE, arXiv 2305.10355; its metric here is plain accuracy, and an answer is yes or no or it is wrong),
-`attribute` (VQAv2), `relation` (GQA), `reading` (TextVQA) and `choice` (MMBench). `caption` is scored by
-how well its clauses cover the true ones and nothing else: F1 over the two sets of clauses.
+Five families ask for one short answer and are scored by exact match after `normalise`: `existence` (POPE, arXiv
+2305.10355), `attribute` (VQAv2), `relation` (GQA), `reading` (TextVQA) and `choice` (MMBench). For `existence` this is
+plain accuracy, and any answer but yes or no is wrong. `caption` is scored by F1 over two sets of clauses, those of the
+answer and those of the true caption.
 
-Scores are in [0, 1]; the accuracy of a model is their mean.
+A score is in [0, 1]. The accuracy of a model is the mean of its scores.
 """
 
 import re
 
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from modeling.user_error import UserError
 
 
 def score(family: str, prediction: str, answer: str) -> float:
-    """The score of one generated answer, in [0, 1].
+    """Returns the score of one generated answer, in [0, 1].
+
+    Args:
+        family: one of QUESTION_FAMILIES.
+        prediction: the generated answer.
+        answer: the true answer.
 
     Raises:
-        UserError: the family is unknown, or the true answer is not one its family allows.
+        UserError: the family is unknown, or the true answer is not one that the family allows.
     """
-    if family not in FAMILIES:
-        raise UserError(f"family {family!r} has no metric, allowed: {', '.join(FAMILIES)}")
+    if family not in QUESTION_FAMILIES:
+        raise UserError(f"family {family!r} has no metric, allowed: {', '.join(QUESTION_FAMILIES)}")
     if family == "caption":
         return clause_f1(prediction, answer)
     if family == "existence" and normalise(answer) not in ("yes", "no"):
@@ -30,18 +35,18 @@ def score(family: str, prediction: str, answer: str) -> float:
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no punctuation or space around the whole."""
+    """Returns a text in lower case, with single spaces, and without punctuation or spaces around it."""
     return " ".join(text.lower().split()).strip(" .,;:!?\"'")
 
 
 def clauses(caption: str) -> frozenset[str]:
-    """The clauses of a caption: what stands between commas, full stops and the word "and"."""
+    """Returns the clauses of a caption: what stands between commas, semicolons, full stops and the word "and"."""
     parts = (normalise(part) for part in re.split(r"[,.;]|\band\b", caption.lower()))
     return frozenset(part for part in parts if part)
 
 
 def clause_f1(prediction: str, answer: str) -> float:
-    """F1 over sets of clauses: 2·|both| / (|predicted| + |true|), in [0, 1].
+    """Returns F1 over sets of clauses, 2·|both| / (|predicted| + |true|), in [0, 1].
 
     Raises:
         UserError: the true caption has no clause.

@@ -1,6 +1,6 @@
-"""What covers each patch of a picture of the embedded world, in words: the dense targets of a vision tower.
+"""Says in words what covers each patch of a picture of the embedded world.
 
-P patches per picture, in reading order.
+A vision tower is trained on these words. A picture has P patches, in reading order.
 """
 
 import numpy as np
@@ -8,16 +8,16 @@ from PIL import Image
 
 from data.shapes.scenes import BACKGROUND, CELL_SIZE, COLORS, IMAGE_SIZE, PLACES, SHAPES, SIZES, WORDS, Scene
 
-# Words that exclude each other: a patch has at most one of a group. As answers say them, so digits but the first of a
-# number stand without a space.
+# Words that exclude each other, so that a patch has at most one of a group. They are written as in answers: every word
+# begins with a space, but for the second digit of a number.
 GROUPS = {
-    "empty": (" nothing",),  # one direction for all that is background, which has no place either
+    "empty": (" nothing",),  # the background, which has no row or column either
     "row": tuple(dict.fromkeys(f" {place.split()[0]}" for place in PLACES)),
     "column": tuple(dict.fromkeys(f" {place.split()[1]}" for place in PLACES)),
     "color": tuple(f" {color}" for color in COLORS),
     "shape": tuple(f" {shape}" for shape in SHAPES),
     "size": tuple(f" {size}" for size in SIZES),
-    "thing": (" thing",),  # one patch per thing, just above and left of its middle: what is to be counted stands once
+    "thing": (" thing",),  # one patch per thing, just above and left of its middle, so that things can be counted
     "kind": (" word", " number"),
     "word": tuple(f" {word}" for word in WORDS),
     "tens": tuple(f" {digit}" for digit in range(10)),
@@ -25,12 +25,12 @@ GROUPS = {
 }
 NO_WORD = -100
 
-_COVERED_PIXELS = 6  # fewer than this many pixels do not make a patch covered
-_VISIBLE = 60  # summed difference of the channels from the background
+_COVERED_PIXELS = 6  # a patch is covered where at least this many of its pixels are visible
+_VISIBLE = 60  # a pixel is visible where its channels differ from the background by more than this, summed up
 
 
 def patch_words(scene: Scene, image: Image.Image, patch_size: int) -> np.ndarray:
-    """The words for every patch, as indices into each of GROUPS.
+    """Returns the words for every patch, as indices into each of GROUPS.
 
     Args:
         scene: what the picture shows.
@@ -38,7 +38,7 @@ def patch_words(scene: Scene, image: Image.Image, patch_size: int) -> np.ndarray
         patch_size: side of a patch in pixels; it divides IMAGE_SIZE.
 
     Returns:
-        [P, len(GROUPS)] int64; NO_WORD where nothing of the group covers the patch.
+        [P, len(GROUPS)] int64, NO_WORD where nothing of the group covers the patch.
     """
     side = IMAGE_SIZE // patch_size
     assert side * patch_size == IMAGE_SIZE and image.size == (IMAGE_SIZE, IMAGE_SIZE)

@@ -1,11 +1,17 @@
-"""Questions about the scenes of the embedded world, in six families that mirror the public benchmarks.
+"""Questions about the scenes of the embedded world, in six families that mirror public benchmarks.
 
-existence (POPE), attribute: colour, shape, size, number (VQAv2), relation: on which side (GQA), reading (TextVQA),
-choice between four options (MMBench), caption. Every family needs the picture: the text of a question tells at most
-how likely its answers are. Training conversations also ask what no family asks: simpler questions (what is in a place,
-whether one colour is present), the lower rungs of the ladder, and which thing is next to another.
+existence (POPE): is there such a thing?
+attribute (VQAv2): colour, shape, size or number of things.
+relation (GQA): on which side of another thing a thing stands.
+reading (TextVQA): the word or number of the sign.
+choice (MMBench): a question with four options.
+caption: a description of the picture.
 
-An asker takes a scene and a random generator and gives one turn (question, answer), or None where the scene has
+Every family needs the picture. The text of a question tells at most how likely its answers are. Training conversations
+also ask what no family asks: which thing is next to another, and simpler questions that are learnt first, such as what
+is in a place or whether a colour is present.
+
+An asker takes a scene and a random generator. It returns one turn (question, answer), or None where the scene has
 nothing to ask about.
 """
 
@@ -15,7 +21,7 @@ from collections.abc import Callable, Iterable
 
 from data.shapes.scenes import COLORS, PLACES, SHAPES, WORDS, Scene, Thing
 
-FAMILIES = ("existence", "attribute", "relation", "reading", "choice", "caption")
+QUESTION_FAMILIES = ("existence", "attribute", "relation", "reading", "choice", "caption")
 NOTHING = "nothing"
 NOWHERE = "nowhere"
 CAPTION_REQUEST = "Describe the picture."
@@ -27,7 +33,10 @@ _STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1,
 
 
 def _absent_name(scene: Scene, rng: random.Random) -> str:
-    """A colour and shape that no thing has; in two of three cases both are in the picture, or at least one is."""
+    """Returns a colour and shape that no thing has.
+
+    In two of three cases the picture has both of them, or at least one.
+    """
     names = {thing.name for thing in scene.things}
     colors = {thing.color for thing in scene.things}
     shapes = {thing.shape for thing in scene.things}
@@ -43,7 +52,7 @@ def _with_article(name: str) -> str:
 
 
 def _unique(scene: Scene, attribute: Callable[[Thing], str]) -> list[Thing]:
-    """The things that share this attribute with no other."""
+    """Returns the things that share this attribute with no other thing."""
     counts = Counter(map(attribute, scene.things))
     return [thing for thing in scene.things if counts[attribute(thing)] == 1]
 
@@ -76,7 +85,11 @@ def _ask_size(scene: Scene, rng: random.Random) -> Turn:
 
 
 def _ask_number(scene: Scene, rng: random.Random) -> Turn:
-    """How many things share an attribute: first how many it shall be, then which attribute has that many."""
+    """Asks how many things share an attribute.
+
+    The number is drawn first, then an attribute that this many things share. So every number that some attribute of the
+    scene has is equally likely.
+    """
     counts = {"a thing": len(scene.things)}
     counts |= {_with_article(f"{color} thing"): sum(thing.color == color for thing in scene.things) for color in COLORS}
     counts |= {f"a {shape}-shaped thing": sum(thing.shape == shape for thing in scene.things) for shape in SHAPES}
@@ -86,7 +99,7 @@ def _ask_number(scene: Scene, rng: random.Random) -> Turn:
 
 
 def _ask_side(scene: Scene, rng: random.Random) -> Turn | None:
-    """On which side of another thing a thing is: the pair must differ in that direction."""
+    """Asks on which side of another thing a thing is. The two must differ in that direction."""
     pairs = [(a, b) for a in scene.things for b in scene.things if a.column != b.column or a.row != b.row]
     if not pairs:
         return None
@@ -100,7 +113,7 @@ def _ask_side(scene: Scene, rng: random.Random) -> Turn | None:
 
 
 def _ask_neighbor(scene: Scene, rng: random.Random) -> Turn | None:
-    """Which thing is in the cell next to a thing."""
+    """Asks which thing is in the cell next to a thing."""
     by_place = {(thing.row, thing.column): thing for thing in scene.things}
     pairs = [
         (thing, direction, by_place[place])
@@ -119,7 +132,7 @@ def _ask_reading(scene: Scene, rng: random.Random) -> Turn:
 
 
 def _choose(turn: Turn | None, present: list[str], possible: Iterable[str], rng: random.Random) -> Turn | None:
-    """The same question with four options; wrong ones are things of the picture as far as there are any."""
+    """Returns the same question with four options. Wrong options come from the picture as far as it has any."""
     if turn is None:
         return None
     question, answer = turn
@@ -190,7 +203,7 @@ _FAMILY_ASKERS: dict[str, tuple[Asker, ...]] = {
     "choice": (_choose_color, _choose_shape, _choose_word),
     "caption": (_ask_caption,),
 }
-# Looking up by colour is learnt long before looking up by shape, unless more is asked by shape.
+# Models learn to look up by colour long before they look up by shape, unless more questions ask by shape.
 _LOOKUPS: dict[Asker, int] = {  # asker: how often it is chosen, relative to the others
     _ask_color: 3,
     _ask_shape: 1,
@@ -246,24 +259,30 @@ CONVERSATIONS: dict[str, dict[Asker, int]] = {
         _look_at_place: 1,
     },
 }
-_CAPTIONED = 1 / 3  # more, and the many words of captions outweigh the few of answers
+_CAPTIONED = 1 / 3  # with more of them, the many words of captions would outweigh the few of answers
 
 
 def ask_family(scene: Scene, family: str, rng: random.Random) -> list[Turn]:
-    """One question of `family`, every form as likely; none where the scene gives the chosen form nothing to ask."""
+    """Returns one question of `family`, all its forms equally likely, as a list of one turn.
+
+    The list is empty where the scene gives the chosen form nothing to ask.
+    """
     turn = rng.choice(_FAMILY_ASKERS[family])(scene, rng)
     return [] if turn is None else [turn]
 
 
 def ask_conversation(scene: Scene, kinds: str, num_questions: int, rng: random.Random) -> list[Turn]:
-    """Different questions about one scene; in a third of the conversations the caption comes last.
+    """Returns different questions about one scene. In a third of the conversations the caption comes last.
 
     A scene of few things may have fewer than `num_questions` to ask about.
 
     Args:
-        kinds: one of CONVERSATIONS. "lookup": what is where; "all": the families' questions as well;
-            "hard": most of those that are learnt last, and the rungs below them; "exam": hardly anything but the
-            families' questions, the harder the more often.
+        scene: what the picture shows.
+        kinds: one of CONVERSATIONS. "lookup" asks what is where. "all" asks the families' questions as well. "hard"
+            asks most often those that are learnt last, and also the simpler ones that lead to them. "exam" asks hardly
+            anything but the families' questions, the harder the more often.
+        num_questions: the largest number of turns.
+        rng: the only source of randomness.
     """
     turns: dict[str, str] = {}
     captioned = rng.random() < _CAPTIONED

@@ -1,9 +1,10 @@
 """The scenes of the embedded world, and how they are drawn.
 
-A picture of 96 x 96 pixels is a 3 x 3 grid of cells. One to four things stand in cells of their own (no two of the
-same colour and shape), and a sign in another cell shows a three-letter word or a number of two digits. Which part of
-the world (train, validation, calibration, test) a scene belongs to follows from a hash of its description, so no
-scene of one part is ever drawn in another.
+A picture of 96 x 96 pixels is a 3 x 3 grid of cells. One to four things stand in cells of their own. No two of them
+have the same colour and shape. A sign in another cell shows a three-letter word or a number of two digits.
+
+The world has four parts: train, validation, calibration and test. A hash of its description decides to which part a
+scene belongs, so no scene of one part ever occurs in another.
 """
 
 import hashlib
@@ -36,7 +37,15 @@ _MAX_SHIFT = 1  # pixels by which a thing may stand off the middle of its cell
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape. `cell` counts in reading order; `center` is in pixels and no part of the description."""
+    """One coloured shape.
+
+    Attributes:
+        cell: its cell, from 0 to 8 in reading order.
+        color: a key of COLORS.
+        shape: one of SHAPES.
+        size: a key of SIZES.
+        center: (x, y) in pixels. It is no part of the description.
+    """
 
     cell: int
     color: str
@@ -59,7 +68,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Sign:
-    """The written word or number, in a cell of its own."""
+    """The written word or number, in a cell of its own, from 0 to 8 in reading order."""
 
     cell: int
     text: str
@@ -71,32 +80,35 @@ class Sign:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: things in reading order, and the sign."""
+    """What a picture shows: its things, in reading order, and the sign."""
 
     things: tuple[Thing, ...]
     sign: Sign
 
     @property
     def description(self) -> str:
-        """The scene in words, in reading order; it is also the answer to the request for a caption."""
+        """The scene in words, in reading order. It is also the answer to the request for a caption."""
         clauses = {thing.cell: f"{PLACES[thing.cell]}: {thing.size} {thing.name}" for thing in self.things}
         clauses[self.sign.cell] = f"{PLACES[self.sign.cell]}: {self.sign.kind} {self.sign.text}"
         return ", ".join(clauses[cell] for cell in sorted(clauses))
 
     @property
     def part(self) -> str:
-        """The part of the world that alone may show this scene."""
+        """The only part of the world that may show this scene."""
         bucket = int.from_bytes(hashlib.sha256(self.description.encode()).digest()[:4], "big") % 100
         return next(part for part, buckets in _PARTS.items() if bucket in buckets)
 
 
 def sample_scene(rng: random.Random, part: str, min_things: int, max_things: int) -> Scene:
-    """Draw a scene of `part`. Half the scenes have few colours and shapes, so that things are easily confused.
+    """Returns a random scene of `part`.
+
+    Half the scenes have few colours and shapes, so that things are easily confused.
 
     Args:
-        rng: all that is drawn comes from it.
+        rng: the only source of randomness.
         part: one of train, validation, calibration, test.
-        min_things, max_things: bounds of the number of things, both included.
+        min_things: the smallest number of things.
+        max_things: the largest number of things.
     """
     while True:
         crowded = rng.random() < 0.5
@@ -107,11 +119,11 @@ def sample_scene(rng: random.Random, part: str, min_things: int, max_things: int
         sign_cell, *cells = rng.sample(range(9), count + 1)
         things = []
         for cell, (color, shape) in zip(sorted(cells), rng.sample(pairs, count), strict=True):
-            center = tuple(
+            x, y = (
                 CELL_SIZE * index + CELL_SIZE // 2 + rng.randint(-_MAX_SHIFT, _MAX_SHIFT)
                 for index in (cell % 3, cell // 3)
             )
-            things.append(Thing(cell, color, shape, rng.choice(list(SIZES)), center))
+            things.append(Thing(cell, color, shape, rng.choice(list(SIZES)), (x, y)))
         text = rng.choice(WORDS) if rng.random() < 0.5 else str(rng.randint(10, 99))
         scene = Scene(tuple(things), Sign(sign_cell, text))
         if scene.part == part:
@@ -119,7 +131,7 @@ def sample_scene(rng: random.Random, part: str, min_things: int, max_things: int
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """Draw a scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels; the same scene gives the same pixels."""
+    """Draws a scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels. The same scene gives the same pixels."""
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -149,7 +161,7 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
 
 
 def _draw_sign(image: Image.Image, sign: Sign) -> None:
-    """Write the sign in capitals, enlarged from Pillow's own bitmap font: no font file decides how it looks."""
+    """Writes the sign in capitals, enlarged from Pillow's own bitmap font. No font file decides how it looks."""
     font = ImageFont.load_default_imagefont()
     left, top, right, bottom = font.getbbox(sign.text.upper())
     ink = Image.new("L", (right - left, bottom - top), 0)

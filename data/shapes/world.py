@@ -1,7 +1,7 @@
 """The embedded world on disk: pictures of coloured shapes with questions whose answers are known.
 
-It is written once, as PNG files and LLaVA JSON, and read back by the loader that reads any other LLaVA JSON. The
-scenes are in data/shapes/scenes.py, the questions in data/shapes/questions.py.
+It is written once, as PNG files and LLaVA JSON, and read back by the loader that reads any other LLaVA JSON. The scenes
+come from data/shapes/scenes.py, the questions from data/shapes/questions.py.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from data.shapes.questions import FAMILIES, Turn, ask_conversation, ask_family
+from data.shapes.questions import QUESTION_FAMILIES, Turn, ask_conversation, ask_family
 from data.shapes.scenes import Scene, draw_scene, sample_scene
 
 WORLDS = Path(__file__).resolve().parents[1] / "cache"
@@ -48,14 +48,14 @@ class WorldSettings(BaseModel, extra="forbid", frozen=True):
 
 
 def write_world(cache: Path, settings: WorldSettings) -> dict[str, Path]:
-    """Write the world of `settings` below `cache`, once, and say where its JSON files are.
+    """Writes the world of `settings` below `cache`, unless it is there already.
 
     Args:
-        cache: folder that holds one folder per world; it is made if need be.
+        cache: the folder that holds one folder per world. It is made if it is missing.
         settings: seed and splits.
 
     Returns:
-        Name of each split: path of its LLaVA JSON. Its images' paths are relative to the JSON's folder.
+        Name of each split: path of its LLaVA JSON. The image paths in it are relative to the JSON's folder.
     """
     fingerprint = hashlib.sha256(f"{_WORLD_VERSION} {settings.model_dump_json()}".encode()).hexdigest()[:12]
     directory = cache / f"shapes-{fingerprint}"
@@ -69,7 +69,7 @@ def write_world(cache: Path, settings: WorldSettings) -> dict[str, Path]:
             try:
                 temporary.rename(directory)
             except OSError:
-                if not directory.is_dir():  # else another run has written the same world meanwhile
+                if not directory.is_dir():  # if it is there, another run has written the same world meanwhile
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -77,11 +77,14 @@ def write_world(cache: Path, settings: WorldSettings) -> dict[str, Path]:
 
 
 def split_rows(name: str, split: SplitSettings, seed: int) -> Iterator[tuple[Scene, str | None, list[Turn]]]:
-    """Scene, family (None where several questions are asked) and turns of each row of a split, always the same."""
+    """Yields scene, family and turns of each row of a split, the same ones at every call.
+
+    The family is None where a row asks several questions.
+    """
     for index in range(split.rows):
         rng = random.Random(f"{seed}/{name}/{index}")
-        family = FAMILIES[index % len(FAMILIES)] if split.questions == 1 else None
-        turns = []
+        family = QUESTION_FAMILIES[index % len(QUESTION_FAMILIES)] if split.questions == 1 else None
+        turns: list[Turn] = []
         while not turns:
             scene = sample_scene(rng, split.part, split.min_things, split.max_things)
             turns = (
@@ -94,12 +97,13 @@ def _write_split(directory: Path, name: str, split: SplitSettings, seed: int) ->
     (directory / "images" / name).mkdir(parents=True)
     rows = []
     for index, (scene, family, turns) in enumerate(split_rows(name, split, seed)):
-        row = {"id": f"{name}-{index:06d}", "image": f"images/{name}/{index:06d}.png"}
+        image = f"images/{name}/{index:06d}.png"
+        row: dict[str, Any] = {"id": f"{name}-{index:06d}", "image": image}
         if family:
             row["family"] = family
         messages = [message for turn in turns for message in zip(("human", "gpt"), turn, strict=True)]
-        row["conversations"] = [{"from": who, "value": text} for who, text in messages]
+        row["conversations"] = [{"from": speaker, "value": text} for speaker, text in messages]
         row["conversations"][0]["value"] = "<image>\n" + row["conversations"][0]["value"]
-        draw_scene(scene).save(directory / row["image"], compress_level=1)
+        draw_scene(scene).save(directory / image, compress_level=1)
         rows.append(row)
     (directory / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")

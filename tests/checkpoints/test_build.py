@@ -7,6 +7,7 @@ from transformers import GPT2Config, LlavaConfig, LlavaForConditionalGeneration
 
 from checkpoints.build import build_student, dense_config, dense_on_meta, load_dense
 from modeling.layer_plan import LayerPlan
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import INTERMEDIATE_SIZE, NUM_LAYERS, tiny_batch, tiny_dense
 
@@ -137,9 +138,9 @@ def test_lists_on_dense_weights_equal_integers_on_permuted_weights(num_units):
 def test_a_plan_that_does_not_fit_is_refused_and_moves_nothing():
     dense, _ = tiny_dense()
     before = copy.deepcopy(dense.state_dict())
-    with pytest.raises(ValueError, match="got 2 layers, the model has 3"):
+    with pytest.raises(UserError, match="got 2 layers, the model has 3"):
         build_student(dense, VisualPlan(layers=LISTS.layers[:2]))
-    with pytest.raises(ValueError, match="ffn: got 65, the model has 64"):
+    with pytest.raises(UserError, match="ffn: got 65, the model has 64"):
         build_student(dense, VisualPlan.dense(NUM_LAYERS).replace(1, ffn=INTERMEDIATE_SIZE + 1))
     assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
 
@@ -172,9 +173,9 @@ def test_load_dense(dense_folder):
 
 
 def test_missing_models_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="without config.json"):
+    with pytest.raises(UserError, match="without config.json"):
         load_dense(tmp_path, "float32")
-    with pytest.raises(ValueError, match="no such model in the folder"):
+    with pytest.raises(UserError, match="no such model in the folder"):
         load_dense(tmp_path / "nowhere", "float32")
 
 
@@ -189,14 +190,14 @@ def test_missing_models_are_refused(tmp_path):
 def test_other_models_are_refused_by_their_config(dense_folder, changes, got):
     edit_config(dense_folder, **changes)
     with pytest.raises(
-        ValueError, match=f"{got}.*supported: .*'llava' with a 'llama' or 'mistral' or 'qwen2' text model"
+        UserError, match=f"{got}.*supported: .*'llava' with a 'llama' or 'mistral' or 'qwen2' text model"
     ):
         load_dense(dense_folder, "float32")
 
 
 def test_a_text_model_is_refused(tmp_path):
     GPT2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="got a 'gpt2' model"):
+    with pytest.raises(UserError, match="got a 'gpt2' model"):
         dense_config(tmp_path)
 
 
@@ -204,32 +205,32 @@ def test_pickled_weights_are_refused(dense_folder):
     model, _ = tiny_dense()
     (dense_folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), dense_folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="no readable safetensors weights"):
+    with pytest.raises(UserError, match="no readable safetensors weights"):
         load_dense(dense_folder, "float32")
 
 
 def test_truncated_weights_are_refused(dense_folder):
     weights = dense_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="no readable safetensors weights"):
+    with pytest.raises(UserError, match="no readable safetensors weights"):
         load_dense(dense_folder, "float32")
 
 
 def test_weights_that_do_not_cover_the_config_are_refused(dense_folder):
     edit_config(dense_folder, text_config__num_hidden_layers=4)
-    with pytest.raises(ValueError, match="weights are missing or of another shape.*layers.3"):
+    with pytest.raises(UserError, match="weights are missing or of another shape.*layers.3"):
         load_dense(dense_folder, "float32")
 
 
 def test_weights_of_another_shape_are_refused(dense_folder):
     edit_config(dense_folder, text_config__intermediate_size=32)
-    with pytest.raises(ValueError, match="weights are missing or of another shape"):
+    with pytest.raises(UserError, match="weights are missing or of another shape"):
         load_dense(dense_folder, "float32")
 
 
 def test_a_model_without_processor_is_refused(tmp_path):
     tiny_dense()[0].save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no readable processor"):
+    with pytest.raises(UserError, match="no readable processor"):
         load_dense(tmp_path, "float32")
 
 
@@ -237,13 +238,13 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(dense_folder):
     _, processor = tiny_dense()
     processor.tokenizer.add_tokens(["one_too_many"])
     processor.save_pretrained(dense_folder)
-    with pytest.raises(ValueError, match="the tokenizer has .* tokens, the model's vocabulary only"):
+    with pytest.raises(UserError, match="the tokenizer has .* tokens, the model's vocabulary only"):
         load_dense(dense_folder, "float32")
 
 
 def test_another_picture_token_is_refused(dense_folder):
     edit_config(dense_folder, image_token_index=3)
-    with pytest.raises(ValueError, match="the processor marks pictures with token 4, the model with 3"):
+    with pytest.raises(UserError, match="the processor marks pictures with token 4, the model with 3"):
         load_dense(dense_folder, "float32")
 
 
@@ -257,3 +258,74 @@ def test_dense_on_meta_needs_only_a_config(tmp_path):
         name: value.shape for name, value in model.state_dict().items()
     }
     assert isinstance(on_meta.config, LlavaConfig)
+
+
+# ---- what a library cannot read ----
+
+
+@pytest.mark.parametrize("content", ["{", "\udcff", "[1]", "3"])
+def test_a_config_that_is_no_json_object_is_refused(dense_folder, content):
+    (dense_folder / "config.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"config.json: (not a JSON file|got (list|int), expected a JSON object)"):
+        load_dense(dense_folder, "float32")
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"text_config": {"model_type": "nope"}}, "nope"),
+        ({"vision_config": {"model_type": "nope"}}, "nope"),
+        ({"text_config__hidden_size": "a"}, "hidden_size"),
+        ({"text_config__num_attention_heads": 5}, "attention heads"),
+        ({"text_config__rope_parameters": {"rope_type": "linear"}}, "factor"),
+        ({"dtype": "floaty"}, "floaty"),
+    ],
+)
+def test_a_config_that_transformers_refuses_is_refused(dense_folder, changes, complaint):
+    edit_config(dense_folder, **changes)
+    with pytest.raises(UserError, match=f"(?s)dense: not a config that transformers accepts .*{complaint}"):
+        dense_config(dense_folder)
+
+
+def test_a_model_that_transformers_cannot_build_is_refused(dense_folder):
+    edit_config(dense_folder, text_config__hidden_act="nope")
+    with pytest.raises(UserError, match="dense: transformers cannot build this model .*nope"):
+        load_dense(dense_folder, "float32")
+    with pytest.raises(UserError, match="dense: transformers cannot build this model .*nope"):
+        dense_on_meta(dense_folder)
+
+
+def test_quantized_weights_without_their_library_are_refused(dense_folder):
+    edit_config(dense_folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(UserError, match="dense: transformers cannot build this model .*bitsandbytes"):
+        load_dense(dense_folder, "float32")
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00"])
+def test_broken_processor_files_are_refused(dense_folder, name, content):
+    (dense_folder / name).write_bytes(content)
+    with pytest.raises(UserError, match="dense: no readable processor and tokenizer"):
+        load_dense(dense_folder, "float32")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("tokenizer.json", None),
+        ("tokenizer.json", {}),
+        ("tokenizer_config.json", {"eos_token": 3}),
+        ("processor_config.json", {"image_processor": {"image_processor_type": "Nope"}}),
+        ("processor_config.json", {"image_processor": {"image_processor_type": "CLIPImageProcessor", "size": "x"}}),
+        ("processor_config.json", {"processor_class": "Nope"}),
+    ],
+)
+def test_a_processor_that_transformers_refuses_is_refused(dense_folder, name, content):
+    file = dense_folder / name
+    if content is None:
+        file.unlink()
+    else:
+        kept = {} if name == "tokenizer.json" else json.loads(file.read_text())
+        file.write_text(json.dumps(kept | content))
+    with pytest.raises(UserError, match="dense: no readable processor and tokenizer"):
+        load_dense(dense_folder, "float32")

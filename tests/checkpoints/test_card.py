@@ -3,6 +3,7 @@ from huggingface_hub import ModelCard
 
 from checkpoints.card import base_license, cost_table, model_card, plan_table
 from modeling.layer_plan import LayerPlan
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_dense
 
@@ -76,3 +77,20 @@ def test_licence_of_the_base_model(tmp_path):
     assert base_license(tmp_path) == "apache-2.0"
     (tmp_path / "README.md").write_text("no metadata\n")
     assert base_license(tmp_path) is None
+
+
+@pytest.mark.parametrize("metadata", ["- a", "a: [", "model-index: 3"])
+def test_a_card_with_broken_metadata_is_refused(tmp_path, metadata):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# base\n")
+    with pytest.raises(UserError, match=r"README.md: not a model card that can be read"):
+        base_license(tmp_path)
+
+
+def test_a_card_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"README.md: not a model card that can be read"):
+        base_license(tmp_path)
+
+
+def test_a_name_that_the_hub_cannot_have_has_no_licence():
+    assert base_license("a/b/c/d") is None

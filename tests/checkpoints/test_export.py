@@ -16,8 +16,9 @@ from transformers import (
 
 from checkpoints import export
 from checkpoints.build import build_student
-from checkpoints.export import export_checkpoint, fresh_process_logits
+from checkpoints.export import check_output, export_checkpoint, fresh_process_logits
 from modeling.layer_plan import LayerPlan
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_batch, tiny_dense
 
@@ -245,8 +246,15 @@ def test_what_is_not_ours_is_left_alone(tmp_path):
     file.write_text("")
     tiny_dense()[0].save_pretrained(dense)
     for output in (folder, dense):
-        with pytest.raises(ValueError, match="not empty and not a sparse checkpoint"):
+        with pytest.raises(UserError, match="not empty and not a sparse checkpoint"):
             export_checkpoint(model, processor, output, **arguments)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         export_checkpoint(model, processor, file, **arguments)
     assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_folder_whose_config_cannot_be_read_is_left_alone(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json: "):
+        check_output(tmp_path)

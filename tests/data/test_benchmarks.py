@@ -3,7 +3,8 @@
 import pytest
 
 from data.benchmarks.shapes import clauses, score
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
+from modeling.user_error import UserError
 
 
 @pytest.mark.parametrize("family", ["attribute", "relation", "reading", "choice"])
@@ -31,7 +32,7 @@ def test_existence_is_yes_or_no(prediction, answer, expected):
 
 
 def test_existence_refuses_another_truth():
-    with pytest.raises(ValueError, match="existence is 'perhaps', allowed: yes, no"):
+    with pytest.raises(UserError, match="existence is 'perhaps', allowed: yes, no"):
         score("existence", "perhaps", "perhaps")
 
 
@@ -56,17 +57,17 @@ def test_and_inside_a_word_does_not_split():
 
 
 def test_a_caption_needs_a_true_clause():
-    with pytest.raises(ValueError, match="without a clause"):
+    with pytest.raises(UserError, match="without a clause"):
         score("caption", "a red cross", " , .")
 
 
 def test_unknown_family_is_refused_by_name():
-    with pytest.raises(ValueError, match="'poetry' has no metric, allowed: existence"):
+    with pytest.raises(UserError, match="'poetry' has no metric, allowed: existence"):
         score("poetry", "red", "red")
 
 
 def test_every_family_has_a_metric():
-    truths = dict.fromkeys(FAMILIES, "red") | {"existence": "yes"}
-    assert {family: score(family, truths[family], truths[family]) for family in FAMILIES} == dict.fromkeys(
-        FAMILIES, 1.0
+    truths = dict.fromkeys(QUESTION_FAMILIES, "red") | {"existence": "yes"}
+    assert {family: score(family, truths[family], truths[family]) for family in QUESTION_FAMILIES} == dict.fromkeys(
+        QUESTION_FAMILIES, 1.0
     )

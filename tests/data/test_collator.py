@@ -6,6 +6,7 @@ from PIL import Image
 
 from data.collator import Collator
 from data.conversations import Sample, encode, encode_prompt
+from modeling.user_error import UserError
 from tests.tiny_processor import tiny_processor
 
 
@@ -105,5 +106,5 @@ def test_samples_are_left_as_they_were(samples):
 def test_tokenizer_without_pad_token():
     processor = tiny_processor()
     processor.tokenizer.pad_token = None
-    with pytest.raises(ValueError, match="no pad token"):
+    with pytest.raises(UserError, match="no pad token"):
         Collator(processor)

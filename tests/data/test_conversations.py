@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from data.conversations import BadSample, Sample, load_llava_json
+from modeling.user_error import UserError
 
 
 @pytest.fixture
@@ -111,14 +112,14 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("bad, message", BAD_ROWS.values(), ids=BAD_ROWS)
 def test_bad_row(load, bad, message):
-    with pytest.raises(ValueError, match=rf"rows.json: row 1 \(id .*{message}"):
+    with pytest.raises(UserError, match=rf"rows.json: row 1 \(id .*{message}"):
         load([GOOD, bad])
 
 
 def test_image_by_absolute_path_and_by_link_outside(load, root):
     (root / "link.png").symlink_to(root.parent / "secret.png")
     for name in (str(root.parent / "secret.png"), "link.png"):
-        with pytest.raises(ValueError, match=r"row 0 \(id 'r'\): image '.*' lies outside its root"):
+        with pytest.raises(UserError, match=r"row 0 \(id 'r'\): image '.*' lies outside its root"):
             load([row(human("<image>"), gpt("b"), image=name)])
 
 
@@ -139,7 +140,7 @@ def test_share_of_bad_rows(load):
     rows = [GOOD, row(gpt("a")), GOOD, row(human("a"))]
     assert len(load(rows, on_bad_sample="skip", max_bad_share=0.5)[1]) == 2
     with pytest.raises(
-        ValueError, match=r"2 of 4 samples are bad, at most a share of 0.49 .* the first: .*row 1 .*starts with"
+        UserError, match=r"2 of 4 samples are bad, at most a share of 0.49 .* the first: .*row 1 .*starts with"
     ):
         load(rows, on_bad_sample="skip", max_bad_share=0.49)
 
@@ -156,17 +157,17 @@ def test_share_of_bad_rows(load):
     }.values(),
 )
 def test_not_a_list_of_rows(load, content, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         load(content)
 
 
 def test_not_text(root):
     path = root.parent / "rows.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="rows.json: not JSON .*utf-8"):
+    with pytest.raises(UserError, match="rows.json: not JSON .*utf-8"):
         load_llava_json(path, root)
 
 
 def test_missing_file(root):
-    with pytest.raises(ValueError, match="nowhere.json: cannot be read .No such file"):
+    with pytest.raises(UserError, match="nowhere.json: cannot be read .No such file"):
         load_llava_json(root / "nowhere.json", root)

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from data.images import find_image, open_image, process_images, read_image_size, tokens_at
+from modeling.user_error import UserError
+from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor
 
 
@@ -30,12 +32,12 @@ def test_finds_a_picture_under_its_root(root):
 
 @pytest.mark.parametrize("name", ["../secret.png", "deep/../../secret.png", "../pictures2/near.png"])
 def test_relative_path_outside_the_root(root, name):
-    with pytest.raises(ValueError, match=r"lies outside its root .*pictures'"):
+    with pytest.raises(UserError, match=r"lies outside its root .*pictures'"):
         find_image(root, name)
 
 
 def test_absolute_path_outside_the_root(root, tmp_path):
-    with pytest.raises(ValueError, match="lies outside its root"):
+    with pytest.raises(UserError, match="lies outside its root"):
         find_image(root, str(tmp_path / "secret.png"))
 
 
@@ -43,7 +45,7 @@ def test_symbolic_links_out_of_the_root(root, tmp_path):
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "folder").symlink_to(tmp_path)
     for name in ("link.png", "folder/secret.png"):
-        with pytest.raises(ValueError, match="lies outside its root"):
+        with pytest.raises(UserError, match="lies outside its root"):
             find_image(root, name)
 
 
@@ -55,7 +57,7 @@ def test_symbolic_links_within_the_root_and_of_the_root_are_fine(root, tmp_path)
 
 @pytest.mark.parametrize("name", ["missing.png", "deep", ""])
 def test_missing_picture(root, name):
-    with pytest.raises(ValueError, match="is not a file under"):
+    with pytest.raises(UserError, match="is not a file under"):
         find_image(root, name)
 
 
@@ -82,16 +84,16 @@ def png_header(width, height):
 @pytest.mark.parametrize("read", [open_image, read_image_size])
 def test_gigantic_picture_is_refused_by_its_header(root, read):
     (root / "large.png").write_bytes(png_header(8001, 8000))
-    with pytest.raises(ValueError, match=r"too large \(8001 x 8000 pixels\); at most 64000000 pixels"):
+    with pytest.raises(UserError, match=r"too large \(8001 x 8000 pixels\); at most 64000000 pixels"):
         read(root / "large.png")
     (root / "bomb.png").write_bytes(png_header(100_000, 100_000))  # here PIL itself stops
-    with pytest.raises(ValueError, match=r"bomb.png' is too large .* at most 64000000 pixels"):
+    with pytest.raises(UserError, match=r"bomb.png' is too large .* at most 64000000 pixels"):
         read(root / "bomb.png")
 
 
 def test_the_pixel_limit_is_inclusive_and_configurable(root):
     assert open_image(root / "deep" / "good.png", max_pixels=1200).size == (40, 30)
-    with pytest.raises(ValueError, match=r"\(40 x 30 pixels\); at most 1199 pixels"):
+    with pytest.raises(UserError, match=r"\(40 x 30 pixels\); at most 1199 pixels"):
         open_image(root / "deep" / "good.png", max_pixels=1199)
 
 
@@ -101,7 +103,7 @@ def test_truncated_picture(root, suffix):
     Image.effect_noise((64, 64), 90).convert("RGB").save(whole)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
     assert open_image(whole).size == (64, 64)
-    with pytest.raises(ValueError, match=rf"cut.{suffix}' (is truncated or corrupt|cannot be read|is not a picture)"):
+    with pytest.raises(UserError, match=rf"cut.{suffix}' (is truncated or corrupt|cannot be read|is not a picture)"):
         open_image(cut)
 
 
@@ -109,14 +111,48 @@ def test_corrupt_chunk(root):
     content = bytearray((root / "deep" / "good.png").read_bytes())
     content[content.index(b"IDAT") + 100] ^= 0xFF
     (root / "corrupt.png").write_bytes(content)
-    with pytest.raises(ValueError, match="corrupt.png' is truncated or corrupt"):
+    with pytest.raises(UserError, match="corrupt.png' is truncated or corrupt"):
         open_image(root / "corrupt.png")
+
+
+@pytest.mark.parametrize("suffix", ["dds", "ppm", "im"])
+def test_a_file_on_which_pil_raises_other_errors(root, suffix):
+    """PIL's parsers raise ValueError on some broken files."""
+    path = root / f"broken.{suffix}"
+    Image.effect_noise((40, 30), 50).convert("RGB").save(path)
+    content = path.read_bytes()
+    path.write_bytes(
+        content[:-3000] if suffix == "dds" else content.replace(b"255", b"25k").replace(b"40*30", b"4k*30")
+    )
+    with pytest.raises(UserError, match=f"broken.{suffix}' (is truncated or corrupt|cannot be read)"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+@pytest.mark.parametrize("read", [open_image, read_image_size])
+def test_a_picture_whose_opening_raises(root, monkeypatch, read, error):
+    def fail(*arguments, **options):
+        raise error("bad metadata")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"good.png' cannot be read \(bad metadata\)"):
+        read(root / "deep" / "good.png")
+
+
+def test_a_picture_that_the_image_processor_refuses(root):
+    path = root / "line.png"
+    Image.new("RGB", (500, 1)).save(path)
+    complaint = "a picture of 500 x 1 pixels is refused by Qwen2VLImageProcessorPil .*aspect ratio"
+    with pytest.raises(UserError, match=complaint):
+        tokens_at((1, 500), QWEN2_VL.processor())
+    with pytest.raises(UserError, match=complaint):
+        process_images([path], QWEN2_VL.processor())
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all"])
 def test_not_a_picture(root, content):
     (root / "text.png").write_bytes(content)
-    with pytest.raises(ValueError, match="text.png' is not a picture that PIL can read"):
+    with pytest.raises(UserError, match="text.png' is not a picture that PIL can read"):
         open_image(root / "text.png")
 
 

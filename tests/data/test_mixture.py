@@ -12,6 +12,8 @@ from transformers import LlavaProcessor
 from data.conversations import Sample, encode
 from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture, draw_samples
+from modeling.user_error import UserError
+from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor
 
 
@@ -76,7 +78,7 @@ def test_num_samples(source):
 
 
 def test_more_samples_than_there_are(source):
-    with pytest.raises(ValueError, match="a.json: num_samples is 11, but the file has 10 good samples"):
+    with pytest.raises(UserError, match="a.json: num_samples is 11, but the file has 10 good samples"):
         draw_samples([source("a", 10, num_samples=11)], seed=0)
 
 
@@ -121,7 +123,7 @@ def test_too_long_samples_are_left_out_and_counted(source):
 
 
 def test_no_sample_left(source):
-    with pytest.raises(ValueError, match="no sample is left of 6: 6 have more than 5 tokens, 0 are bad"):
+    with pytest.raises(UserError, match="no sample is left of 6: 6 have more than 5 tokens, 0 are bad"):
         build_mixture([source("a", 6)], tiny_processor(), max_length=5, seed=0)
 
 
@@ -145,14 +147,14 @@ def test_bad_samples_skipped(broken):
 
 def test_share_of_bad_samples_among_those_encoded(broken):
     with pytest.raises(
-        ValueError, match="2 of 9 samples are bad, at most a share of 0.2 is allowed; the first: sample 'a"
+        UserError, match="2 of 9 samples are bad, at most a share of 0.2 is allowed; the first: sample 'a"
     ):
         build_mixture([broken], tiny_processor(), max_length=99, seed=0, on_bad_sample="skip", max_bad_share=0.2)
 
 
 def test_bad_picture_is_an_error_by_default(source, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match="sample 'a1': image '.*text.png' is not a picture"):
+    with pytest.raises(UserError, match="sample 'a1': image '.*text.png' is not a picture"):
         build_mixture([source("a", 3, images={1: "text.png"})], tiny_processor(), max_length=99, seed=0)
 
 
@@ -162,13 +164,13 @@ def test_picture_that_breaks_off_is_an_error_when_fetched(source, tmp_path):
     samples, _ = draw_samples([source("a", 2, images={1: "cut.png"})], seed=0)
     dataset = ConversationDataset(sorted(samples, key=lambda sample: sample.id), tiny_processor(), max_length=99)
     assert dataset[0]["pixel_values"].shape == (1, 3, 24, 24)
-    with pytest.raises(ValueError, match="sample 'a1': image '.*cut.png' is truncated or corrupt"):
+    with pytest.raises(UserError, match="sample 'a1': image '.*cut.png' is truncated or corrupt"):
         dataset[1]
 
 
 def test_gigantic_picture(source, tmp_path):
     Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
-    with pytest.raises(ValueError, match=r"sample 'a1': .*large.png' is too large \(100 x 100 pixels\); at most 9999"):
+    with pytest.raises(UserError, match=r"sample 'a1': .*large.png' is too large \(100 x 100 pixels\); at most 9999"):
         build_mixture(
             [source("a", 2, images={1: "large.png"})], tiny_processor(), max_length=99, seed=0, max_pixels=9999
         )
@@ -187,5 +189,16 @@ def test_the_processor_is_checked_when_the_dataset_is_built(source):
 
     processor = tiny_processor()
     processor.__class__ = OtherProcessor
-    with pytest.raises(ValueError, match="OtherProcessor is not supported"):
+    with pytest.raises(UserError, match="OtherProcessor is not supported"):
         build_mixture([source("a", 2)], processor, max_length=99, seed=0)
+
+
+def test_a_picture_that_the_image_processor_refuses_is_a_bad_sample(source, tmp_path):
+    Image.new("RGB", (500, 1)).save(tmp_path / "line.png")
+    options = {"max_length": 200, "seed": 0, "max_bad_share": 0.5}
+    processor = QWEN2_VL.processor()
+    lined = source("a", 2, images={1: "line.png"})
+    with pytest.raises(UserError, match="sample 'a1': a picture of 500 x 1 pixels is refused"):
+        build_mixture([lined], processor, **options)
+    dataset = build_mixture([lined], processor, on_bad_sample="skip", **options)
+    assert ids(dataset.samples) == ["a0"] and [bad.id for bad in dataset.bad] == ["a1"]

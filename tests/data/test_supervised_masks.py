@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from data.conversations import IGNORE_INDEX, Sample, SampleTooLong, check_expansion, encode, encode_prompt
+from modeling.user_error import UserError
 from tests.tiny_processor import TINY_TEMPLATE, tiny_processor
 
 # The template that llava-hf/llava-1.5-7b-hf ships: a space, and no end token, after an answer.
@@ -14,7 +15,8 @@ LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
     "{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}"
     "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -192,9 +194,7 @@ def test_processor_that_expands_otherwise_is_refused(pictures):
             return super().__call__(text=text + " yes", **options)
 
     processor.__class__ = OtherProcessor
-    with pytest.raises(
-        ValueError, match="OtherProcessor is not supported: it makes .* where one placeholder per image"
-    ):
+    with pytest.raises(UserError, match="OtherProcessor is not supported: it makes .* where one placeholder per image"):
         check_expansion(Sample("s", pictures[:1], TURNS), processor)
 
 
@@ -236,7 +236,7 @@ def test_sample_without_an_answer():
         lambda sample: encode(sample, tiny_processor(), 99),
         lambda sample: encode_prompt(sample, tiny_processor()),
     ):
-        with pytest.raises(ValueError, match="sample 'none': no supervised token"):
+        with pytest.raises(UserError, match="sample 'none': no supervised token"):
             call(Sample("none", (), ()))
 
 
@@ -248,28 +248,28 @@ def test_text_with_the_image_token(pictures):
     processor.chat_template = TINY_TEMPLATE.replace("<image>", "<pic>")
     assert len(encode(Sample("s", pictures[:1], TURNS), processor, 99)["pixel_values"]) == 1
     with pytest.raises(
-        ValueError, match="sample 's': 2 image tokens for 1 images; no text may hold the image token '<pic>'"
+        UserError, match="sample 's': 2 image tokens for 1 images; no text may hold the image token '<pic>'"
     ):
         encode(Sample("s", pictures[:1], (("<image> <pic>", "no"),)), processor, 99)
 
 
 def test_template_that_drops_images(pictures):
     processor = tiny_processor(chat_template=TINY_TEMPLATE.replace("<image>", ""))
-    with pytest.raises(ValueError, match="0 image tokens for 1 images; .* the chat template must show every image"):
+    with pytest.raises(UserError, match="0 image tokens for 1 images; .* the chat template must show every image"):
         encode(Sample("s", pictures[:1], TURNS), processor, 99)
 
 
 def test_template_that_changes_answers():
     template = TINY_TEMPLATE.replace("part['text'] +", "part['text'] | upper +")
     with pytest.raises(
-        ValueError, match="sample 's': the chat template does not continue its own prompt with the answer 'no'"
+        UserError, match="sample 's': the chat template does not continue its own prompt with the answer 'no'"
     ):
         encode(Sample("s", (), (("is", "no"),)), tiny_processor(chat_template=template), 99)
 
 
 def test_template_whose_prompt_is_not_its_own():
     template = TINY_TEMPLATE.replace("'ASSISTANT:'", "'BOT:'")
-    with pytest.raises(ValueError, match="the chat template does not continue its own prompt"):
+    with pytest.raises(UserError, match="the chat template does not continue its own prompt"):
         encode(Sample("s", (), (("is", "no"),)), tiny_processor(chat_template=template), 99)
 
 
@@ -277,18 +277,41 @@ def test_tokenizer_that_merges_prompt_and_answer():
     processor = tiny_processor()
     processor.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     processor.chat_template = TINY_TEMPLATE.replace("message['role'] | upper + ': '", "message['role'] | upper + ':'")
-    with pytest.raises(ValueError, match="the tokenizer merges the end of a prompt with the beginning of its answer"):
+    with pytest.raises(UserError, match="the tokenizer merges the end of a prompt with the beginning of its answer"):
         encode(Sample("s", (), (("is", "no"),)), processor, 99)
 
 
 def test_tokenizer_without_end_token():
     processor = tiny_processor()
     processor.tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no eos token"):
+    with pytest.raises(UserError, match="no eos token"):
         encode(Sample("s", (), (("is", "no"),)), processor, 99)
 
 
 def test_broken_picture_names_the_sample(pictures):
     pictures[0].write_bytes(pictures[0].read_bytes()[:60])
-    with pytest.raises(ValueError, match="sample 's': image '.*red.png' is truncated or corrupt"):
+    with pytest.raises(UserError, match="sample 's': image '.*red.png' is truncated or corrupt"):
         encode(Sample("s", pictures[:1], TURNS), tiny_processor(), 99)
+
+
+def test_a_processor_without_a_chat_template_is_refused():
+    processor = tiny_processor()
+    processor.chat_template = None
+    with pytest.raises(UserError, match="sample 's': the chat template of LlavaProcessor cannot be applied .*template"):
+        encode(Sample("s", (), (("is", "no"),)), processor, 99)
+
+
+@pytest.mark.parametrize("template", ["{% for", "{{ raise_exception('a system turn is needed') }}"])
+def test_a_chat_template_that_raises_is_refused(template):
+    processor = tiny_processor(chat_template=template)
+    with pytest.raises(UserError, match="sample 's': the chat template of LlavaProcessor cannot be applied"):
+        encode(Sample("s", (), (("is", "no"),)), processor, 99)
+
+
+def test_a_processor_that_refuses_the_whole_sample_is_not_supported(pictures):
+    """Two pictures that are fine one by one, but of shapes that the image processor does not put together."""
+    Image.new("RGB", (24, 48), "red").save(pictures[0])
+    processor = tiny_processor()
+    processor.image_processor.do_center_crop = False
+    with pytest.raises(UserError, match="LlavaProcessor is not supported: it refuses"):
+        check_expansion(Sample("s", pictures, (("<image><image> red?", "no"),)), processor)

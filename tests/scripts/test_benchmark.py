@@ -1,4 +1,7 @@
-"""scripts/benchmark.py: figures that are whole and honest, models that share their weights, one clear line on bad input."""
+"""scripts/benchmark.py gives figures that are whole and honest, and one clear line on bad input.
+
+The models it compares share their weights.
+"""
 
 import ast
 import json
@@ -103,7 +106,7 @@ def test_prefill_of_the_decoder_alone_is_what_the_plan_promises():
 
 
 def test_what_separates_the_rows_of_a_picture_is_text():
-    """LLaVA-NeXT's newlines stand at image tokens: they are in the prompt, in the cache and in the promise, and not visual."""
+    """LLaVA-NeXT's newlines stand at image tokens. They are in the prompt, the cache and the promise, not visual."""
     sparse = LLAVA_NEXT[0].sparse(VisualPlan.dense(3).replace(0, heads=1).replace(1, tokens=0.0))
     (whole, (rows, columns)) = reference_images(sparse.config)[0]
     prompt = Prompt.random(sparse, 2, 10)
@@ -168,12 +171,26 @@ def test_dense_checkpoint_is_refused(run, tmp_path):
     assert done.returncode == 2 and "not a sparse checkpoint" in done.stderr
 
 
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_broken_config_of_a_checkpoint_is_refused(run, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    done = run("--model", tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "config.json: " in done.stderr
+
+
+def test_checkpoint_without_weights_is_refused(run, tmp_path):
+    tiny_student().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    done = run("--model", tmp_path)
+    assert done.returncode == 2 and "not a whole sparse checkpoint" in done.stderr
+
+
 def test_needs_torch_and_transformers_alone():
     """Follows the script's imports through the project; matplotlib stands behind the one door that may be shut."""
     found, todo, seen = set(), [SCRIPT], set()
     while todo:
         path = todo.pop()
-        if path in seen or path.name == "benchmark_picture.py":
+        if path in seen or path.name == "benchmark_plot.py":
             continue
         seen.add(path)
         for node in ast.walk(ast.parse(path.read_text())):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.layer_plan import LayerPlan
@@ -35,7 +35,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     for name, model in (("dense", dense), ("sparse", sparse)):
         model.save_pretrained(root / name)
         processor.save_pretrained(root / name)
-    world = WorldSettings(seed=1, splits={"questions": SplitSettings(part="test", rows=2 * len(FAMILIES))})
+    world = WorldSettings(seed=1, splits={"questions": SplitSettings(part="test", rows=2 * len(QUESTION_FAMILIES))})
     return {"dense": root / "dense", "sparse": root / "sparse", "data": write_world(root, world)["questions"]}
 
 
@@ -55,11 +55,11 @@ def test_sparse_beside_dense_and_grey(run, folders, tmp_path):
         "4",
     )
     assert done.returncode == 0, done.stderr
-    for word in (*FAMILIES, "dense", "model", "grey pictures", "all"):
+    for word in (*QUESTION_FAMILIES, "dense", "model", "grey pictures", "all"):
         assert word in done.stdout
     content = json.loads(result.read_text())
     assert list(content["evaluations"]) == ["dense", "model", "grey pictures"]
-    assert all(evaluation["count"] == 2 * len(FAMILIES) for evaluation in content["evaluations"].values())
+    assert all(evaluation["count"] == 2 * len(QUESTION_FAMILIES) for evaluation in content["evaluations"].values())
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.png"]
 

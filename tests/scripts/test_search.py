@@ -16,7 +16,7 @@ from training.planners.vtw import CURVE
 from training.recipe.file import RECIPES
 
 LLAVA_7B = RECIPES / "shapes" / "llava-1.5-7b.json"
-FEW = ("--num-samples", 4, "--batch-size", 2)
+FEW_SAMPLES = ("--num-samples", 4, "--batch-size", 2)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,9 @@ FEW = ("--num-samples", 4, "--batch-size", 2)
 def test_a_plan_is_found_and_drawn(dense_folder, tmp_path, run, planner):
     name, *settings = planner
     output = tmp_path / "found" / "plan.json"
-    done = run("--planner", name, "--model", dense_folder, "--data", "shapes", *FEW, "--output", output, *settings)
+    done = run(
+        "--planner", name, "--model", dense_folder, "--data", "shapes", *FEW_SAMPLES, "--output", output, *settings
+    )
     assert done.returncode == 0, done.stderr
     plan = VisualPlan.load(output)
     assert len(plan) == NUM_LAYERS
@@ -43,7 +45,9 @@ def test_a_plan_is_found_and_drawn(dense_folder, tmp_path, run, planner):
     measured = {path.name for path in output.with_suffix(".search").iterdir()} - {"search.json", "calibration"}
     tried = {TRIALS, f"{TRIALS}.guard"}
     assert measured == {"vtw": {CURVE}, "g_search": tried, "p_sigmoid": tried}.get(name, set())
-    again = run("--planner", name, "--model", dense_folder, "--data", "shapes", *FEW, "--output", output, *settings)
+    again = run(
+        "--planner", name, "--model", dense_folder, "--data", "shapes", *FEW_SAMPLES, "--output", output, *settings
+    )
     assert again.returncode == 0 and VisualPlan.load(output) == plan
 
 
@@ -74,7 +78,7 @@ def test_your_own_data_is_measured_on(dense_folder, tmp_path, run):
         tmp_path / "own.json",
         "--output",
         tmp_path / "plan.json",
-        *FEW,
+        *FEW_SAMPLES,
     )
     done = run(*arguments, "--images", tmp_path, "tolerance=0.1")
     assert done.returncode == 0, done.stderr
@@ -83,7 +87,8 @@ def test_your_own_data_is_measured_on(dense_folder, tmp_path, run):
 
 def test_a_family_is_measured_alone(dense_folder, tmp_path, run):
     def curve(*arguments):
-        done = run("--planner", "vtw", "--model", dense_folder, "--data", "shapes", *FEW, "--output", tmp_path / f"{len(arguments)}.json",
+        output = tmp_path / f"{len(arguments)}.json"
+        done = run("--planner", "vtw", "--model", dense_folder, "--data", "shapes", *FEW_SAMPLES, "--output", output,
                    "tolerance=0.5", "hold_out=0", *arguments)  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / f"{len(arguments)}.search" / CURVE).read_text())
@@ -172,3 +177,11 @@ def test_a_killed_search_ends_as_it_would_have(tmp_path):
     subprocess.run(command("killed.json"), cwd=root, check=True, capture_output=True)
     assert read_trials(journal) == read_trials(tmp_path / "whole.search" / TRIALS)
     assert (tmp_path / "killed.json").read_text() == (tmp_path / "whole.json").read_text()
+
+
+def test_a_broken_record_of_a_search_is_refused(tmp_path, run):
+    output = tmp_path / "plan.json"
+    (tmp_path / "plan.search").mkdir()
+    (tmp_path / "plan.search" / "search.json").write_text("{")
+    done = run("--planner", "fastv", "--model", LLAVA_7B, "--budget", 0.25, "--output", output)
+    assert done.returncode == 2 and "search.json: not a JSON file" in done.stderr

@@ -25,7 +25,7 @@ from checkpoints.families import sparse_class
 from data.benchmarks.shapes import score
 from data.collator import Collator
 from data.conversations import Sample, encode_prompt
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from modeling.user_error import UserError
 from training.files import write_json
 
@@ -81,7 +81,7 @@ class Evaluation:
     def of(cls, records: Iterable[Record]) -> "Evaluation":
         """Summarises records; families come in the order of `data.shapes.questions`."""
         records = tuple(records)
-        scores = {name: [r.score for r in records if r.family == name] for name in FAMILIES}
+        scores = {name: [r.score for r in records if r.family == name] for name in QUESTION_FAMILIES}
         return cls(
             overall=wilson([r.score for r in records]),
             families={name: wilson(values) for name, values in scores.items() if values},
@@ -157,12 +157,12 @@ def evaluate(
         UserError: no samples, or a sample whose family has no metric.
     """
     for sample in samples:
-        if sample.family not in FAMILIES:
+        if sample.family not in QUESTION_FAMILIES:
             raise UserError(
-                f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(FAMILIES)} "
+                f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(QUESTION_FAMILIES)} "
                 "(the family says how an answer is scored)"
             )
-    limits = _token_limits(processor, samples) if max_new_tokens is None else dict.fromkeys(FAMILIES, max_new_tokens)
+    limits = _token_limits(processor, samples) if max_new_tokens is None else dict.fromkeys(QUESTION_FAMILIES, max_new_tokens)
     collate = Collator(processor, padding_side="left")
     training = model.training
     model.eval()
@@ -187,7 +187,7 @@ def _token_limits(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[
 def _batches(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
     """Indices of the samples of each batch: of one family, which ends its answers alike, and near in length."""
     batches = []
-    for family in FAMILIES:
+    for family in QUESTION_FAMILIES:
         indices = [index for index, sample in enumerate(samples) if sample.family == family]
         # Images and characters stand for tokens: near enough to sort by, without encoding a sample twice.
         indices.sort(key=lambda index: (len(samples[index].images), len(str(samples[index].turns))), reverse=True)

@@ -3,6 +3,7 @@
 Nothing here is of transformers or of the code under test: names, shapes and the forward are the published model's.
 """
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -374,12 +375,15 @@ def sentencepiece_model(words: list[str], dummy_prefix: bool) -> Message:
 
 
 def sentencepiece_ids(model: Message, text: str) -> list[int]:
-    """A text without added tokens, by SentencePiece's rule: join the two neighbours of the best score until none join."""
+    """Returns the ids of a text without added tokens.
+
+    SentencePiece's rule is to join the two neighbours of the best score, until none join.
+    """
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == 1}
     ids = {piece.piece: index for index, piece in enumerate(model.pieces)}
     parts = list(("▁" if model.normalizer_spec.add_dummy_prefix else "") + text.replace(" ", "▁"))
     while True:
-        joins = [(scores[a + b], -place) for place, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in scores]
+        joins = [(scores[a + b], -place) for place, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in scores]
         if not joins:
             break
         place = -max(joins)[1]

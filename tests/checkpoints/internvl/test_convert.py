@@ -1,4 +1,4 @@
-"""A published InternVL2 and its conversion compute the same; nothing is lost on the way, and nothing half done is left."""
+"""A published InternVL2 and its conversion compute the same. Nothing is lost on the way, nothing half done is left."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from checkpoints.build import build_student, load_dense
 from checkpoints.internvl.convert import convert_internvl
 from checkpoints.internvl.processor import SYSTEM
 from data.conversations import Sample, check_expansion, encode
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.internvl.published_internvl import (
     CONTEXT,
@@ -131,7 +132,7 @@ def test_the_sparse_class_takes_it_under_the_dense_plan(converted):
 
 
 def test_the_way_back_gives_every_tensor_bit_for_bit(converted):
-    folder, config, weights = converted
+    folder, _, weights = converted
     files = sorted(folder.glob("*.safetensors"))
     assert len(files) == 3
     here = {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -364,6 +365,8 @@ def test_a_tensor_in_two_files_is_refused(published, tmp_path):
             "layer_norm_eps: got 1e-05, allowed: 1e-06",
         ),
         ("vision_config", {"qkv_bias": False}, "attn.qkv.bias: left over"),
+        ("vision_config", {"num_attention_heads": 3}, "config.json: transformers cannot build this model .*embed_dim"),
+        ("llm_config", {"hidden_act": "nope"}, "config.json: transformers cannot build this model .*nope"),
     ],
 )
 def test_a_model_that_transformers_would_compute_otherwise_is_refused(published, tmp_path, part, change, complaint):
@@ -406,7 +409,7 @@ def test_a_tokenizer_that_rewrites_its_text_is_refused(published, tmp_path):
 
 
 def refuse(folder: Path, tmp_path: Path, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         convert_internvl(folder, tmp_path / "converted")
     assert [path.name for path in tmp_path.iterdir()] == ["published"], "nothing is left"
 
@@ -432,7 +435,7 @@ def test_what_is_there_stays(published, tmp_path):
     full.mkdir()
     (full / "thesis.txt").write_text("years of work")
     for output in (full, full / "thesis.txt", folder):
-        with pytest.raises(ValueError, match="is there and not empty"):
+        with pytest.raises(UserError, match="is there and not empty"):
             convert_internvl(folder, output)
     assert [path.name for path in full.iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()

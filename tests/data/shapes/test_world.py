@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import data.shapes.world
 from data.conversations import load_llava_json
 from data.shapes.patches import GROUPS, NO_WORD, patch_words
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.scenes import IMAGE_SIZE, PLACES, draw_scene, sample_scene
 from data.shapes.world import SplitSettings, WorldSettings, split_rows, write_world
 from tests.data.shapes.shapes_oracle import answer
@@ -81,7 +81,7 @@ def test_the_files_are_read_by_the_loader_of_any_llava_json(tmp_path):
     assert not bad and len(train) == 30 and {len(sample.images) for sample in train} == {1}
     assert {sample.family for sample in train} == {None} and max(len(sample.turns) for sample in train) == 10
     test, bad = load_llava_json(paths["test"], paths["test"].parent)
-    assert not bad and Counter(sample.family for sample in test) == dict.fromkeys(FAMILIES, 4)
+    assert not bad and Counter(sample.family for sample in test) == dict.fromkeys(QUESTION_FAMILIES, 4)
     assert {len(sample.turns) for sample in test} == {1}
     with Image.open(test[0].images[0]) as image:
         assert image.mode == "RGB" and image.size == (IMAGE_SIZE, IMAGE_SIZE)
@@ -101,7 +101,7 @@ def test_no_scene_is_in_two_parts():
     assert train and test and not train & test
 
 
-@pytest.mark.parametrize(("questions", "kinds"), ((1, "all"), (14, "lookup"), (14, "all"), (14, "hard")))
+@pytest.mark.parametrize(("questions", "kinds"), [(1, "all"), (14, "lookup"), (14, "all"), (14, "hard")])
 def test_every_answer_is_what_an_independent_reading_of_the_scene_gives(questions, kinds):
     asked = 0
     for scene, _, turns in rows_of("train", 1200 // questions, questions, kinds):
@@ -176,13 +176,13 @@ def test_patches_say_what_is_drawn_where_it_is_drawn():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    (
+    [
         ({"part": "train", "rows": 0}, "greater than 0"),
         ({"part": "exam", "rows": 1}, "train"),
         ({"part": "train", "rows": 1, "min_things": 4, "max_things": 2}, "min_things 4 is above max_things 2"),
         ({"part": "train", "rows": 1, "max_things": 9}, "less than or equal to 4"),
         ({"part": "train", "rows": 1, "colours": 3}, "Extra inputs"),
-    ),
+    ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import training.tasks.dense
-from data.shapes.questions import FAMILIES
+from data.shapes.questions import QUESTION_FAMILIES
 from tests.training.tasks.tiny_dense_recipe import tiny_dense_recipe
 from training.run import Stage, execute
 from training.tasks.dense import stages
@@ -39,7 +39,7 @@ def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(tmp_path):
     assert model.dtype == torch.bfloat16 and type(processor).__name__ == "LlavaProcessor"
     assert model.lm_head.weight is model.get_input_embeddings().weight
     card = (tmp_path / "teacher" / "README.md").read_text()
-    assert all(f"| {family} |" in card for family in FAMILIES)
+    assert all(f"| {family} |" in card for family in QUESTION_FAMILIES)
     teacher = json.loads((tmp_path / "run" / "evaluation" / "teacher.json").read_text())
     assert len(teacher["records"]) == 12
     # Training moved every part, the tower too.
