@@ -35,5 +35,7 @@ $(VENV_OLDEST)/installed: pyproject.toml constraints.txt
 	$(VENV_OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(VENV_OLDEST)/constraints.txt --editable '.[test]'
 	touch $@
 
+# What can be made again. Runs hold trained checkpoints: they are yours to delete.
 clean:
-	rm -rf $(VENV) $(VENV_OLDEST) runs data/cache
+	rm -rf .venv* data/cache .pytest_cache .mypy_cache .ruff_cache *.egg-info __pycache__
+	find modeling training data checkpoints scripts tests -name __pycache__ -prune -exec rm -rf {} +
