@@ -5,7 +5,6 @@ import json
 import pytest
 import yaml
 
-from tests.checkpoints.tiny_dense import tiny_dense
 from training.distillation.trainer import read_metrics
 from training.recipe.file import RECIPES, load_recipe
 from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table, interval
@@ -135,12 +134,9 @@ def test_seeds_differ_in_gates_and_training(run):
     assert logs[0].read_text() != logs[1].read_text()
 
 
-def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(tmp_path):
-    model, processor = tiny_dense(biases=False)
-    model.save_pretrained(tmp_path / "dense")
-    processor.save_pretrained(tmp_path / "dense")
+def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(dense_folder, tmp_path):
     planners = {"vica": {"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.5]}}
-    recipe = load_recipe(str(small_recipe(tmp_path, tmp_path / "dense", planners=planners)))
+    recipe = load_recipe(str(small_recipe(tmp_path, dense_folder, planners=planners)))
     with pytest.raises(ValueError, match="answers none of the questions right"):
         execute(recipe, stages(recipe), tmp_path / "run")
 
