@@ -1,4 +1,4 @@
-"""A script run as from the command line, but in this process: torch takes seconds to import."""
+"""The order of tests, and a script run as from the command line, but in this process: torch takes seconds to import."""
 
 import runpy
 import sys
@@ -9,12 +9,19 @@ from typing import NamedTuple
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+RUNS = Path(__file__).resolve().parent / "training" / "tasks"
 
 
 class Done(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of several workers none is left with a whole run when the others have ended: runs come first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: RUNS not in item.path.parents)
 
 
 @pytest.fixture

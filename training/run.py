@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from rich.console import Console
 from modeling.user_error import UserError
 from training.files import read_json, write_json, write_text
 
-RECORDED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
+RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
 # One rank may work for hours (a search, an evaluation) while the others stand at the barrier.
 WAIT_BETWEEN_STAGES = timedelta(days=7)
 
@@ -153,13 +153,21 @@ def environment() -> dict:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in RECORDED_PACKAGES},
+        "packages": {name: _installed(name) for name in RECORDED_PACKAGES},
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def _installed(package: str) -> str | None:
+    """Version as installed; None where a checkout is run that was never installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

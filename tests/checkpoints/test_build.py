@@ -9,7 +9,7 @@ from checkpoints.build import build_student, dense_config, dense_on_meta, load_d
 from modeling.layer_plan import LayerPlan
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from tests.checkpoints.tiny_dense import INTERMEDIATE_SIZE, NUM_LAYERS, tiny_batch, tiny_dense
+from tests.checkpoints.tiny_dense import INTERMEDIATE_SIZE, NUM_LAYERS, save_tiny_dense, tiny_batch, tiny_dense
 
 LISTS = VisualPlan(
     layers=(
@@ -150,10 +150,7 @@ def test_a_plan_that_does_not_fit_is_refused_and_moves_nothing():
 
 @pytest.fixture
 def dense_folder(tmp_path):
-    model, processor = tiny_dense()
-    model.save_pretrained(tmp_path / "dense")
-    processor.save_pretrained(tmp_path / "dense")
-    return tmp_path / "dense"
+    return save_tiny_dense(tmp_path / "dense")
 
 
 def edit_config(folder, **changes):

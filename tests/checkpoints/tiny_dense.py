@@ -1,5 +1,7 @@
 """A dense LLaVA of a few thousand weights, random in every parameter, with a processor to match."""
 
+from pathlib import Path
+
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -49,6 +51,13 @@ def tiny_dense(
         ) in model.parameters():  # biases too, which are zero by default, and weights large enough to matter
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     return model, processor
+
+
+def save_tiny_dense(folder: Path, biases: bool = True) -> Path:
+    """A dense checkpoint: the model and its processor in `folder`, which is returned."""
+    for part in tiny_dense(biases=biases):
+        part.save_pretrained(folder)
+    return folder
 
 
 def tiny_batch(processor: LlavaProcessor) -> dict[str, torch.Tensor]:

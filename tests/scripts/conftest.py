@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints.tiny_dense import tiny_dense
+from tests.checkpoints.tiny_dense import save_tiny_dense
 from tests.conftest import Done
 
 
@@ -17,8 +17,4 @@ def run(request, run_script) -> Callable[..., Done]:
 @pytest.fixture(scope="session")
 def dense_folder(tmp_path_factory) -> Path:
     """A tiny dense model with its processor, to be read only."""
-    folder = tmp_path_factory.mktemp("models") / "dense"
-    model, processor = tiny_dense()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_tiny_dense(tmp_path_factory.mktemp("models") / "dense")

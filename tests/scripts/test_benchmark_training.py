@@ -1,15 +1,11 @@
 """scripts/benchmark_training.py from the outside: figures for a tiny shape, one line for what a user gets wrong."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from modeling.visual_plan import VisualPlan
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_training.py"
 SHAPE = (
     "--hidden-size",
     "64",
@@ -33,22 +29,18 @@ def plan(tmp_path):
     return path
 
 
-def call(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_both_steps_are_timed(plan, tmp_path):
-    done = call(*SHAPE, "--rank", 2, "--plan", plan, "--json", tmp_path / "out.json")
+def test_both_steps_are_timed(run, plan, tmp_path):
+    done = run(*SHAPE, "--rank", 2, "--plan", plan, "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out.json").read_text())
     assert 0 < report["visual_flops"] < 1
     assert set(report["step_seconds"]) == {"dense", "sparse"} and report["speedup"] > 0
 
 
-def test_bad_arguments_are_one_line(plan):
+def test_bad_arguments_are_one_line(run, plan):
     for arguments, message in (
         ((*SHAPE, "--rank", 0), "--rank: got 0"),
         (("--hidden-size", 65), "hidden size: got 65"),
     ):
-        done = call(*arguments, "--plan", plan)
+        done = run(*arguments, "--plan", plan)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

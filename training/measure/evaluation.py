@@ -162,7 +162,11 @@ def evaluate(
                 f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(QUESTION_FAMILIES)} "
                 "(the family says how an answer is scored)"
             )
-    limits = _token_limits(processor, samples) if max_new_tokens is None else dict.fromkeys(QUESTION_FAMILIES, max_new_tokens)
+    limits = (
+        _token_limits(processor, samples)
+        if max_new_tokens is None
+        else dict.fromkeys(QUESTION_FAMILIES, max_new_tokens)
+    )
     collate = Collator(processor, padding_side="left")
     training = model.training
     model.eval()

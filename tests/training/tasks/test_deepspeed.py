@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from checkpoints.load import load_checkpoint
-from tests.checkpoints.tiny_dense import tiny_dense
 from tests.families.family import TinyFamily
 from tests.families.test_families import families
 from training.distillation.callbacks import read_metrics
@@ -22,12 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
+def train(dense_folder, tmp_path_factory):
     """Runs the debug recipe on a random model: train(name, processes, overrides...) gives the run's folder."""
     folder = tmp_path_factory.mktemp("deepspeed")
-    model, processor = tiny_dense(biases=False)
-    model.save_pretrained(folder / "dense")
-    processor.save_pretrained(folder / "dense")
 
     def run(name: str, processes: int | None, *overrides: str) -> Path:
         launcher = [sys.executable] if processes is None else [LAUNCHER, "--num_gpus", str(processes)]
@@ -37,7 +33,7 @@ def train(tmp_path_factory):
             "--recipe",
             "debug",
             f"name={name}",
-            f"model.path={folder / 'dense'}",
+            f"model.path={dense_folder}",
             *overrides,
         ]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)

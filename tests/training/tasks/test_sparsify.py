@@ -11,7 +11,6 @@ from checkpoints.load import load_checkpoint
 from data.collator import Collator
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
-from tests.checkpoints.tiny_dense import tiny_dense
 from training.distillation.callbacks import read_metrics
 from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor, train_student, trained_student
@@ -25,24 +24,20 @@ STAGES = ["data", "calibrate", "plan", "cost", "distil", "evaluate", "export", "
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(dense_folder, tmp_path_factory):
     """A finished run of the debug recipe."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    model, processor = tiny_dense(biases=False)
-    model.save_pretrained(folder / "dense")
-    processor.save_pretrained(folder / "dense")
-    recipe = load_recipe("debug", [f"model.path={folder / 'dense'}"])
-    return execute(recipe, stages(recipe), folder / "run")
+    recipe = load_recipe("debug", [f"model.path={dense_folder}"])
+    return execute(recipe, stages(recipe), tmp_path_factory.mktemp("pipeline") / "run")
 
 
 @pytest.mark.parametrize("role", ["train", "calibration", "evaluation"])
-def test_a_picture_that_breaks_off_is_left_out_of_every_role(run, tmp_path, role):
+def test_a_picture_that_breaks_off_is_left_out_of_every_role(dense_folder, tmp_path, role):
     world = WorldSettings(seed=3, splits={"rows": SplitSettings(part="train", rows=24)})
     path = write_world(tmp_path, world)["rows"]
     broken = path.parent / json.loads(path.read_text())[0]["image"]
     broken.write_bytes(broken.read_bytes()[:-40])
     source = {"path": str(path), "images": str(path.parent)}
-    overrides = [f"model.path={run.recipe.model.path}", f"data.{role}=[{json.dumps(source)}]"]
+    overrides = [f"model.path={dense_folder}", f"data.{role}=[{json.dumps(source)}]"]
     skipping = ["data.on_bad_sample=skip", "data.max_bad_share=0.1"]
     recipe = load_recipe("debug", [*overrides, *skipping])
     read = execute(recipe, stages(recipe)[:1], tmp_path / "run")
@@ -102,7 +97,7 @@ def test_a_finished_run_does_nothing_again(run, capsys):
 
 
 @pytest.fixture(scope="module")
-def learned(run, tmp_path_factory):
+def learned(dense_folder, tmp_path_factory):
     """A finished run whose plan is learned."""
     plan = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 4, "ffn_blocks": 4, "draws": 3}
     servable = {
@@ -115,7 +110,7 @@ def learned(run, tmp_path_factory):
         {"name": "untrained", "distil": False},
         {"name": "servable", "plan": servable, "distil": False},
     ]
-    overrides = [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", f"compare={json.dumps(compare)}"]
+    overrides = [f"model.path={dense_folder}", f"plan={json.dumps(plan)}", f"compare={json.dumps(compare)}"]
     recipe = load_recipe(
         "debug", [*overrides, "distillation.keep_answers=true", "name=learned", "training.max_steps=7"]
     )
@@ -135,10 +130,10 @@ def test_statistics_are_gathered_where_a_planner_reads_them():
     assert names({"planner": "stack", "of": [search, vica]}) == STAGES
 
 
-def test_a_searched_plan_goes_the_same_way(run, tmp_path):
+def test_a_searched_plan_goes_the_same_way(dense_folder, tmp_path):
     plan = {"planner": "g_search", "tolerance": 0.5, "full_layers": 1, "trials": 3}
     recipe = load_recipe(
-        "debug", [f"model.path={run.recipe.model.path}", f"plan={json.dumps(plan)}", "compare=[]", "name=searched"]
+        "debug", [f"model.path={dense_folder}", f"plan={json.dumps(plan)}", "compare=[]", "name=searched"]
     )
     searched = execute(recipe, stages(recipe), tmp_path / "run")
     assert not (searched.directory / "calibration").exists()
@@ -164,7 +159,7 @@ def test_a_learned_plan_goes_the_same_way(learned):
     assert "How the plan was learned" in (learned.directory / "report.html").read_text()
 
 
-def test_the_student_goes_on_from_what_was_learned_beside_its_gates(learned, run):
+def test_the_student_goes_on_from_what_was_learned_beside_its_gates(learned):
     """Its first step is taken where the gates' training ended, not where LoRA begins."""
     first = read_metrics(student_folder(learned, "student") / "trainer" / "metrics.jsonl")[0]
     adapters = learned_adapters(learned.directory / "gates" / "student")
@@ -189,10 +184,10 @@ def test_a_servable_plan_shuts_no_head_and_no_reading(learned):
         assert layer.tokens == 0 or (layer.read, layer.heads) == (True, before.heads)
 
 
-def test_a_budget_out_of_reach_stops_the_run_before_it_learns(run, tmp_path):
+def test_a_budget_out_of_reach_stops_the_run_before_it_learns(dense_folder, tmp_path):
     plan = {"planner": "gates", "budget": {"visual_flops": 0.01}, "profile": "servable", "steps": 4}
     overrides = [
-        f"model.path={run.recipe.model.path}",
+        f"model.path={dense_folder}",
         f"plan={json.dumps(plan)}",
         "compare=[]",
         "training.max_steps=7",
