@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from modeling.user_error import UserError
@@ -130,7 +131,7 @@ def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
     if restart and recipe_path.exists():
         shutil.rmtree(directory)
     if recipe_path.exists():
-        if yaml.safe_load(recipe_path.read_text(encoding="utf-8")) != resolved:
+        if not _is_recipe(yaml.safe_load(recipe_path.read_text(encoding="utf-8")), recipe):
             raise UserError(
                 f"{directory} holds a run with another recipe (compare {recipe_path}): "
                 "choose another name (name=...) or begin again with --restart"
@@ -140,6 +141,15 @@ def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "env.json", environment())
     write_text(recipe_path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+
+
+def _is_recipe(written: Any, recipe: BaseModel) -> bool:
+    """Whether a run folder's recipe.yaml is this recipe. Fields that it lacks, as it was written before there were any, are
+    at their defaults."""
+    try:
+        return type(recipe).model_validate(written) == recipe
+    except ValidationError:
+        return False
 
 
 def device() -> torch.device:
