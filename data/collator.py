@@ -13,6 +13,8 @@ from modeling.user_error import UserError
 
 TEXT_KEYS = ("input_ids", "attention_mask", "labels")
 """The text of a batch. Its other keys are pictures, as the image processor gives them."""
+KEPT_LOGITS = "teacher_logits"
+"""The teacher's logits [supervised tokens, vocab] of a sample, where they were kept."""
 
 
 def pictures_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -53,6 +55,30 @@ class Collator:
             else:
                 batch[key] = concatenate_pictures(tensors)
         return batch
+
+
+class PictureInEveryBatch:
+    """Collates like another collator, and gives a batch without pictures one more row that has one.
+
+    Sharded training needs it. Every process must run the vision tower, the projector and the visual rows of the decoder
+    alike, or the others wait for it for ever. The row has no label, so neither loss nor gradients change.
+
+    Args:
+        collator: makes batches of samples.
+        filler: an encoded sample with a picture, as the dataset gives it.
+    """
+
+    def __init__(self, collator: Collator, filler: dict[str, torch.Tensor]):
+        self._collator = collator
+        self._picture_keys = filler.keys() - {*TEXT_KEYS, KEPT_LOGITS}
+        assert self._picture_keys, "the filler has no picture"
+        unsupervised = {"labels": torch.full_like(filler["labels"], IGNORE_INDEX)}
+        no_logits = {KEPT_LOGITS: filler[KEPT_LOGITS][:0]} if KEPT_LOGITS in filler else {}
+        self._filler = {**filler, **unsupervised, **no_logits}
+
+    def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        has_picture = any(sample.keys() & self._picture_keys for sample in samples)
+        return self._collator(samples if has_picture else [*samples, self._filler])
 
 
 def predicts_answer(labels: torch.Tensor) -> torch.Tensor:

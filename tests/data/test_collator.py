@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.collator import Collator
+from data.collator import Collator, PictureInEveryBatch, predicts_answer
 from data.conversations import Sample, encode, encode_prompt
 from modeling.user_error import UserError
 from tests.tiny_processor import tiny_processor
@@ -108,3 +108,37 @@ def test_tokenizer_without_pad_token():
     processor.tokenizer.pad_token = None
     with pytest.raises(UserError, match="no pad token"):
         Collator(processor)
+
+
+# ---- a picture in every batch ----
+
+
+def test_a_batch_without_pictures_gets_one_row_that_has_one(samples):
+    processor = tiny_processor()
+    one, none, two = (encode(sample, processor, 99) for sample in samples)
+    collate, plain = PictureInEveryBatch(Collator(processor), one), Collator(processor)
+    batch, alone = collate([none, none]), plain([none, none])
+    assert batch["pixel_values"].shape == (1, 3, 24, 24) and "pixel_values" not in alone
+    length = alone["input_ids"].shape[1]
+    for key in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(batch[key][:2, :length], alone[key]), key
+    assert (batch["input_ids"][2] == processor.image_token_id).any() and batch["attention_mask"][2].any()
+    assert (batch["labels"][2] == -100).all() and not predicts_answer(batch["labels"])[2].any()
+    assert (one["labels"] != -100).any(), "the dataset's own sample keeps its labels"
+
+
+def test_a_batch_with_a_picture_stays_as_it_is(samples):
+    processor = tiny_processor()
+    one, none, two = (encode(sample, processor, 99) for sample in samples)
+    collate, plain = PictureInEveryBatch(Collator(processor), one), Collator(processor)
+    for batch in ([one], [none, two], [two, none, one]):
+        given, expected = collate(batch), plain(batch)
+        assert given.keys() == expected.keys() and all(torch.equal(given[key], expected[key]) for key in expected)
+
+
+def test_the_added_row_has_no_kept_logits(samples):
+    processor = tiny_processor()
+    one, none, _ = (encode(sample, processor, 99) for sample in samples)
+    one["teacher_logits"], none["teacher_logits"] = torch.ones(3, 7), torch.zeros(2, 7)
+    batch = PictureInEveryBatch(Collator(processor), one)([none])
+    assert torch.equal(batch["teacher_logits"], torch.zeros(2, 7))
