@@ -139,6 +139,8 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         else:
             refuse_missing_pictures(input_ids, self.visual_tokens)
         if position_ids is None:
+            if past_key_values is None or past_key_values.get_seq_length() == 0:
+                self.rope_deltas = None  # those of an earlier prompt have no say in this one's positions
             prompt: torch.Tensor | None = input_ids
             if prompt is None and token_types is not None:
                 prompt = token_types.long()  # positions depend on the types of tokens alone

@@ -115,7 +115,7 @@ def test_tokenizer_without_pad_token():
 
 def test_a_batch_without_pictures_gets_one_row_that_has_one(samples):
     processor = tiny_processor()
-    one, none, two = (encode(sample, processor, 99) for sample in samples)
+    one, none, _ = (encode(sample, processor, 99) for sample in samples)
     collate, plain = PictureInEveryBatch(Collator(processor), one), Collator(processor)
     batch, alone = collate([none, none]), plain([none, none])
     assert batch["pixel_values"].shape == (1, 3, 24, 24) and "pixel_values" not in alone

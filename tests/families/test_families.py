@@ -23,7 +23,7 @@ from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.layer_plan import Rank
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
 from modeling.visual_plan import VisualPlan
-from tests.families.family import COLLATORS, TinyFamily, as_batch, batch_of, relative_error, text_rows
+from tests.families.family import COLLATORS, TinyFamily, as_batch, batch_of, relative_error, sample_of, text_rows
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
@@ -100,6 +100,19 @@ def test_dense_plan_generates_as_the_stock_model(family: TinyFamily):
             for model, inputs in ((family.dense(), family.stock_inputs(batch)), (family.sparse(), batch))
         ]
         assert torch.equal(*answers)
+
+
+@families
+def test_text_alone_after_pictures_is_answered_as_ever(family: TinyFamily):
+    """Another number of samples, and no picture: what an earlier batch left behind has no say."""
+    model, samples = family.sparse(), family.samples(0)
+    text_alone = batch_of([sample_of([1, 40, 41, 42]), sample_of([1, 43, 44])])
+    expected = model(**text_alone).logits
+    model(**batch_of(samples))
+    torch.testing.assert_close(model(**text_alone).logits, expected)
+    model.train()
+    model(**batch_of(samples))
+    torch.testing.assert_close(model(**text_alone).logits, expected)
 
 
 @families
