@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from checkpoints.config import LOADING_ERRORS, read_config
 from checkpoints.families import sparse_class, sparse_classes, supported
@@ -21,6 +21,9 @@ from checkpoints.processor import load_processor
 from modeling.sparse_layer import Projection
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Settings of a generation config that only sampling reads."""
 
 
 def load_dense(
@@ -57,6 +60,7 @@ def load_dense(
         raise UserError(
             f"{path}: {len(absent)} weights are missing or of another shape than its config says, first {absent[0]}"
         )
+    _make_savable(path, model.generation_config)
     processor = load_processor(path, trust_remote_code)
     _check_tokenizer(path, config, processor)
     return model, processor
@@ -100,6 +104,24 @@ def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
             return sparse_class(config).stock_class(config)
     except (ValueError, KeyError) as error:
         raise UserError(f"{config_path}: transformers cannot build this model ({error})") from None
+
+
+def _make_savable(path: str | os.PathLike, generation_config: GenerationConfig) -> None:
+    """Drops what greedy decoding never reads, such as a temperature, and checks what is left.
+
+    Older checkpoints have such settings, and transformers refuses to save them. The student inherits them, and is saved
+    after its training.
+
+    Raises:
+        UserError: transformers would refuse to save what is left.
+    """
+    if not generation_config.do_sample:
+        for name in SAMPLING:
+            setattr(generation_config, name, None)
+    try:
+        generation_config.validate(strict=True)
+    except ValueError as error:
+        raise UserError(f"{path}: generation_config.json: {error}") from None
 
 
 def _check_tokenizer(path: str | os.PathLike, config: PreTrainedConfig, processor: ProcessorMixin) -> None:

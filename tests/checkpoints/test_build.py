@@ -326,3 +326,31 @@ def test_a_processor_that_transformers_refuses_is_refused(dense_folder, name, co
         file.write_text(json.dumps(kept | content))
     with pytest.raises(UserError, match="dense: no readable processor and tokenizer"):
         load_dense(dense_folder, "float32")
+
+
+# ---- generation config ----
+
+
+def test_sampling_settings_beside_greedy_decoding_do_not_stop_an_export(tmp_path):
+    """The checkpoints of Vicuna's time have them, and transformers refuses to save them."""
+    save_tiny_dense(tmp_path / "dense")
+    generation = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "max_length": 77}
+    (tmp_path / "dense" / "generation_config.json").write_text(json.dumps(generation))
+    dense, _ = load_dense(tmp_path / "dense", torch.float32)
+    student = build_student(dense, VisualPlan.dense(NUM_LAYERS))
+    student.save_pretrained(tmp_path / "student")
+    saved = json.loads((tmp_path / "student" / "generation_config.json").read_text())
+    assert saved["max_length"] == 77 and "temperature" not in saved
+
+
+def test_sampling_settings_stay_where_sampling_reads_them(tmp_path):
+    save_tiny_dense(tmp_path / "dense")
+    (tmp_path / "dense" / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.9}))
+    assert load_dense(tmp_path / "dense", torch.float32)[0].generation_config.temperature == 0.9
+
+
+def test_a_generation_config_that_cannot_be_saved_is_refused_when_it_is_loaded(tmp_path):
+    save_tiny_dense(tmp_path / "dense")
+    (tmp_path / "dense" / "generation_config.json").write_text(json.dumps({"early_stopping": True}))
+    with pytest.raises(UserError, match="generation_config.json: .*early_stopping"):
+        load_dense(tmp_path / "dense", torch.float32)
