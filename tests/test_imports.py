@@ -91,7 +91,7 @@ def test_a_wrong_room_import_is_noticed():
 # ---- rooms within training ----
 
 FLOORS = (
-    {"files", "schema"},
+    {"compiled_ops", "files", "schema"},
     {"cli", "run"},
     {"measure"},
     {"planners"},

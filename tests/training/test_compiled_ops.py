@@ -1,0 +1,61 @@
+"""Locks of killed compilations are cleared, those of living ones are not."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from training.compiled_ops import OLD_SECONDS, clear_killed_builds
+
+# Begins to build as torch does: its lock is open while it works.
+BUILDS = """
+import sys, time
+from torch.utils.file_baton import FileBaton
+assert FileBaton(sys.argv[1]).try_acquire()
+print("building", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    folder = tmp_path / "deepspeed_shm_comm"
+    folder.mkdir()
+    (folder / "deepspeed_shm_comm.so").write_bytes(b"half of a libr")
+    return folder
+
+
+@pytest.fixture
+def builder(cache):
+    process = subprocess.Popen([sys.executable, "-c", BUILDS, str(cache / "lock")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "building\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_living_build_is_left_alone_and_a_killed_one_is_cleared(cache, builder):
+    assert clear_killed_builds(several_machines=False) == []
+    assert (cache / "lock").exists()
+    builder.kill()
+    builder.wait()
+    assert (cache / "lock").exists(), "this is what makes later runs wait for ever"
+    assert clear_killed_builds(several_machines=False) == [cache]
+    assert not cache.exists(), "the half-written library goes too"
+
+
+def test_a_finished_build_stays(cache):
+    assert clear_killed_builds(several_machines=False) == []
+    assert (cache / "deepspeed_shm_comm.so").exists()
+
+
+def test_where_another_machine_may_build_a_lock_must_be_old(cache):
+    (cache / "lock").touch()
+    assert clear_killed_builds(several_machines=True) == []
+    past = time.time() - OLD_SECONDS - 1
+    for path in (*cache.iterdir(), cache):
+        os.utime(path, (past, past))
+    assert clear_killed_builds(several_machines=True) == [cache]

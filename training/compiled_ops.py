@@ -1,0 +1,51 @@
+"""What a killed compilation leaves behind.
+
+DeepSpeed compiles an op at its first start, in a folder of torch's extension cache, and a file `lock` there makes every
+other process wait. A process that is killed meanwhile leaves the lock. Every later run on that machine would then wait
+for ever, without a word. If the lock were removed alone, the next run could load a half-written library.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from torch.utils.cpp_extension import get_default_build_root
+
+OLD_SECONDS = 600
+"""A build that nobody has touched for so long is dead even if its process could be on another machine."""
+
+
+def clear_killed_builds(several_machines: bool) -> list[Path]:
+    """Removes the build folders that a killed process left locked, and returns them.
+
+    A process that builds holds its lock open, which /proc shows.
+
+    Args:
+        several_machines: whether the cache may be shared with processes that /proc does not show. A build that was
+            touched in the last ten minutes is then taken for alive.
+    """
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    held = _open_files()
+    killed = [lock.parent for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")) if str(lock) not in held]
+    if several_machines:
+        killed = [folder for folder in killed if _seconds_untouched(folder) > OLD_SECONDS]
+    for folder in killed:
+        shutil.rmtree(folder, ignore_errors=True)
+    return killed
+
+
+def _seconds_untouched(folder: Path) -> float:
+    newest = max((path.stat().st_mtime for path in (folder, *folder.iterdir())), default=0.0)
+    return time.time() - newest
+
+
+def _open_files() -> set[str]:
+    """Returns the paths of all files that processes of this machine hold open, as far as this user may see them."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            found.add(os.readlink(link))
+        except OSError:  # the process has ended, or is another user's
+            continue
+    return found
