@@ -1,0 +1,106 @@
+"""Work that all processes of a run share: rank 0 leads, the others follow.
+
+Rank 0 runs a stage's story as if it were alone. Where the story has work that splits over samples, it names a task.
+Every rank does the task on its own samples, and rank 0 gets the results of all. So one process decides, nobody looks at
+the disk to agree, and no accelerator waits while another works.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+OnAllRanks = Callable[..., list[Any]]
+"""Takes a task's name and arguments, does it on every rank, and returns the results in the order of ranks."""
+
+
+def rank() -> int:
+    """Returns this process's number among the processes of the run, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Returns how many processes the run has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_share(items: Sequence[Item]) -> list[tuple[int, Item]]:
+    """Returns the items that are this rank's, each with its number in the sequence."""
+    return [(number, item) for number, item in enumerate(items) if number % world_size() == rank() % world_size()]
+
+
+def in_order(shares: Sequence[Sequence[tuple[int, Result]]]) -> list[Result]:
+    """Returns the results of all ranks' shares in the order of their numbers."""
+    return [result for _, result in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
+
+
+def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAllRanks], Result]) -> Result | None:
+    """Runs `story` on rank 0, which may have tasks done by all ranks; every rank calls this.
+
+    Args:
+        tasks: what the story may ask for. Arguments and results travel between processes, so they are on the CPU.
+        story: takes a function that does a task on all ranks.
+
+    Returns:
+        What the story returns, on rank 0. None on the others.
+
+    Raises:
+        Whatever a task or the story raises. A task's error is raised on rank 0 too.
+    """
+    if world_size() == 1:
+        return story(lambda name, *arguments: [tasks[name](*arguments)])
+    if rank() != 0:
+        _follow(tasks)
+        return None
+
+    def on_all_ranks(name: str, *arguments: Any) -> list[Any]:
+        _from_rank_0((name, arguments))
+        return _gathered(tasks[name], arguments)
+
+    try:
+        return story(on_all_ranks)
+    finally:
+        _from_rank_0(None)
+
+
+def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
+    """Does what rank 0 asks for, until its story has ended. An error of a task is raised then."""
+    first_error: Exception | None = None
+    while (asked := _from_rank_0()) is not None:
+        name, arguments = asked
+        try:
+            _gathered(tasks[name], arguments)
+        except Exception as error:  # rank 0 knows of it, and ends its story
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
+
+
+def _from_rank_0(message: Any = None) -> Any:
+    """Returns rank 0's message on every rank."""
+    box = [message]
+    dist.broadcast_object_list(box, src=0, device="cpu")
+    return box[0]
+
+
+def _gathered(task: Callable[..., Any], arguments: Sequence[Any]) -> list[Any]:
+    """Does a task and returns the results of all ranks on rank 0.
+
+    An error travels like a result: else rank 0 would wait for one that never comes.
+    """
+    error: Exception | None = None
+    try:
+        result = task(*arguments)
+    except Exception as raised:
+        error, result = raised, None
+    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object((result, error), gathered)
+    if error is not None:
+        raise error
+    for number, (_, other) in enumerate(gathered or ()):
+        if other is not None:
+            raise type(other)(f"rank {number}: {other}")
+    return [result for result, _ in gathered or ()]
