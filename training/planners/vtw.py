@@ -42,8 +42,7 @@ class VtwPlanner(SolvingPlanner):
     """Largest mean KL that is allowed, in nats. The paper uses, with at: prompt, 0.003 for LLaVA-1.5-7B, 0.0005 for
     LLaVA-1.5-13B and 0.0001 for LLaVA-NeXT-7B. Null: the budget decides."""
     at: Literal["answers", "prompt"] = "answers"
-    """Where and how the KL is measured. answers: KL(dense || withdrawn) at every token that predicts a token of an
-    answer.
+    """Where the KL is measured, and in which direction. answers: KL(dense || withdrawn) over all tokens of answers.
     prompt: KL(withdrawn || dense) at the last token before each answer, as in the released code."""
     for_all_later: bool = True
     """Whether withdrawals at all later layers must be within the tolerance too. The released code uses false."""

@@ -41,7 +41,7 @@ def withdrawal_curve(
         at, hold_out: as in `VtwPlanner`. Samples are held out at even distances.
 
     Raises:
-        UserError: no sample with an image has an answer, or the samples held out or the others have none.
+        UserError: no sample with an image has an answer, or one side of the split by `hold_out` has none.
     """
     num_layers = model.config.text_config.num_hidden_layers
     sums, counts, num_samples = torch.zeros(num_layers, 2, dtype=torch.double), torch.zeros(2), 0
