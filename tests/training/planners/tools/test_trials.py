@@ -1,4 +1,4 @@
-"""Bayesian search: it finds the least, and ends alike whether it is stopped, killed, or shared out among processes."""
+"""Bayesian search finds the minimum, and ends alike if it is stopped, killed, or shared by several processes."""
 
 import math
 import signal
@@ -26,7 +26,7 @@ def search(path, objective=objective, seed=7, num_trials=NUM_TRIALS, initial=(0.
     return Trials(path).minimize("one", ALLOWED, objective, initial=initial, num_trials=num_trials, seed=seed)
 
 
-def test_the_least_of_what_was_tried_and_what_was_asked_for_first_is_tried_first(tmp_path):
+def test_it_returns_the_best_trial_and_tries_initial_numbers_first(tmp_path):
     found = search(tmp_path / "trials")
     tried = read_trials(tmp_path / "trials")["one"]
     assert len(tried) == NUM_TRIALS and [value for value, _ in tried[:2]] == [0.9, 0.0]
