@@ -81,9 +81,11 @@ class PlanPrice:
         return self._cost(works, self._decoder.live_layers(base)) / stock_cost
 
     def _cost(self, works: Sequence[Work], layers: Sequence[LiveLayer]) -> float | torch.Tensor:
+        """Returns the summed cost of layers that do `works`, in the measure's own unit."""
         return sum(self._layer_cost(work, layer) for work, layer in zip(works, layers, strict=True))
 
     def _layer_cost(self, work: Work, layer: LiveLayer) -> float | torch.Tensor:
+        """Returns the cost of one layer: MACs for FLOPs measures, numbers of keys and values for `kv_bytes`."""
         match self._measure:
             case "visual_flops":
                 return layer_visual_macs(work, layer, self._decoder, self._images)

@@ -125,6 +125,7 @@ class YopoPlanner(Planner):
         return self._plan_for(search.config, search.calibration, self.budget and search.price_within(self.budget))
 
     def _plan_for(self, config: PreTrainedConfig, calibration: Calibration, price: PlanPrice | None) -> VisualPlan:
+        """Returns the plan for a model with these statistics. `price` is None where there is no budget."""
         if price is not None:
             return self._within_budget(config, calibration, price)
         num_layers = config.text_config.num_hidden_layers
@@ -137,6 +138,8 @@ class YopoPlanner(Planner):
         return _plan(calibration, self, kept, self.ffn_kept, self.whole_layers, self.withdraw_from)
 
     def _within_budget(self, config: PreTrainedConfig, calibration: Calibration, price: PlanPrice) -> VisualPlan:
+        """Returns the plan with the latest withdrawal, and then the most heads and neurons, that fit the budget."""
+
         def plan_of(share: float, whole_layers: int, withdraw_from: int) -> VisualPlan:
             kept = _most_active(calibration.activity, share, whole_layers, withdraw_from)
             return _plan(calibration, self, kept, share, whole_layers, withdraw_from)
