@@ -23,8 +23,9 @@ from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from modeling.whole_file import whole_file
 from training.cli import run
-from training.measure.benchmark import benchmark, neighbours
+from training.measure.benchmark import benchmark
 from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.measure.neighbor_benchmark import time_neighbor_attention
 
 try:
     from training.report.benchmark_plot import benchmark_picture
@@ -84,10 +85,10 @@ def main() -> None:
         batch_sizes=batch_sizes,
         decode_tokens=arguments.decode_tokens,
         repeats=arguments.repeats,
-        say=lambda line: print(line, flush=True),
+        print_line=lambda line: print(line, flush=True),
     )
     if sides:
-        report["neighbours"] = neighbours(
+        report["neighbours"] = time_neighbor_attention(
             sides,
             radius=arguments.radius,
             num_heads=8,

@@ -27,8 +27,10 @@ from training.cli import run
 from training.distillation.lora import add_lora
 from training.distillation.losses import cross_entropy, forward_kl
 from training.files import write_json
-from training.measure.benchmark import Prompt, spread, stock_twin
+from training.measure.benchmark import stock_twin
+from training.measure.benchmark_prompt import Prompt
 from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.measure.timing import spread
 from training.recipe.lora import LoraSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -80,7 +82,7 @@ def main() -> None:
     prompt = Prompt.random(sparse, arguments.batch_size, arguments.text_tokens)
     steps = make_steps(sparse, prompt, arguments.rank)
 
-    seconds = take_turns(steps, arguments.repeats, torch.device(arguments.device))
+    seconds = interleaved_seconds(steps, arguments.repeats, torch.device(arguments.device))
     speedup = statistics.median(seconds["dense"]) / statistics.median(seconds["sparse"])
     decoder = DecoderShape.from_config(shape.text_config)
     report = {
@@ -138,7 +140,9 @@ def optimizer_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callab
     return step
 
 
-def take_turns(steps: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved_seconds(
+    steps: dict[str, Callable[[], None]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
     """Returns the seconds of each step, `repeats` times in turn. A first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(repeats + 1):

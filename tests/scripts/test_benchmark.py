@@ -17,7 +17,8 @@ from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from tests.families.llava_next import LLAVA_NEXT
 from tests.tiny_student import tiny_batch, tiny_student
-from training.measure.benchmark import Prompt, measured_kv_bytes, promised, stock_twin
+from training.measure.benchmark import measured_kv_bytes, predicted_costs, stock_twin
+from training.measure.benchmark_prompt import Prompt
 from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +116,7 @@ def test_what_separates_the_rows_of_a_picture_is_text():
     with torch.no_grad():
         stock_twin(sparse)(input_ids=prompt.input_ids, **prompt.pictures)
         sparse(input_ids=prompt.input_ids, **prompt.pictures)
-    predicted = promised(sparse, 10)["kv_bytes"]["predicted"]
+    predicted = predicted_costs(sparse, 10)["kv_bytes"]["predicted"]
     assert measured_kv_bytes({"dense": stock_twin(sparse), "sparse": sparse}, 10) == predicted
 
 

@@ -1,4 +1,7 @@
-"""Models to measure without their weights: a shape from sizes or a config file, a plan carried over to that shape."""
+"""Models that can be measured without their trained weights.
+
+A model's shape comes from sizes or from a config file. Its plan may come from a checkpoint of another shape.
+"""
 
 import json
 import math
@@ -15,17 +18,19 @@ from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 
 HEAD_DIM = 64
-PATCH = 14
+PATCH_SIZE = 14
 VOCAB_SIZE = 4096
-OF_A_CHECKPOINT = ("model_type", "architectures", "auto_map", "visual_plan")
-"""Fields that say which class a config belongs to, rather than which shape it has."""
+CLASS_FIELDS = ("model_type", "architectures", "auto_map", "visual_plan")
+"""Fields of a config that tell its class or its plan, and not its shape."""
 
 
 def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> LlavaConfig:
-    """A LLaVA of these sizes with Llama's proportions, heads of 64, and a vision tower small enough not to matter.
+    """Returns the config of a LLaVA of these sizes, with Llama's proportions and heads of width 64.
+
+    Its vision tower is so small that its cost does not matter.
 
     Raises:
-        UserError: a hidden size that heads do not divide, or visual tokens that fill no square grid.
+        UserError: `hidden_size` is no multiple of 64, `num_layers` is below 1, or `visual_tokens` is no square number.
     """
     if hidden_size < HEAD_DIM or hidden_size % HEAD_DIM:
         raise UserError(f"hidden size: got {hidden_size}, allowed: multiples of {HEAD_DIM}")
@@ -48,8 +53,8 @@ def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> Lla
         intermediate_size=HEAD_DIM,
         num_hidden_layers=1,
         num_attention_heads=1,
-        image_size=side * PATCH,
-        patch_size=PATCH,
+        image_size=side * PATCH_SIZE,
+        patch_size=PATCH_SIZE,
     )
     return LlavaConfig(
         text_config=text, vision_config=vision, image_token_index=VOCAB_SIZE - 1, vision_feature_layer=-1
@@ -57,7 +62,11 @@ def shape_of_sizes(hidden_size: int, num_layers: int, visual_tokens: int) -> Lla
 
 
 def shape_of_file(path: str | os.PathLike) -> PreTrainedConfig:
-    """The shape in a model's config JSON (a checkpoint's config.json, or one of recipes/shapes). Raises UserError."""
+    """Returns the stock config in a JSON file, which may be a checkpoint's config.json or a file of recipes/shapes.
+
+    Raises:
+        UserError: the file is missing or not JSON, or its model type is not supported.
+    """
     values = _read(Path(path))
     if str(values.get("model_type")).removeprefix(SPARSE) not in sparse_classes():
         raise UserError(
@@ -67,10 +76,10 @@ def shape_of_file(path: str | os.PathLike) -> PreTrainedConfig:
 
 
 def stock_config(values: dict) -> PreTrainedConfig:
-    """The stock model's config out of a dense or a sparse one's values."""
+    """Returns the stock model's config, given the values of a dense or a sparse model's config."""
     stock = class_of_type(values["model_type"]).stock_class.config_class
-    values = {name: value for name, value in values.items() if name not in OF_A_CHECKPOINT}
-    text = {name: value for name, value in values["text_config"].items() if name not in OF_A_CHECKPOINT}
+    values = {name: value for name, value in values.items() if name not in CLASS_FIELDS}
+    text = {name: value for name, value in values["text_config"].items() if name not in CLASS_FIELDS}
     text_type = values["text_config"].get("model_type")
     if text_type is not None:
         text["model_type"] = text_type.removeprefix(SPARSE)
@@ -80,10 +89,12 @@ def stock_config(values: dict) -> PreTrainedConfig:
 
 
 def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> VisualPlan:
-    """A sparse checkpoint's plan for another shape: by relative depth, with the same shares of units and neurons.
+    """Returns a sparse checkpoint's plan for another shape.
+
+    Each layer is the one at its relative depth, with the same shares of units and neurons.
 
     Raises:
-        UserError: not a sparse checkpoint.
+        UserError: the folder holds no sparse checkpoint, or its model type is not supported.
     """
     path = Path(checkpoint) / "config.json"
     given = _read(path).get("visual_plan")
@@ -94,8 +105,8 @@ def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> Visu
         tuple(
             replace(
                 layer,
-                heads=_share(layer.heads, source.num_key_value_heads, target.num_key_value_heads),
-                ffn=_share(layer.ffn, source.intermediate_size, target.intermediate_size),
+                heads=_scaled_count(layer.heads, source.num_key_value_heads, target.num_key_value_heads),
+                ffn=_scaled_count(layer.ffn, source.intermediate_size, target.intermediate_size),
             )
             for layer in plan.at_depth(target.num_hidden_layers).layers
         )
@@ -103,18 +114,18 @@ def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> Visu
 
 
 def random_model(shape: PreTrainedConfig, plan: VisualPlan, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A sparse model of this shape with random weights, under the plan. Raises UserError when the plan does not fit."""
+    """Returns a sparse model of this shape with random weights. Raises UserError if the plan does not fit."""
     text = shape.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
-    values = {name: value for name, value in shape.to_dict().items() if name not in OF_A_CHECKPOINT}
+    values = {name: value for name, value in shape.to_dict().items() if name not in CLASS_FIELDS}
     cls = sparse_class(shape)
     config = cls.config_class.from_dict({**values, "visual_plan": plan.to_dict()})
     with torch.device(device):
         return cls._from_config(config, dtype=dtype).eval()
 
 
-def _share(units: int | tuple[int, ...] | None, source: int, target: int) -> int | None:
-    """As many of `target` as `units` are of `source`, and at least one where there was one."""
+def _scaled_count(units: int | tuple[int, ...] | None, source: int, target: int) -> int | None:
+    """Returns as many of `target` units as `units` are of `source`, and at least one if there was one."""
     if units is None:
         return None
     served = num_served(units, source)
@@ -122,6 +133,7 @@ def _share(units: int | tuple[int, ...] | None, source: int, target: int) -> int
 
 
 def _read(path: Path) -> dict:
+    """Returns the JSON object in a file. Raises UserError if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a plan costs a given model, for one image and a prompt of the published length: the figures of a report."""
+"""The costs of a plan that a report shows, for one picture and a prompt of the published length."""
 
 from transformers import PreTrainedConfig
 
@@ -17,11 +17,18 @@ from modeling.visual_flops import (
 from modeling.visual_plan import VisualPlan
 
 TEXT_TOKENS = 64
-"""Text tokens of the published conventions (modeling/visual_flops.py)."""
+"""Number of text tokens in the published conventions (modeling/visual_flops.py)."""
 
 
 def fractions(plan: VisualPlan, config: PreTrainedConfig) -> dict[str, float]:
-    """Fractions of the dense model left under `plan`: visual FLOPs (B), decoder prefill FLOPs (C), key/value bytes."""
+    """Returns the shares of the stock model's costs that are left under `plan`, by measure.
+
+    The measures are `visual_flops` (convention B), `model_flops` of the decoder's prefill (convention C), and
+    `kv_bytes`.
+
+    Raises:
+        UserError: the plan does not fit the model.
+    """
     decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
     return {
         "visual_flops": visual_fraction(plan, decoder, images),
@@ -31,7 +38,16 @@ def fractions(plan: VisualPlan, config: PreTrainedConfig) -> dict[str, float]:
 
 
 def cost_sheet(plan: VisualPlan, config: PreTrainedConfig, bytes_per_value: int) -> dict:
-    """The contents of cost.json: the dense model's and the plan's cost in every convention, and by layer."""
+    """Returns the contents of cost.json: the dense model's and the plan's cost in every convention.
+
+    `layers` holds the share of the visual FLOPs that is left in each layer.
+
+    Args:
+        bytes_per_value: bytes of one key or value number in the cache.
+
+    Raises:
+        UserError: the plan does not fit the model.
+    """
     decoder, images = DecoderShape.from_config(config.text_config), reference_images(config)
     vision = vision_macs(config, images)
     return {
@@ -50,4 +66,5 @@ def cost_sheet(plan: VisualPlan, config: PreTrainedConfig, bytes_per_value: int)
 
 
 def _conventions(cost: PlanCost) -> dict[str, int]:
+    """Returns a cost by the letters of the conventions. A is in MACs, the others are in FLOPs."""
     return {"A": cost.macs_visual, "B": cost.flops_visual, "C": cost.flops_prefill, "D": cost.flops_total}

@@ -1,12 +1,12 @@
-"""Accuracy of generated answers, per family, with 95 % intervals; dense and sparse models alike.
+"""Measures the accuracy of generated answers, per family of questions, with 95 % intervals.
 
-The last question of every sample is asked (earlier turns, where there are any, stand before it with their true
-answers) and the answer is decoded greedily to its end token: nothing is teacher-forced. A family's accuracy is the
-mean score of its questions (`data.benchmarks.shapes`); the overall accuracy is the mean over all questions of all
-families, so a family weighs what it counts.
+Dense and sparse models are treated alike. The last question of every sample is asked. If the sample has earlier
+turns, they stand before it with their true answers. The answer is decoded greedily to its end token, so nothing is
+teacher-forced. A family's accuracy is the mean score of its questions (`data.benchmarks.shapes`). The overall
+accuracy is the mean over all questions of all families, so a family counts in proportion to its number of questions.
 
-Intervals are Wilson score intervals (Wilson 1927) over questions. For right-or-wrong scores that is the interval's own
-case; for fractional ones (captions) it is conservative, because a variable in [0, 1] of mean p varies by at most
+Intervals are Wilson score intervals over questions (Wilson 1927). They are made for scores that are right or wrong. For
+fractional scores, as those of captions, they are conservative: a variable in [0, 1] of mean p has a variance of at most
 p(1 - p). Questions about one picture are taken as independent.
 """
 
@@ -31,12 +31,15 @@ from training.files import write_json
 
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
 
-# Room past the longest true answer: for the end token, and because a tokenizer may cut words into more tokens elsewhere.
 RUN_ON_TOKENS = 4
+"""New tokens that are allowed beyond the longest true answer.
+
+One is the end token. The others are needed because a tokenizer may split the same words into more tokens elsewhere.
+"""
 
 
 class Accuracy(NamedTuple):
-    """A mean score in [0, 1], its 95 % interval, and the number of questions behind it."""
+    """A mean score in [0, 1], the ends of its 95 % interval, and the number of questions."""
 
     accuracy: float
     low: float
@@ -46,7 +49,10 @@ class Accuracy(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One question and what became of it. `image`: the file of the first picture, where there is one."""
+    """One question, its true answer, the model's answer, and the score of that in [0, 1].
+
+    `image` is the file of the sample's first picture, or None if it has none.
+    """
 
     id: str
     family: str
@@ -59,7 +65,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Overall accuracy with its interval, the same per family, and every record."""
+    """The overall accuracy with its interval, the same per family, and every record."""
 
     overall: Accuracy
     families: dict[str, Accuracy]
@@ -67,19 +73,26 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
+        """The overall accuracy in [0, 1]."""
         return self.overall.accuracy
 
     @property
     def low(self) -> float:
+        """The lower end of the overall accuracy's interval."""
         return self.overall.low
 
     @property
     def high(self) -> float:
+        """The upper end of the overall accuracy's interval."""
         return self.overall.high
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Evaluation":
-        """Summarises records; families come in the order of `data.shapes.questions`."""
+        """Returns the evaluation of these records. Families come in the order of `data.shapes.questions`.
+
+        Raises:
+            UserError: there are no records.
+        """
         records = tuple(records)
         scores = {name: [r.score for r in records if r.family == name] for name in QUESTION_FAMILIES}
         return cls(
@@ -89,6 +102,7 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict:
+        """Returns the JSON object."""
         return {
             **self.overall._asdict(),
             "families": {name: accuracy._asdict() for name, accuracy in self.families.items()},
@@ -96,19 +110,21 @@ class Evaluation:
         }
 
     def save(self, path: Path) -> None:
-        """Writes JSON, whole or not at all."""
+        """Writes the JSON file, whole or not at all."""
         write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
-        """Reads what `save` wrote; the figures are counted again from the records."""
+        """Returns the evaluation that `save` wrote. The figures are computed again from the records."""
         return cls.of(Record(**record) for record in json.loads(path.read_text(encoding="utf-8"))["records"])
 
 
 def wilson(scores: Sequence[float]) -> Accuracy:
-    """Mean of scores in [0, 1] with its 95 % Wilson score interval.
+    """Returns the mean of scores in [0, 1] with its 95 % Wilson score interval.
 
-    (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    With the mean p of n scores and the normal quantile z, the interval's ends are:
+
+        (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
 
     Raises:
         UserError: there are no scores.
@@ -120,12 +136,15 @@ def wilson(scores: Sequence[float]) -> Accuracy:
     centre = mean + z * z / (2 * n)
     half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # Rounding must not leave the mean outside its interval where all scores are 0, or all 1.
+    # If all scores are 0 or all are 1, rounding must not leave the mean outside its interval.
     return Accuracy(mean, min(mean, max(0.0, (centre - half) / scale)), max(mean, min(1.0, (centre + half) / scale)), n)
 
 
 def relative_accuracy(model: Evaluation, reference: Evaluation) -> float | None:
-    """Accuracy as a fraction of the reference's, on the same questions; None where the reference scores nothing."""
+    """Returns the accuracy as a share of the reference's on the same questions. It may exceed 1.
+
+    Returns None if the reference's accuracy is 0.
+    """
     assert len(model.records) == len(reference.records)
     return model.accuracy / reference.accuracy if reference.accuracy else None
 
@@ -140,18 +159,18 @@ def evaluate(
     pixel_transform: Literal["grey"] | None = None,
     title: str = "evaluate",
 ) -> Evaluation:
-    """Asks the model every sample's last question and scores what it generates.
+    """Asks the model every sample's last question and scores the answers that it generates.
+
+    The records of the result are in the order of `samples`. The model keeps its mode, training or eval.
 
     Args:
-        batch_size: questions generated together; it changes the time, not the answers.
-        max_new_tokens: longest answer in tokens, end token included. None: per family, the longest true answer
-            plus room for the model to run on past it (and so be wrong).
-        pixel_transform: "grey" shows pictures of one colour, the mean colour the processor normalises by: what a
-            model scores then, it scores without seeing.
-        title: what the progress bar says.
-
-    Returns:
-        Records in the order of `samples`.
+        model: a stock or a sparse model.
+        batch_size: number of questions that are answered together. It changes the time, not the answers.
+        max_new_tokens: longest answer in tokens, including the end token. None takes, for each family, the longest true
+            answer plus some tokens, so that a model can run past the right answer and be wrong.
+        pixel_transform: "grey" replaces every picture by one of a single colour, the mean by which the processor
+            normalises. A model's accuracy is then its accuracy without seeing. None leaves pictures as they are.
+        title: text beside the progress bar.
 
     Raises:
         UserError: no samples, or a sample whose family has no metric.
@@ -180,7 +199,11 @@ def evaluate(
 
 
 def _token_limits(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[str, int]:
-    """New tokens allowed per family: an answer must end by itself to be right, so none is cut into a right one."""
+    """Returns how many new tokens an answer may have, by family.
+
+    An answer must end by itself to be right. The limit is larger than every true answer, so no wrong answer is cut
+    off and becomes right.
+    """
     limits: dict[str, int] = {}
     for sample in samples:
         tokens = processor.tokenizer(sample.turns[-1][1], add_special_tokens=False)["input_ids"]
@@ -189,11 +212,14 @@ def _token_limits(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[
 
 
 def _batches(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
-    """Indices of the samples of each batch: of one family, which ends its answers alike, and near in length."""
+    """Returns the indices of the samples of each batch.
+
+    A batch has samples of one family, whose answers end at about the same length, and of similar prompt length.
+    """
     batches = []
     for family in QUESTION_FAMILIES:
         indices = [index for index, sample in enumerate(samples) if sample.family == family]
-        # Images and characters stand for tokens: near enough to sort by, without encoding a sample twice.
+        # The numbers of pictures and characters stand for the number of tokens, which would need a second encoding.
         indices.sort(key=lambda index: (len(samples[index].images), len(str(samples[index].turns))), reverse=True)
         batches += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return batches
@@ -206,7 +232,7 @@ def _generate(
     max_new_tokens: int,
     pixel_transform: Literal["grey"] | None,
 ) -> list[str]:
-    """Greedy answers to a left-padded batch of prompts."""
+    """Returns the greedy answers to a left-padded batch of prompts."""
     inputs = {name: value.to(model.device) for name, value in batch.items()}
     if "pixel_values" in inputs:
         pixels = inputs["pixel_values"].to(model.dtype)
@@ -225,6 +251,7 @@ def _generate(
 
 
 def _record(sample: Sample, prediction: str) -> Record:
+    """Returns the scored record of a sample's last question."""
     question, answer = sample.turns[-1]
     return Record(
         id=sample.id,

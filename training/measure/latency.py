@@ -1,10 +1,17 @@
-"""How long a plan's prefill takes on this machine.
+"""Predicts how long a plan's prefill takes on this machine.
 
-A small table of timings is taken once, and the time of any other plan is interpolated from it. Four kinds of plans are
-timed, alike in all layers. The first has text alone. The second adds visual keys of some units, which text reads. The
-third adds visual queries of some units, the fourth an FFN of some neurons. What a kind adds, divided by the number of
-layers that do it, is its price per layer. A fifth kind is the dense plan with a part of the visual tokens: it says what
-share of these prices remains. Between the timed counts prices are linear, so an expected cost has gradients.
+A small table of timings is measured once, and the time of any other plan is interpolated from it. Five kinds of plans
+are timed. In each of them, all layers are alike.
+
+1. Text alone.
+2. With visual keys of some units, which text reads.
+3. With visual queries of some units too.
+4. As kind 2 with all units, with an FFN of some neurons.
+5. The dense plan with a share of the visual tokens.
+
+The seconds that kinds 2 to 4 add are divided by the number of layers that do the work. This gives seconds per layer.
+Kind 5 tells which share of these seconds is left with fewer visual tokens. Between the timed counts the seconds are
+linear, so an expected time has gradients.
 """
 
 import statistics
@@ -19,11 +26,14 @@ from modeling.layer_plan import LayerPlan, Rank
 from modeling.visual_flops import Work
 from modeling.visual_plan import VisualPlan
 from training.files import read_json, write_json
-from training.measure.benchmark import Prompt, prefill_decoder, take_turns
+from training.measure.benchmark_prompt import Prompt, prefill_decoder
 from training.measure.costs import TEXT_TOKENS
+from training.measure.timing import interleaved_seconds
 
 POINTS, REPEATS = 4, 9
+"""How many counts of units and of neurons are timed, and how often each plan is timed."""
 TOKEN_SHARES = (0.25, 0.5, 0.75)
+"""Shares of the visual tokens that are timed."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +41,12 @@ class LatencyTable:
     """Timings of one sample's prefill.
 
     Attributes:
-        dense, text: seconds under the dense plan, and of text alone.
-        keys, queries, neurons: (count, seconds per layer) pairs from 0 on. They say what keys of that many units add,
-            queries of that many units, and an FFN of that many neurons.
-        tokens: (share of the visual tokens, share of those seconds) pairs from (0, 0) to (1, 1).
+        dense: seconds under the dense plan.
+        text: seconds of text alone.
+        keys: (count, seconds per layer) pairs from count 0 on. They tell what visual keys of that many units add.
+        queries: the same for visual queries of that many units.
+        neurons: the same for an FFN of that many neurons.
+        tokens: (share of the visual tokens, share of the seconds that visual work adds) pairs from (0, 0) to (1, 1).
     """
 
     dense: float
@@ -48,7 +60,7 @@ class LatencyTable:
         """Returns the predicted seconds of layers that do `works`, as a share of the dense plan's seconds.
 
         Args:
-            works: of each layer, for all visual tokens. Where they are tensors, so is the result.
+            works: the work of each layer for all visual tokens. If it is given in tensors, the result is a tensor.
             tokens: the share of the visual tokens that each layer carries.
         """
         seconds = self.text
@@ -59,11 +71,15 @@ class LatencyTable:
         return seconds / self.dense
 
     def save(self, path: Path) -> None:
+        """Writes the table as a JSON file, whole or not at all."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "LatencyTable":
-        """Reads what `save` wrote. A table of before `tokens` were timed has time fall in proportion to tokens."""
+        """Returns the table that `save` wrote.
+
+        In older files without `tokens`, the time of visual work is in proportion to the number of visual tokens.
+        """
         values = read_json(path)
         return cls(
             **{name: tuple(map(tuple, value)) if isinstance(value, list) else value for name, value in values.items()}
@@ -71,19 +87,23 @@ class LatencyTable:
 
 
 def measure_latency(model: PreTrainedModel) -> LatencyTable:
-    """Returns the timings of the decoder's prefill of one picture and 64 text tokens. The plan in force is restored."""
+    """Returns the timings of the decoder's prefill of one picture and 64 text tokens.
+
+    Args:
+        model: a sparse model. The plan in force is restored, and the model is put in eval mode.
+    """
     text = model.config.text_config
     num_layers, units, neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
     unit_counts = sorted({round(units * point / POINTS) for point in range(1, POINTS + 1)} - {0})
     neuron_counts = sorted({round(neurons * point / POINTS) for point in range(1, POINTS + 1)} - {0})
 
-    def alike(**layer) -> VisualPlan:
-        return VisualPlan(layers=(LayerPlan(**layer),) * num_layers)
+    def uniform_plan(**fields) -> VisualPlan:
+        return VisualPlan(layers=(LayerPlan(**fields),) * num_layers)
 
-    plans = {"dense": alike(), "text": alike(tokens=0.0)}
-    plans |= {f"keys {count}": alike(heads=count, attend=False, ffn=0) for count in unit_counts}
-    plans |= {f"queries {count}": alike(heads=count, ffn=0) for count in unit_counts}
-    plans |= {f"neurons {count}": alike(attend=False, ffn=count) for count in neuron_counts}
+    plans = {"dense": uniform_plan(), "text": uniform_plan(tokens=0.0)}
+    plans |= {f"keys {count}": uniform_plan(heads=count, attend=False, ffn=0) for count in unit_counts}
+    plans |= {f"queries {count}": uniform_plan(heads=count, ffn=0) for count in unit_counts}
+    plans |= {f"neurons {count}": uniform_plan(attend=False, ffn=count) for count in neuron_counts}
     plans |= {f"tokens {share}": _with_tokens(share, num_layers) for share in TOKEN_SHARES}
     prompt = Prompt.random(model, 1, TEXT_TOKENS)
 
@@ -93,41 +113,51 @@ def measure_latency(model: PreTrainedModel) -> LatencyTable:
 
     model.eval()
     calls = {name: lambda plan=plan: prefill(plan) for name, plan in plans.items()}
-    seconds = {name: statistics.median(times) for name, times in take_turns(calls, REPEATS, model.device).items()}
+    seconds = {
+        name: statistics.median(times) for name, times in interleaved_seconds(calls, REPEATS, model.device).items()
+    }
     keys = {count: seconds[f"keys {count}"] for count in unit_counts}
-    visual = max(seconds["dense"] - seconds["text"], 0.0)
-    # Nothing reads what the last layer would update: it queries and has an FFN in no plan.
+    visual_seconds = max(seconds["dense"] - seconds["text"], 0.0)
+    # Nothing reads what the last layer would update, so it has no visual queries and no visual FFN in any plan.
     return LatencyTable(
         dense=seconds["dense"],
         text=seconds["text"],
-        keys=_prices({count: (keys[count] - seconds["text"]) / num_layers for count in unit_counts}),
-        queries=_prices(
+        keys=_rising_pairs({count: (keys[count] - seconds["text"]) / num_layers for count in unit_counts}),
+        queries=_rising_pairs(
             {count: (seconds[f"queries {count}"] - keys[count]) / (num_layers - 1) for count in unit_counts}
         ),
-        neurons=_prices(
+        neurons=_rising_pairs(
             {count: (seconds[f"neurons {count}"] - keys[units]) / (num_layers - 1) for count in neuron_counts}
         ),
-        tokens=_shares_left({share: seconds[f"tokens {share}"] - seconds["text"] for share in TOKEN_SHARES}, visual),
+        tokens=_shares_of_seconds(
+            {share: seconds[f"tokens {share}"] - seconds["text"] for share in TOKEN_SHARES}, visual_seconds
+        ),
     )
 
 
 def _with_tokens(share: float, num_layers: int) -> VisualPlan:
-    """The dense plan with every layer carrying this share of the visual tokens, chosen without any ranking's cost."""
+    """Returns the dense plan with this share of the visual tokens in every layer. Choosing the tokens costs no time."""
     first = LayerPlan(tokens=share, rank=Rank(by="uniform"))
     return VisualPlan(layers=(first, *(LayerPlan(tokens=share),) * (num_layers - 1)))
 
 
-def _shares_left(seconds: dict[float, float], of_all: float) -> tuple[tuple[float, float], ...]:
-    """Pairs from (0, 0) to (1, 1), never falling; in proportion to the tokens where visual work took no time at all."""
+def _shares_of_seconds(seconds: dict[float, float], seconds_of_all: float) -> tuple[tuple[float, float], ...]:
+    """Returns (share of tokens, share of seconds) pairs from (0, 0) to (1, 1) that never fall.
+
+    The shares of seconds are the shares of tokens if visual work took no time at all.
+    """
     pairs = [(0.0, 0.0)]
     for share, value in sorted(seconds.items()):
-        left = min(value / of_all, 1.0) if of_all > 0 else share
+        left = min(value / seconds_of_all, 1.0) if seconds_of_all > 0 else share
         pairs.append((share, max(left, pairs[-1][1])))
     return (*pairs, (1.0, 1.0))
 
 
-def _prices(seconds: dict[int, float]) -> tuple[tuple[int, float], ...]:
-    """Pairs from (0, 0) on, never falling: what is measured to save time by doing more is noise."""
+def _rising_pairs(seconds: dict[int, float]) -> tuple[tuple[int, float], ...]:
+    """Returns (count, seconds) pairs from (0, 0) on whose seconds never fall.
+
+    If more work was measured to take less time, that is noise.
+    """
     pairs = [(0, 0.0)]
     for count, value in sorted(seconds.items()):
         pairs.append((count, max(value, pairs[-1][1])))
@@ -135,8 +165,8 @@ def _prices(seconds: dict[int, float]) -> tuple[tuple[int, float], ...]:
 
 
 def _interpolated(pairs: tuple[tuple[int, float], ...], count: float | torch.Tensor) -> float | torch.Tensor:
-    """Piecewise linear through `pairs`, at a number or a scalar tensor within their range."""
-    at = count.item() if isinstance(count, torch.Tensor) else count
-    place = next((index for index, (known, _) in enumerate(pairs[1:]) if at <= known), len(pairs) - 2)
-    (low, first), (high, last) = pairs[place], pairs[place + 1]
+    """Returns the piecewise linear function through `pairs` at `count`, a number or scalar tensor in their range."""
+    value = count.item() if isinstance(count, torch.Tensor) else count
+    segment = next((index for index, (end, _) in enumerate(pairs[1:]) if value <= end), len(pairs) - 2)
+    (low, first), (high, last) = pairs[segment], pairs[segment + 1]
     return first + (last - first) * (count - low) / (high - low)

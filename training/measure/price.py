@@ -1,14 +1,15 @@
-"""What a plan costs: one price for plans that are found and for plans that are learned.
+"""The price of a plan: its share of the stock model's cost, in the measure that a budget bounds.
 
-The price of a plan is its share of the stock model's cost, in the measure that a budget bounds. While a plan is learned
-by gates, its expected price is exact. Gates are independent, and each enters a layer's cost once. The visual work of a
-layer is alive where a later layer is read, and that is decided by other gates. With P(open) of each gate, for layer l:
+Plans that are found and plans that are learned have the same price. While a plan is learned by gates, its expected
+price is exact, because gates are independent and each enters a layer's cost once. The visual work of a layer is alive
+if a later layer is read, which other gates decide. With P(open) of each gate, these are the expected amounts of work
+of layer l:
 
     readable_j = read_j (1 - prod_u (1 - heads_ju)),  alive_l = 1 - prod_{j > l} (1 - readable_j),
     neurons = alive ffn sum_k neurons_k size_k,  querying units = alive attend sum_u heads_u,
     units read = read sum_u heads_u,  units with keys = sum_u heads_u (1 - (1 - read) (1 - alive attend)).
 
-Where every probability is 0 or 1, this is the price of the hard plan. Both use the counter of modeling/visual_flops.py.
+If every probability is 0 or 1, this is the price of the hard plan. Both use the counter of modeling/visual_flops.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,12 +35,12 @@ from training.measure.latency import LatencyTable
 
 
 class PlanPrice:
-    """Prices the plans of one model. The stock model's price is 1, and dead work costs nothing.
+    """Gives the prices of plans of one model. The stock model's price is 1, and dead work costs nothing.
 
     Args:
-        config: the model's.
+        config: config of the model.
         measure: one of the fields of `Budget`.
-        latency: timings, read by the measure `latency` alone. The dense plan's price is then 1.
+        latency: timings of the machine, needed for the measure `latency`. In this measure the dense plan's price is 1.
     """
 
     def __init__(self, config: PreTrainedConfig, measure: str = "visual_flops", latency: LatencyTable | None = None):
@@ -48,7 +49,7 @@ class PlanPrice:
         self._measure, self._latency = measure, latency
 
     def __call__(self, plan: VisualPlan) -> float:
-        """The price of a plan. Raises UserError where the plan does not fit the model."""
+        """Returns the price of a plan. Raises UserError if the plan does not fit the model."""
         match self._measure:
             case "visual_flops":
                 return visual_fraction(plan, self._decoder, self._images)
@@ -65,23 +66,26 @@ class PlanPrice:
     def expected(
         self, probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor, base: VisualPlan
     ) -> torch.Tensor:
-        """The expected price of gates that are open with these probabilities; a differentiable scalar.
+        """Returns the expected price of gates that are open with these probabilities, as a differentiable scalar.
 
         Args:
-            probability: by kind of gate, as `VisualGates.open_probability` gives it.
-            block_sizes: [L, K] neurons of each block.
-            base: what no gate decides, `radius`. It carries all visual tokens.
+            probability: the probabilities by kind of gate, as `VisualGates.open_probability` gives them.
+            block_sizes: [L, K] number of neurons in each of the K blocks of a layer.
+            base: the plan that gives `radius`, which no gate decides. It must carry all visual tokens.
         """
         works = expected_work(probability, block_sizes)
         if self._measure == "latency":
             return self._latency.share(works, [1.0] * len(works))
         stock = self._decoder.stock_layers()
-        return self._cost(works, self._decoder.live_layers(base)) / self._cost([Work.of(one) for one in stock], stock)
+        stock_cost = self._cost([Work.of(layer) for layer in stock], stock)
+        return self._cost(works, self._decoder.live_layers(base)) / stock_cost
 
     def _cost(self, works: Sequence[Work], layers: Sequence[LiveLayer]) -> float | torch.Tensor:
+        """Returns the summed cost of layers that do `works`, in the measure's own unit."""
         return sum(self._layer_cost(work, layer) for work, layer in zip(works, layers, strict=True))
 
     def _layer_cost(self, work: Work, layer: LiveLayer) -> float | torch.Tensor:
+        """Returns the cost of one layer: MACs for FLOPs measures, numbers of keys and values for `kv_bytes`."""
         match self._measure:
             case "visual_flops":
                 return layer_visual_macs(work, layer, self._decoder, self._images)
@@ -94,7 +98,10 @@ class PlanPrice:
 
 
 def expected_work(probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor) -> list[Work]:
-    """Returns each layer's expected work by the formulas at the top of this file; arguments as in `PlanPrice.expected`."""
+    """Returns each layer's expected work by the formulas at the top of this file.
+
+    The arguments are those of `PlanPrice.expected`.
+    """
     attend, ffn, read = (probability[name] for name in ("attend", "ffn", "read"))
     heads, neurons = probability["heads"], probability["neurons"]
     unreadable = 1 - read * (1 - (1 - heads).prod(dim=1))

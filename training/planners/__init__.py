@@ -1,6 +1,6 @@
-"""Planners: one file for each way to find a `VisualPlan`. A recipe's `plan` section names one.
+"""Planners find a `VisualPlan`. Each way to find one is a file in this folder, and a recipe's `plan` section names it.
 
-The planner in each file of this folder is one that recipes may name. CONTRIBUTING.md says how to add one.
+Every planner class in a file of this folder is available to recipes. planner.py says what such a class defines.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from training.planners.planner import Planner
 
 
 def planner_classes() -> tuple[type[Planner], ...]:
-    """Returns the planners in the files of this folder, in the order of the file names."""
+    """Returns the planner classes in the files of this folder, in the order of the file names."""
     found: list[type[Planner]] = []
     for module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
         if not module.ispkg:
@@ -23,7 +23,7 @@ def planner_classes() -> tuple[type[Planner], ...]:
 
 
 def _is_planner(member: object) -> bool:
-    """Whether it is a planner that has a name, not a base of planners."""
+    """Returns whether `member` is a planner class with a name of its own, not a base class of planners."""
     return (
         isinstance(member, type)
         and issubclass(member, Planner)
@@ -33,12 +33,12 @@ def _is_planner(member: object) -> bool:
 
 PLANNERS = planner_classes()
 AnyPlanner = Annotated[Union[PLANNERS], Field(discriminator="planner")]  # noqa: UP007  of a list, not of names
-"""Any planner, told by its field `planner`."""
-PartPlanner = Annotated[
-    Union[tuple(planner for planner in PLANNERS if not planner.made_of_others)],  # noqa: UP007
+"""The settings of any planner. The field `planner` tells which one."""
+StackablePlanner = Annotated[
+    Union[tuple(planner for planner in PLANNERS if not planner.combines_planners)],  # noqa: UP007
     Field(discriminator="planner"),
 ]
-"""Any planner that finds a plan of its own."""
+"""The settings of any planner that does not combine the plans of other planners."""
 for _planner in PLANNERS:
-    if _planner.made_of_others:
-        _planner.model_rebuild(_types_namespace={"PartPlanner": PartPlanner})
+    if _planner.combines_planners:
+        _planner.model_rebuild(_types_namespace={"StackablePlanner": StackablePlanner})

@@ -1,4 +1,4 @@
-"""File planner: a plan somebody has written already, for this model or for one of another depth."""
+"""File planner: reads a plan that exists already, for this model or for a model of another depth."""
 
 from __future__ import annotations
 
@@ -16,28 +16,34 @@ if TYPE_CHECKING:
 
 
 class FilePlanner(Planner):
-    """A plan read from a JSON file."""
+    """Reads the plan from a JSON file."""
 
     planner: Literal["file"]
     path: Path
+    """Path of the plan file."""
     relative_depth: bool = False
-    """The plan is another model's: each layer does as the one at its relative depth there. Of token schedules and other plans
-    that name no heads or neurons, which are every model's own."""
+    """Whether the plan was made for a model of another depth. Each layer then takes the plan of the layer at the same
+    relative depth. The plan must not name heads or neurons, because those differ from model to model."""
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan:
-        """Returns the plan in the file. Raises UserError where it is missing, is not a plan, or does not fit the model."""
+        """Returns the plan in the file.
+
+        Raises:
+            UserError: the file is missing, holds no plan, or holds a plan that does not fit the model.
+        """
         text = config.text_config
         plan = VisualPlan.load(self.path)
         try:
             if self.relative_depth:
-                plan = _of_another_model(plan, text.num_hidden_layers)
+                plan = _at_depth(plan, text.num_hidden_layers)
             plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
         return plan
 
 
-def _of_another_model(plan: VisualPlan, num_layers: int) -> VisualPlan:
+def _at_depth(plan: VisualPlan, num_layers: int) -> VisualPlan:
+    """Returns another model's plan for `num_layers` layers. Raises UserError if it names heads or neurons."""
     for index, layer in enumerate(plan.layers):
         for name in ("heads", "ffn"):
             if getattr(layer, name) not in (None, 0, ()):

@@ -1,13 +1,15 @@
-"""Greedy planner: from the dense plan to the budget by the moves that cost the least answer KL per FLOP saved.
+"""Greedy planner: goes from the dense plan to the budget by the moves that raise the answer KL least per cost saved.
 
-Each step takes the best move of `Moves`: stop a layer's attention or FFN for visual tokens, freeze it, blind it, shut a
-unit, narrow an FFN, shrink the radius, withdraw. Once the budget is met, what is left of it is spent on re-opening the work
-that gains the most KL per FLOP. The walk is done twice, from the dense plan and from the plan that updates no visual token
-but lets every layer read them, which step by step lies behind many expensive moves; the better end is the plan.
+Each step takes the best move of `Moves`. A move stops a layer's attention or FFN for visual tokens, freezes the layer,
+hides visual tokens from its text, shuts a unit, narrows the FFN, shrinks the radius, or withdraws the tokens. Once the
+budget is met, the rest of it is spent on the opening moves that lower the KL most per cost added.
 
-Evaluations are what costs time, so the search is lazy: a move keeps the KL change of its last evaluation, or a first guess
-(first_guess.py), and only moves at the head of the queue are evaluated anew. The KL is that of the untrained plan:
-distillation comes after.
+The search starts twice: from the dense plan, and from the plan that updates no visual token but lets every layer read
+them. Step by step, many expensive moves separate the second plan from the first. The result is the better of both ends.
+
+Evaluating a plan is the expensive part, so the search is lazy. A move keeps the KL change of its last evaluation, or an
+estimate (tools/move_estimate.py). Only moves at the head of the queue are evaluated again. The KL is that of the
+untrained plan, because distillation comes later.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from tqdm.auto import tqdm
 
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
-from training.planners.tools.first_guess import GUESSED, first_guess
+from training.planners.tools.move_estimate import ESTIMATED_MOVES, optimistic_kl_change
 from training.planners.tools.moves import Move, Moves
 
 if TYPE_CHECKING:
@@ -29,18 +31,22 @@ if TYPE_CHECKING:
     from training.measure.price import PlanPrice
     from training.planners.tools.search import Search
 
-LEAST_STEP = 1 / 16
-"""Of the FLOPs above the budget: far from it only large moves are made, near it the small ones come in."""
+MIN_STEP = 1 / 16
+"""A move must save this share of the cost above the budget. Large moves are made far from it, small ones near it."""
 
 
 class GreedyPlanner(BudgetPlanner):
-    """Search by answer KL."""
+    """Searches step by step for the plan within the budget that changes the answers least, by the answer KL."""
 
     reads_statistics = True
     planner: Literal["greedy"]
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan of least answer KL that the search finds within the budget."""
+        """Returns the plan with the smallest answer KL that the search finds within the budget.
+
+        Raises:
+            UserError: even text alone exceeds the budget, or no calibration sample with an image has an answer.
+        """
         price = search.price_within(self.budget)
         moves = Moves(search.config, search.calibration)
         with tqdm(desc="greedy plan", unit="plan") as progress:
@@ -50,6 +56,8 @@ class GreedyPlanner(BudgetPlanner):
 
 
 class _Walks:
+    """Walks from plan to plan by single moves, down to a budget and up to it again."""
+
     def __init__(
         self,
         moves: Moves,
@@ -67,51 +75,59 @@ class _Walks:
         self._progress = progress
 
     def kl(self, plan: VisualPlan) -> float:
-        """Answer KL of a plan that counts its units."""
+        """Returns the answer KL, in nats, of a plan that counts its units."""
         value = self._answer_kl(self._moves.with_units(plan))
         self._progress.update(self._answer_kl.num_evaluations - self._progress.n)
         return value
 
     def walk(self, plan: VisualPlan) -> VisualPlan:
-        """Down to the budget, then up to it: a plan from which no opening within the budget lowers the KL."""
-        known: dict[Move, float] = {}
+        """Returns a plan within the budget from which no opening move within the budget lowers the KL."""
+        kl_changes: dict[Move, float] = {}
         while (price := self._price(plan)) > self._budget:
             excess = price - self._budget
-            cheaper = [(move, to, price - self._price(to)) for move, to in self._moves.closings(plan)]
-            # What a move saves beyond the budget is worth nothing.
-            steps = [(move, to, min(saved, excess)) for move, to, saved in cheaper if saved >= LEAST_STEP * excess]
-            plan, _ = self._best(plan, steps, known)
-        known = {}
+            cheaper = [(move, after, price - self._price(after)) for move, after in self._moves.closings(plan)]
+            # What a move saves beyond the budget has no value, so it does not count.
+            steps = [(move, after, min(saved, excess)) for move, after, saved in cheaper if saved >= MIN_STEP * excess]
+            plan, _ = self._best(plan, steps, kl_changes)
+        kl_changes = {}
         while True:
             price = self._price(plan)
-            dearer = [(move, to, self._price(to) - price) for move, to in self._moves.openings(plan)]
-            within = [(move, to, added) for move, to, added in dearer if 0 < added <= self._budget - price]
-            better, change = self._best(plan, within, known)
-            if change >= 0:
+            dearer = [(move, after, self._price(after) - price) for move, after in self._moves.openings(plan)]
+            within = [(move, after, added) for move, after, added in dearer if 0 < added <= self._budget - price]
+            better, kl_change = self._best(plan, within, kl_changes)
+            if kl_change >= 0:
                 return plan
             plan = better
 
     def _best(
-        self, plan: VisualPlan, candidates: list[tuple[Move, VisualPlan, float]], known: dict[Move, float]
+        self, plan: VisualPlan, candidates: list[tuple[Move, VisualPlan, float]], kl_changes: dict[Move, float]
     ) -> tuple[VisualPlan, float]:
-        """The candidate (move, plan, FLOPs) of least KL change per FLOP, and its KL change; `plan` itself if there is none.
+        """Returns the candidate's plan with the smallest KL change per cost, and that KL change in nats.
 
-        `known` holds each move's KL change when it was last evaluated, and is brought up to date.
+        Returns `plan` itself and 0 if there are no candidates.
+
+        Args:
+            candidates: a move, the plan after it, and the price that it saves or adds.
+            kl_changes: the KL change of each move when it was last evaluated. New evaluations are written into it.
         """
-        for move, to, _ in candidates:
-            if move not in known and move[0] not in GUESSED:
-                known[move] = self.kl(to) - self.kl(plan)
+        for move, after, _ in candidates:
+            if move not in kl_changes and move[0] not in ESTIMATED_MOVES:
+                kl_changes[move] = self.kl(after) - self.kl(plan)
         order = count()
         queue = []
-        for move, to, flops in candidates:
-            change = known[move] if move in known else first_guess(move, plan, to, self._calibration, known)
-            queue.append((change / flops, next(order), False, move, to, flops))
+        for move, after, cost in candidates:
+            kl_change = (
+                kl_changes[move]
+                if move in kl_changes
+                else optimistic_kl_change(move, plan, after, self._calibration, kl_changes)
+            )
+            queue.append((kl_change / cost, next(order), False, move, after, cost))
         heapq.heapify(queue)
         while queue:
-            _, _, fresh, move, to, flops = heapq.heappop(queue)
-            if fresh:
-                self._progress.set_postfix_str(f"visual FLOPs {self._price(to):.1%}, KL {self.kl(to):.4f}")
-                return to, known[move]
-            known[move] = self.kl(to) - self.kl(plan)
-            heapq.heappush(queue, (known[move] / flops, next(order), True, move, to, flops))
+            _, _, is_measured, move, after, cost = heapq.heappop(queue)
+            if is_measured:
+                self._progress.set_postfix_str(f"visual FLOPs {self._price(after):.1%}, KL {self.kl(after):.4f}")
+                return after, kl_changes[move]
+            kl_changes[move] = self.kl(after) - self.kl(plan)
+            heapq.heappush(queue, (kl_changes[move] / cost, next(order), True, move, after, cost))
         return plan, 0.0

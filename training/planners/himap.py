@@ -1,8 +1,8 @@
-"""HiMAP's rule (arXiv 2503.13108): tokens fall twice, first by what text attends to, deeper by what the image itself attends to.
+"""HiMAP (arXiv 2503.13108): visual tokens are dropped twice, first ranked by text, deeper ranked by their own picture.
 
-Before the first layer named, tokens are ranked by the attention they receive from all text after the image, before the second
-by that from the surviving tokens of their own image, each in the layer before, mean over heads. Survivors keep their
-positions.
+Before the first of two layers, tokens are ranked by the attention that they receive from all text after the picture.
+Before the second, they are ranked by the attention that they receive from the surviving tokens of their own picture.
+Both use the attention of the layer before, averaged over heads. Survivors keep their positions.
 """
 
 from __future__ import annotations
@@ -15,30 +15,34 @@ from modeling.layer_plan import Rank
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import SolvingPlanner
-from training.planners.tools.token_schedule import DIGITS, TOKEN_SHARES
+from training.planners.tools.token_schedule import SHARE_DIGITS, TOKEN_SHARES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from training.measure.latency import LatencyTable
 
-BY_TEXT = Rank(by="text_attention", rows="instruction")
-BY_IMAGE = Rank(by="image_attention")
+RANK_BY_TEXT = Rank(by="text_attention", rows="instruction")
+RANK_BY_PICTURE = Rank(by="image_attention")
 
 Layer = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class HimapPlanner(SolvingPlanner):
-    """Either a budget or `keep`."""
+    """HiMAP (arXiv 2503.13108): drops visual tokens before two layers, ranked first by text, then by their own picture.
+
+    Takes either `budget` or `keep`.
+    """
 
     solves = "keep"
     planner: Literal["himap"]
     layers: tuple[Layer, Layer] = (2, 8)
-    """The first layers with fewer tokens; published as K1 and K2, of 32 layers."""
+    """The two layers, counted from 0, before which tokens are dropped. The paper calls them K1 and K2, and uses 2 and 8
+    of 32 layers."""
     keep: tuple[Share, Share] | None = None
-    """Shares of each image's original tokens from then on; published: 1/2 and 1/8.
-    A budget solves the first; the second is its cube, as published."""
+    """Shares of each picture's original visual tokens that are carried from each of the two layers on. The paper uses
+    1/2 and 1/8. Null: the budget decides the first share, and the second is its cube, as in the paper."""
 
     @model_validator(mode="after")
     def _falling(self) -> HimapPlanner:
@@ -49,10 +53,12 @@ class HimapPlanner(SolvingPlanner):
         return self
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
-        """Returns the plan of the given shares, or of the largest that fit the budget.
+        """Returns the plan with the given shares of tokens, or with the largest shares that fit the budget.
+
+        Returns None for a budget of latency without timings.
 
         Raises:
-            UserError: a layer that the model does not have, or a budget below what the layers before the first cost.
+            UserError: the model does not have the second layer, or the layers before the first exceed the budget.
         """
         num_layers, (first, second) = config.text_config.num_hidden_layers, self.layers
         if second >= num_layers:
@@ -60,16 +66,16 @@ class HimapPlanner(SolvingPlanner):
                 f"plan.layers: got {second}, allowed: 1 to {num_layers - 1}, as the model has {num_layers} layers"
             )
 
-        def plan(by_text: float, by_image: float) -> VisualPlan:
-            dense = VisualPlan.dense(num_layers)
-            return dense.replace(first, tokens=by_text, rank=BY_TEXT).replace(second, tokens=by_image, rank=BY_IMAGE)
+        def plan_of(first_share: float, second_share: float) -> VisualPlan:
+            plan = VisualPlan.dense(num_layers).replace(first, tokens=first_share, rank=RANK_BY_TEXT)
+            return plan.replace(second, tokens=second_share, rank=RANK_BY_PICTURE)
 
         if self.budget is None:
-            return plan(*self.keep)
+            return plan_of(*self.keep)
         return self.largest_within_budget(
             config,
             latency,
             TOKEN_SHARES,
-            lambda share: plan(share, round(share**3, DIGITS)),
+            lambda share: plan_of(share, round(share**3, SHARE_DIGITS)),
             f"all tokens in the first layers (plan.layers: {first}, {second})",
         )

@@ -1,7 +1,8 @@
-"""What every planner is: settings that a recipe may give, and one way to find a `VisualPlan` by them.
+"""The base classes of planners. A planner has settings that a recipe may give, and finds a `VisualPlan` by them.
 
-A planner is one file in this folder with one subclass of `Planner`. Nothing else in the project names it. The class says
-what it needs, and finds its own plan. Torch is imported where a plan is found, so that recipes are read without it.
+A planner is one file in this folder with one subclass of `Planner`. Nothing else in the project names it. The class
+declares what it needs and finds its own plan. Torch is imported only where a plan is found, so recipes are read without
+it.
 """
 
 from __future__ import annotations
@@ -25,48 +26,53 @@ if TYPE_CHECKING:
 class Planner(Strict):
     """The settings of one planner.
 
-    A subclass has a field `planner: Literal["its name"]` and overrides `plan_of_config` or `find`. A field `seed` is
-    replaced by each seed of a frontier.
+    A subclass declares a field `planner: Literal["its name"]` and overrides `plan_of_config` or `find`. If it has a
+    field `seed`, a frontier sets it to each of its seeds.
     """
 
     planner: str
+    """Name of the planner."""
 
     reads_statistics: ClassVar[bool] = False
     """Whether `find` reads `Search.calibration`."""
     plot: ClassVar[Literal["withdrawals", "shares", "slopes"] | None] = None
-    """How training/report/search_plots.py draws what a search left in its folder; None where it leaves nothing."""
+    """How training/report/search_plots.py plots what a search wrote into its folder. None if it writes nothing."""
 
-    made_of_others: ClassVar[bool] = False
-    """Whether it combines the plans of other planners, of which it has fields of type `PartPlanner`."""
+    combines_planners: ClassVar[bool] = False
+    """Whether it combines the plans of other planners. Such a class has fields of type `StackablePlanner`."""
 
     @property
     def bound(self) -> Budget | None:
-        """The budget that the plan must meet; None where other settings decide what it costs."""
+        """The budget that the plan must meet. None where other settings decide what the plan costs."""
         return None
 
     @property
     def bounds(self) -> tuple[Budget, ...]:
-        """All budgets in these settings, those of plans within plans included."""
+        """All budgets in these settings, including those of planners within them."""
         return () if self.bound is None else (self.bound,)
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the plan is found from calibrated statistics."""
+        """Whether the search for the plan reads calibrated statistics."""
         return self.reads_statistics
 
     def with_budget(self, share: float) -> Self:
-        """Returns the same planner with a budget of visual FLOPs, where it has a budget."""
+        """Returns the same settings with a budget of visual FLOPs, or unchanged where they have no budget.
+
+        Args:
+            share: the budget in [0, 1].
+        """
         return self if self.bound is None else self.model_copy(update={"budget": Budget(visual_flops=share)})
 
     def with_seed(self, seed: int) -> Self:
-        """Returns the same planner with this seed, where it has one."""
+        """Returns the same settings with this seed, or unchanged where the planner has no seed."""
         return self.model_copy(update={"seed": seed}) if "seed" in type(self).model_fields else self
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
-        """Returns the plan where the model's config alone decides it; None where weights or data have a say.
+        """Returns the plan if the model's config alone decides it. Returns None if weights or data are needed.
 
         Args:
-            latency: timings of the machine. A budget of latency is decided by the config only together with them.
+            latency: timings of the machine. The plan for a budget of latency depends on them.
 
         Raises:
             UserError: the settings do not fit the model.
@@ -74,11 +80,17 @@ class Planner(Strict):
         return None
 
     def plan_of_same_cost(self, config: PreTrainedConfig) -> VisualPlan | None:
-        """Returns a plan that costs what the found one will cost, where the config decides that; for a dry run."""
+        """Returns a plan that costs as much as the plan that will be found. Returns None if the config does not tell.
+
+        A dry run calls it.
+
+        Raises:
+            UserError: the settings do not fit the model.
+        """
         return self.plan_of_config(config)
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan.
+        """Returns the plan that these settings lead to.
 
         Raises:
             UserError: the settings do not fit the model or the data.
@@ -89,9 +101,10 @@ class Planner(Strict):
 
 
 class BudgetPlanner(Planner):
-    """A planner that a budget bounds, and nothing else."""
+    """A planner whose plan is always bounded by a budget."""
 
     budget: Budget
+    """The most that the plan may cost."""
 
     @property
     def bound(self) -> Budget:
@@ -99,11 +112,12 @@ class BudgetPlanner(Planner):
 
 
 class SolvingPlanner(Planner):
-    """A planner of which either a budget is given, or the one setting that a budget decides."""
+    """A planner that takes either a budget or the one setting that a budget decides."""
 
     solves: ClassVar[str]
-    """The name of that setting, None where a budget is given."""
+    """The name of the setting that a budget decides. The setting is None where a budget is given."""
     budget: Budget | None = None
+    """The most that the plan may cost. Null: other settings decide what the plan costs."""
 
     @model_validator(mode="after")
     def _one_way(self):
@@ -121,14 +135,18 @@ class SolvingPlanner(Planner):
         latency: LatencyTable | None,
         sizes: Sequence[float],
         plan_of: Callable[[float], VisualPlan],
-        least: str,
+        cheapest: str,
     ) -> VisualPlan | None:
-        """Returns the plan of the largest size that fits the budget; None where it takes timings that are not given.
+        """Returns the plan of the largest size that fits the budget.
 
-        Args: as `training.planners.tools.largest.largest_within`.
+        Returns None for a budget of latency without timings. The arguments are those of
+        `training.planners.tools.largest.largest_within`.
+
+        Raises:
+            UserError: even the plan of the smallest size exceeds the budget.
         """
         if self.budget.measure == "latency" and latency is None:
             return None
         from training.planners.tools.largest import largest_within
 
-        return largest_within(self.budget, config, latency, sizes, plan_of, least)
+        return largest_within(self.budget, config, latency, sizes, plan_of, cheapest)

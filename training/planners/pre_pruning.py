@@ -1,7 +1,8 @@
-"""Pre-pruning: every layer carries the same share of each image's visual tokens, chosen before the first.
+"""Pre-pruning: visual tokens are chosen before the first layer, and every layer carries the same share of them.
 
-By the vision tower's class token it is the rule of FasterVLM (arXiv 2412.01818) and, over several of its layers, VTC-CLS
-(2412.05819), up to which layers; `uniform` and `random` are what a ranking must beat. Text has no say.
+Ranked by the vision tower's class token, this is FasterVLM (arXiv 2412.01818). Ranked by it over several layers of the
+tower, it is VTC-CLS (arXiv 2412.05819). The rankings `uniform` and `random` are baselines that a ranking must beat. The
+text does not influence the choice.
 """
 
 from __future__ import annotations
@@ -22,17 +23,22 @@ if TYPE_CHECKING:
 
 
 class PrePruningPlanner(SolvingPlanner):
-    """Either a budget or `keep`."""
+    """Drops visual tokens before the first layer, as FasterVLM (arXiv 2412.01818) and VTC-CLS (arXiv 2412.05819) do.
+
+    Takes either `budget` or `keep`.
+    """
 
     solves = "keep"
     planner: Literal["pre_pruning"]
     by: Literal["cls_attention", "uniform", "random"] = "cls_attention"
+    """How tokens are chosen. cls_attention: those that the vision tower's class token attends to most. uniform: evenly
+    spaced ones. random: a random choice that the seed decides."""
     keep: float | None = Field(default=None, ge=0, le=1)
-    """Share of the tokens that stay."""
+    """Share of each picture's visual tokens that all layers carry. Null: the budget decides."""
     tower_layers: int = Field(default=1, ge=1)
-    """Of `cls_attention`: summed over so many of the tower's layers."""
+    """Number of vision tower layers over which the class token's attention is summed. Only with by cls_attention."""
     seed: int = Field(default=0, ge=0)
-    """Of `random`."""
+    """Seed of the random choice. It has no effect unless by is random."""
 
     @model_validator(mode="after")
     def _layers_of_the_tower(self) -> PrePruningPlanner:
@@ -43,13 +49,19 @@ class PrePruningPlanner(SolvingPlanner):
         return self
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
-        """Returns the plan of the given share, or of the largest that fits the budget."""
+        """Returns the plan with the given share of tokens, or with the largest share that fits the budget.
+
+        Returns None for a budget of latency without timings.
+
+        Raises:
+            UserError: text alone exceeds the budget.
+        """
         num_layers, seed = config.text_config.num_hidden_layers, self.seed if self.by == "random" else 0
         rank = Rank(by=self.by, tower_layers=self.tower_layers, seed=seed)
 
-        def plan(keep: float) -> VisualPlan:
-            return token_schedule([keep] * num_layers, rank)
+        def plan_of(share: float) -> VisualPlan:
+            return token_schedule([share] * num_layers, rank)
 
         if self.budget is None:
-            return plan(self.keep)
-        return self.largest_within_budget(config, latency, TOKEN_SHARES, plan, "no visual tokens")
+            return plan_of(self.keep)
+        return self.largest_within_budget(config, latency, TOKEN_SHARES, plan_of, "no visual tokens")

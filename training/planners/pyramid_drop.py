@@ -1,8 +1,8 @@
-"""PyramidDrop's rule (arXiv 2410.17247): at a few depths, the same share of the visual tokens still carried is let go.
+"""PyramidDrop (arXiv 2410.17247): at a few depths, the same share of the visual tokens still carried is kept.
 
-Ranked by the attention of the instruction's last token (in training: of every token before an answer). The released code asks
-the layer that comes next, and numbers positions anew; here the layer before is asked, whose attention is at hand, and
-survivors keep their positions.
+Tokens are ranked by the attention that they receive from the prompt's last token. In training, every token before an
+answer counts as one. The released code uses the attention of the layer that comes next, and numbers positions anew.
+Here the attention of the layer before is used, because it is computed already, and survivors keep their positions.
 """
 
 from __future__ import annotations
@@ -26,20 +26,26 @@ RANK = Rank(by="text_attention", rows="last")
 
 
 class PyramidDropPlanner(SolvingPlanner):
-    """Either a budget or `keep`."""
+    """PyramidDrop (arXiv 2410.17247): drops in stages the visual tokens that the last token attends to least.
+
+    Takes either `budget` or `keep`.
+    """
 
     solves = "keep"
     planner: Literal["pyramid_drop"]
     depths: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.25, 0.5, 0.75), min_length=1)
-    """Where stages begin, as shares of the number of layers; published: layers 8, 16 and 24 of 32."""
+    """Depths at which a stage begins, as shares of the number of layers. The paper uses layers 8, 16 and 24 of 32."""
     keep: float | None = Field(default=None, ge=0, le=1)
-    """Share of the stage before that each stage keeps; published as lambda, 0.5."""
+    """Share of the tokens of the stage before that each stage keeps. The paper calls it lambda and uses 0.5. Null: the
+    budget decides."""
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
-        """Returns the plan of the given share, or of the largest that fits the budget.
+        """Returns the plan with the given share of tokens, or with the largest share that fits the budget.
+
+        Returns None for a budget of latency without timings.
 
         Raises:
-            UserError: a depth beyond the last layer, or a budget below what the layers before the first depth cost.
+            UserError: a depth lies beyond the last layer, or the layers before the first stage exceed the budget.
         """
         num_layers = config.text_config.num_hidden_layers
         given, deepest = max(self.depths), (num_layers - 1) / num_layers
@@ -47,12 +53,12 @@ class PyramidDropPlanner(SolvingPlanner):
             raise UserError(
                 f"plan.depths: got {given}, allowed: up to {deepest:.4g}, as the model has {num_layers} layers"
             )
-        stage = [sum(index / num_layers >= depth for depth in self.depths) for index in range(num_layers)]
+        stages = [sum(index / num_layers >= depth for depth in self.depths) for index in range(num_layers)]
 
-        def plan(keep: float) -> VisualPlan:
-            return token_schedule([keep**number for number in stage], RANK)
+        def plan_of(share: float) -> VisualPlan:
+            return token_schedule([share**stage for stage in stages], RANK)
 
         if self.budget is None:
-            return plan(self.keep)
-        least = "all tokens in the layers before the first of plan.depths"
-        return self.largest_within_budget(config, latency, TOKEN_SHARES, plan, least)
+            return plan_of(self.keep)
+        cheapest = "all tokens in the layers before the first of plan.depths"
+        return self.largest_within_budget(config, latency, TOKEN_SHARES, plan_of, cheapest)

@@ -1,4 +1,4 @@
-"""Random planner: moves drawn blindly until the budget is met. What a planner must beat."""
+"""Random planner: draws moves at random until the budget is met. It is a baseline that other planners must beat."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 
 
 class RandomPlanner(BudgetPlanner):
-    """Random moves down to the budget."""
+    """Draws moves at random from the dense plan down to the budget. It is a baseline."""
 
     reads_statistics = True
     planner: Literal["random"]
     seed: int = Field(ge=0)
+    """Seed of the drawn moves."""
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan after moves in random order: none passes the budget while another stays above it, then the one
-        that ends nearest below."""
+        """Returns the plan after random moves down to the budget.
+
+        No move goes below the budget while another stays above it. The last move is the one that ends nearest below it.
+
+        Raises:
+            UserError: even text alone exceeds the budget.
+        """
         generator = random.Random(self.seed)
         moves, price = Moves(search.config, search.calibration), search.price_within(self.budget)
         plan = moves.dense
         while price(plan) > self.budget.share:
-            cheaper = [to for _, to in moves.closings(plan) if price(to) < price(plan)]
-            above = [to for to in cheaper if price(to) > self.budget.share]
+            cheaper = [after for _, after in moves.closings(plan) if price(after) < price(plan)]
+            above = [after for after in cheaper if price(after) > self.budget.share]
             plan = generator.choice(above) if above else max(cheaper, key=price)
         return moves.with_units(plan)

@@ -1,5 +1,8 @@
-"""ShortV's rule (arXiv 2504.00502): layers are frozen for visual tokens in the order of what freezing each alone
-costs, the KL of the answers from the dense model's; frozen layers are still read."""
+"""ShortV (arXiv 2504.00502): whole layers are frozen for visual tokens, those first that matter least to the answers.
+
+A frozen layer does not update visual tokens, but its text still reads them. Layers are frozen in the order of the
+answer KL that freezing each of them alone causes.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,16 @@ if TYPE_CHECKING:
 
 
 class ShortvPlanner(BudgetPlanner):
-    """Whole layers frozen until the budget is met."""
+    """ShortV (arXiv 2504.00502): freezes whole layers for visual tokens until the budget is met."""
 
     planner: Literal["shortv"]
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan with the fewest layers frozen that meets the budget.
+        """Returns the plan with the fewest frozen layers that meets the budget.
 
         Raises:
-            UserError: the budget is below what reading costs with every layer frozen.
+            UserError: the plan exceeds the budget with every layer frozen, or no calibration sample with an image has
+                an answer.
         """
         num_layers, price = search.config.text_config.num_hidden_layers, search.price_within(self.budget)
         plan = VisualPlan.dense(num_layers)

@@ -1,16 +1,20 @@
-"""Stack: one plan that does only what all of several plans would do, such as a token schedule over narrow layers.
+"""Stack planner: combines several plans into one that does only the work that all of them do.
 
-Per layer, of the plans that are stacked:
+A token schedule stacked over narrow layers is an example. Each layer of the result has:
 
-    tokens              the least; where it falls, ranked as in the plans that fall to it
-    attend, read        where all do
-    heads, ffn          what all serve: the least of counts, the common part of lists; none where one serves none
-    radius              the smallest; bidirectional as in the plans that have it
+- `tokens`: the smallest share. Where it falls, the ranking of the plans that have this share.
+- `attend`, `read`: true where all plans have it true.
+- `heads`, `ffn`: what serves visual tokens in all plans. This is the smallest count, or the common part of lists. It is
+  none where one plan has none.
+- `radius`: the smallest radius, and `bidirectional` of the plans that have it.
 
-What plans disagree on is refused rather than decided: ranks, or `bidirectional`, of plans that count alike here, and a count
-(of units in an exported checkpoint's order) beside a list (of units in the dense model's). Ranks stand in the result where
-tokens are ranked, lists in it are sorted. Up to that, order and grouping change nothing, the dense plan adds nothing, and
-stacking a plan on itself neither.
+Plans may disagree in two ways, and both are refused. Plans that decide a field may give it different values, which
+happens with `rank` and `bidirectional`. And one plan may give a count where another gives a list. A count refers to the
+order of units in an exported checkpoint, and a list to the units of the dense model.
+
+In the result, lists are sorted, and a layer has a ranking only where tokens are ranked. Apart from that, the order
+and the grouping of plans change nothing. Adding the dense plan changes nothing, and neither does stacking a plan on
+itself.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field
 
-from modeling.layer_plan import LayerPlan, Rank
+from modeling.layer_plan import LayerPlan, Rank, Served
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.measure.budget import Budget
@@ -30,91 +34,116 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from training.measure.latency import LatencyTable
-    from training.planners import PartPlanner
+    from training.planners import StackablePlanner
     from training.planners.tools.search import Search
 
 Value = TypeVar("Value")
 
 
 class StackPlanner(Planner):
-    """Plans found one by one, each for the dense model and within its own budget, then stacked."""
+    """Combines the plans of several planners into one that does only the work that all of them do.
 
-    made_of_others = True
+    Each planner finds its plan for the dense model and within its own budget.
+    """
+
+    combines_planners = True
     planner: Literal["stack"]
-    of: tuple[PartPlanner, ...] = Field(min_length=2)
+    of: tuple[StackablePlanner, ...] = Field(min_length=2)
+    """The settings of the planners whose plans are combined."""
 
     @property
     def bounds(self) -> tuple[Budget, ...]:
-        return tuple(bound for part in self.of for bound in part.bounds)
+        return tuple(bound for planner in self.of for bound in planner.bounds)
 
     @property
     def needs_statistics(self) -> bool:
-        return any(part.needs_statistics for part in self.of)
+        return any(planner.needs_statistics for planner in self.of)
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
-        """Returns the plan where the config decides every part of it. Raises UserError as `stacked`."""
-        plans = [part.plan_of_config(config, latency) for part in self.of]
+        """Returns the plan if the config decides every plan that is stacked, otherwise None.
+
+        Raises:
+            UserError: as `stacked` and the planners.
+        """
+        plans = [planner.plan_of_config(config, latency) for planner in self.of]
         return None if None in plans else stacked(plans)
 
     def plan_of_same_cost(self, config: PreTrainedConfig) -> VisualPlan | None:
-        """Returns a plan that costs as much; None where only calibration tells which units two lists have in common."""
-        plans = [part.plan_of_same_cost(config) for part in self.of]
-        decided = None not in plans and sum(not plan.is_integer for plan in plans) < 2
-        return stacked(plans) if decided else None
+        """Returns a plan that costs as much as the plan that will be found.
+
+        Returns None if two plans have lists of units, because only calibration tells which units they have in common.
+
+        Raises:
+            UserError: as `stacked` and the planners.
+        """
+        plans = [planner.plan_of_same_cost(config) for planner in self.of]
+        is_decided = None not in plans and sum(not plan.is_integer for plan in plans) < 2
+        return stacked(plans) if is_decided else None
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan that is stacked of the parts' own. Raises UserError as `stacked` and as the parts."""
-        return stacked([part.find(search.part(str(index))) for index, part in enumerate(self.of)])
+        """Returns the planners' plans, stacked.
+
+        Raises:
+            UserError: as `stacked` and the planners.
+        """
+        return stacked([planner.find(search.subsearch(str(index))) for index, planner in enumerate(self.of)])
 
 
 def stacked(plans: Sequence[VisualPlan]) -> VisualPlan:
-    """The plan that does what all of `plans` would do.
+    """Returns the plan that does only the work that all of `plans` do.
 
     Raises:
-        UserError: plans of different numbers of layers, or that disagree; or tokens would be ranked by a layer that another
-            plan has shut.
+        UserError: the plans have different numbers of layers or disagree, or tokens would be ranked by the attention
+            of a layer that another plan shuts.
     """
     if len({len(plan) for plan in plans}) > 1:
         lengths = " and ".join(str(len(plan)) for plan in plans)
         raise UserError(f"plan.of: got plans of {lengths} layers, allowed: of one model")
-    layers, carried = [], 1.0
-    for index, parts in enumerate(zip(*(plan.layers for plan in plans), strict=True)):
+    stacked_layers, tokens_before = [], 1.0
+    for index, layers in enumerate(zip(*(plan.layers for plan in plans), strict=True)):
         try:
-            layers.append(_layer(parts, carried))
+            stacked_layers.append(_stacked_layer(layers, tokens_before))
         except UserError as error:
             raise UserError(f"plan.of: layer {index}: {error}") from None
-        carried = layers[-1].tokens
-    return VisualPlan(layers=tuple(layers))
+        tokens_before = stacked_layers[-1].tokens
+    return VisualPlan(layers=tuple(stacked_layers))
 
 
-def _layer(parts: Sequence[LayerPlan], carried: float) -> LayerPlan:
-    """One layer; the layer before carries `carried`."""
-    tokens = min(part.tokens for part in parts)
-    falls = 0 < tokens < carried
-    radius = min((part.radius for part in parts if part.radius is not None), default=None)
+def _stacked_layer(layers: Sequence[LayerPlan], tokens_before: float) -> LayerPlan:
+    """Returns one layer of the result, given that layer of each plan and the share that the layer before carries."""
+    tokens = min(layer.tokens for layer in layers)
+    falls = 0 < tokens < tokens_before
+    radius = min((layer.radius for layer in layers if layer.radius is not None), default=None)
     return LayerPlan(
         tokens=tokens,
-        rank=_agreed("rank", (part.rank for part in parts if part.tokens == tokens)) if falls else Rank(),
-        attend=all(part.attend for part in parts),
-        read=all(part.read for part in parts),
-        heads=_served("heads", [part.heads for part in parts]),
-        ffn=_served("ffn", [part.ffn for part in parts]),
+        rank=_agreed_value("rank", (layer.rank for layer in layers if layer.tokens == tokens)) if falls else Rank(),
+        attend=all(layer.attend for layer in layers),
+        read=all(layer.read for layer in layers),
+        heads=_common_units("heads", [layer.heads for layer in layers]),
+        ffn=_common_units("ffn", [layer.ffn for layer in layers]),
         radius=radius,
-        bidirectional=_agreed("bidirectional", (part.bidirectional for part in parts if part.radius == radius)),
+        bidirectional=_agreed_value(
+            "bidirectional", (layer.bidirectional for layer in layers if layer.radius == radius)
+        ),
     )
 
 
-def _agreed(name: str, values: Iterable[Value]) -> Value:
+def _agreed_value(name: str, values: Iterable[Value]) -> Value:
+    """Returns the one value of the field `name`. Raises UserError if there are several."""
     value, *others = dict.fromkeys(values)
     if others:
         raise UserError(f"{name}: got {value} and {others[0]}, allowed: the same in the plans that decide it")
     return value
 
 
-def _served(name: str, given: list[int | tuple[int, ...] | None]) -> int | tuple[int, ...] | None:
-    """Of `heads` or `ffn`: what all serve."""
-    counts = [units for units in given if isinstance(units, int)]
-    lists = [frozenset(units) for units in given if isinstance(units, tuple)]
+def _common_units(name: str, values: list[Served | None]) -> Served | None:
+    """Returns the value of `heads` or `ffn` that names what serves in all plans.
+
+    Raises:
+        UserError: one plan has a count and another a list.
+    """
+    counts = [units for units in values if isinstance(units, int)]
+    lists = [frozenset(units) for units in values if isinstance(units, tuple)]
     if not (counts or lists):
         return None
     common = frozenset.intersection(*lists) if lists else None

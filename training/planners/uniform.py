@@ -1,5 +1,7 @@
-"""Uniform narrowing: every layer serves visual tokens with the same share of its heads and neurons. What a planner that knows
-nothing of layers can do."""
+"""Uniform planner: every layer serves visual tokens with the same share of its heads and neurons.
+
+It is a baseline: a planner that knows nothing about differences between layers can do this much.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,28 @@ SHARE_STEPS = 256
 
 
 class UniformPlanner(BudgetPlanner):
-    """The largest share of heads and FFN neurons, the same in all layers, that fits the budget."""
+    """Serves visual tokens with the same share of heads and FFN neurons in all layers.
+
+    It is the largest share that fits the budget. Calibration decides which heads and neurons of a layer stay.
+    """
 
     reads_statistics = True
     planner: Literal["uniform"]
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan in which the units of largest KL and the neurons of largest importance stay in each layer.
+        """Returns the plan in which each layer keeps its units of largest KL and its neurons of largest importance.
 
         Raises:
-            UserError: not even one unit in every layer fits the budget.
+            UserError: even one unit in every layer exceeds the budget.
         """
         text = search.config.text_config
         moves, price = Moves(search.config, search.calibration), search.price_within(self.budget)
 
-        def plan(share: float) -> VisualPlan:
+        def plan_of(share: float) -> VisualPlan:
             units, neurons = round(text.num_key_value_heads * share), round(text.intermediate_size * share)
             return moves.with_units(VisualPlan(layers=(LayerPlan(heads=units, ffn=neurons),) * text.num_hidden_layers))
 
         steps = (step / SHARE_STEPS for step in range(SHARE_STEPS, 0, -1))
         shares = [share for share in steps if round(text.num_key_value_heads * share) > 0]
-        self.budget.refuse_below(price(plan(shares[-1])), "the narrowest uniform plan")
-        return next(found for found in map(plan, shares) if price(found) <= self.budget.share)
+        self.budget.refuse_below(price(plan_of(shares[-1])), "the narrowest uniform plan")
+        return next(plan for plan in map(plan_of, shares) if price(plan) <= self.budget.share)

@@ -1,6 +1,7 @@
-"""ViCA's plan (arXiv 2602.07574): no layer updates visual tokens, text reads them in a few layers as the projector left them.
+"""ViCA (arXiv 2602.07574): no layer updates visual tokens, and text reads them in a few layers only.
 
-Which layers: as many as the budget allows, those whose units cost the most answer KL when they stop serving vision.
+Text reads the tokens as the projector left them. As many layers are read as the budget allows. These are the layers
+whose units raise the answer KL most when they stop serving visual tokens.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
 
 
 class VicaPlanner(BudgetPlanner):
-    """Frozen visual tokens, read in the layers that need it most."""
+    """ViCA (arXiv 2602.07574): never updates visual tokens, and lets text read them in the layers that matter most."""
 
     reads_statistics = True
     planner: Literal["vica"]
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan. Raises UserError where the budget does not reach for one layer."""
+        """Returns the plan with the most layers read that fits the budget.
+
+        Raises:
+            UserError: even one layer read exceeds the budget.
+        """
         price = search.price_within(self.budget)
         order = search.calibration.unit_kl.sum(dim=1).argsort(descending=True, stable=True).tolist()
         plans = [_plan(len(order), frozenset(order[:count])) for count in range(len(order), 0, -1)]
@@ -31,7 +36,7 @@ class VicaPlanner(BudgetPlanner):
 
 
 def _plan(num_layers: int, read: frozenset[int]) -> VisualPlan:
-    """Frozen everywhere, read in the layers `read`, withdrawn after the last of them."""
+    """Returns the plan that is frozen everywhere, read in the layers `read`, and withdrawn after the last of them."""
     return VisualPlan(
         layers=tuple(
             LayerPlan(attend=False, ffn=0, read=index in read) if index <= max(read) else LayerPlan(tokens=0.0)

@@ -1,8 +1,9 @@
-"""VTW's rule (arXiv 2405.05803): all visual tokens are withdrawn at one layer, the first at which answers barely change.
+"""VTW (arXiv 2405.05803): all visual tokens are withdrawn at one layer, the first at which answers hardly change.
 
-What changes is measured as KL, in fp32, at every answer token; `at: prompt` is the released code's measure, the reverse KL at
-the last token before an answer. The released code takes the first layer within its tolerance, on task data that nothing
-checks; here all later layers must be within it too, and some samples are held out.
+The change is measured as the KL in fp32 at every answer token. With `at: prompt` it is the released code's measure: the
+reverse KL at the last token before an answer. The released code takes the first layer within its tolerance, and
+measures it on data of the task without checking the result on other data. Here all later layers must be within the
+tolerance too, and some samples are held out.
 """
 
 from __future__ import annotations
@@ -23,54 +24,63 @@ if TYPE_CHECKING:
     from training.planners.tools.search import Search
 
 CURVE = "curve.json"
-"""The measured curve's file in the folder of a search."""
-OF_THE_KL = ("at", "for_all_later", "hold_out")
-"""Settings that mean nothing where a budget decides."""
+"""Name of the file in the folder of a search that holds the measured curve."""
+KL_SETTINGS = ("at", "for_all_later", "hold_out")
+"""Settings of the KL. They are refused where a budget decides, because no KL is measured then."""
 
 
 class VtwPlanner(SolvingPlanner):
-    """Either a budget or `tolerance`. With a budget: the last layer at which a withdrawal fits; nothing is measured."""
+    """VTW (arXiv 2405.05803): withdraws all visual tokens at one layer.
+
+    Takes either `budget` or `tolerance`. A budget takes the last layer at which the withdrawal fits, without measuring.
+    """
 
     solves = "tolerance"
     plot = "withdrawals"
     planner: Literal["vtw"]
     tolerance: float | None = Field(default=None, ge=0)
-    """Largest mean KL, in nats. Published, for `at: prompt`: 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for NeXT-7B."""
+    """Largest mean KL that is allowed, in nats. The paper uses, with at: prompt, 0.003 for LLaVA-1.5-7B, 0.0005 for
+    LLaVA-1.5-13B and 0.0001 for LLaVA-NeXT-7B. Null: the budget decides."""
     at: Literal["answers", "prompt"] = "answers"
-    """answers: KL(dense || withdrawn) at every token that predicts an answer's; prompt: KL(withdrawn || dense) at the last
-    token before each answer."""
+    """Where the KL is measured, and in which direction. answers: KL(dense || withdrawn) over all tokens of answers.
+    prompt: KL(withdrawn || dense) at the last token before each answer, as in the released code."""
     for_all_later: bool = True
-    """A withdrawal at any later layer must be within the tolerance too; false: the released code's rule."""
+    """Whether withdrawals at all later layers must be within the tolerance too. The released code uses false."""
     hold_out: float = Field(default=0.25, ge=0, lt=1)
-    """Share of the calibration samples that have no say: the KL on them tells what to expect of new data."""
+    """Share of the calibration samples that do not decide the layer. The KL on them is reported, and tells what to
+    expect on new data."""
 
     @model_validator(mode="after")
     def _measured_or_not(self) -> VtwPlanner:
-        changed = [name for name in OF_THE_KL if getattr(self, name) != type(self).model_fields[name].default]
+        changed = [name for name in KL_SETTINGS if getattr(self, name) != type(self).model_fields[name].default]
         if self.budget is not None and changed:
             raise ValueError(f"a budget decides without measuring: {', '.join(changed)} go with tolerance")
         return self
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
-        """Returns the latest withdrawal within the budget; None where a tolerance decides.
+        """Returns the plan of the latest withdrawal within the budget.
+
+        Returns None if a tolerance decides, and for a budget of latency without timings.
 
         Raises:
-            UserError: no withdrawal after the first layer fits the budget.
+            UserError: all tokens in the first layer alone exceed the budget.
         """
         if self.budget is None:
             return None
         num_layers = config.text_config.num_hidden_layers
         layers = range(1, num_layers + 1)
-        least = "all tokens in the first layer alone"
-        return self.largest_within_budget(config, latency, layers, lambda layer: _withdrawn(layer, num_layers), least)
+        cheapest = "all tokens in the first layer alone"
+        return self.largest_within_budget(
+            config, latency, layers, lambda layer: _withdrawal_plan(layer, num_layers), cheapest
+        )
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan of the first layer within the tolerance, the dense one where no layer is.
+        """Returns the plan of the first withdrawal within the tolerance, or the dense plan if there is none.
 
-        Leaves the measured curve in the search's folder.
+        Writes the measured curve into the search's folder.
 
         Raises:
-            UserError: one side of `hold_out` is left without an answer.
+            UserError: the samples that are held out, or the others, have no answer.
         """
         if self.budget is not None:
             return super().find(search)
@@ -79,18 +89,18 @@ class VtwPlanner(SolvingPlanner):
         curve = withdrawal_curve(search.model, search.batches, self.at, self.hold_out)
         if search.folder is not None:
             write_json(search.folder / CURVE, curve)
-        chosen = _first_within(curve, self.tolerance, self.for_all_later)
+        chosen = _first_within_tolerance(curve, self.tolerance, self.for_all_later)
         layer, num_layers, held = chosen["layer"], len(curve), chosen["kl_hold_out"]
         if layer == num_layers:
             tqdm.write("vtw plan: dense, no withdrawal is within the tolerance")
         else:
             on_others = "" if held is None else f", {held:.3g} on held-out samples"
             tqdm.write(f"vtw plan: text alone from layer {layer} of {num_layers}, KL {chosen['kl']:.3g}{on_others}")
-        return _withdrawn(layer, num_layers)
+        return _withdrawal_plan(layer, num_layers)
 
 
-def _first_within(curve: list[dict], tolerance: float, for_all_later: bool) -> dict:
-    """The first point within the tolerance; the last one, without withdrawal, always is."""
+def _first_within_tolerance(curve: list[dict], tolerance: float, for_all_later: bool) -> dict:
+    """Returns the first point of the curve within the tolerance. The last point, without withdrawal, always is."""
     within = [point["kl"] <= tolerance for point in curve]
     return next(
         point
@@ -99,7 +109,7 @@ def _first_within(curve: list[dict], tolerance: float, for_all_later: bool) -> d
     )
 
 
-def _withdrawn(layer: int, num_layers: int) -> VisualPlan:
-    """The plan without visual tokens from `layer` on; at `num_layers` the dense one."""
+def _withdrawal_plan(layer: int, num_layers: int) -> VisualPlan:
+    """Returns the plan without visual tokens from `layer` on. At `num_layers` it is the dense plan."""
     dense = VisualPlan.dense(num_layers)
     return dense if layer == num_layers else dense.replace(layer, tokens=0.0)

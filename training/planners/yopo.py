@@ -1,11 +1,17 @@
-"""YOPO's rule (arXiv 2410.06169): heads by activity, fewer FFN neurons, a neighbourhood, withdrawal in the last layers.
+"""YOPO (arXiv 2410.06169): fewer heads and FFN neurons, a neighbourhood in the picture, withdrawal in the last layers.
 
-As released: the first two layers keep all heads; elsewhere a head stays by the attention it gives to the image; half of the
-FFN neurons stay; visual tokens see a 5 x 5 window, in both directions; deep layers hold text alone. Done otherwise than in
-the released code: an unserved head is masked before the softmax, not zeroed after it; neurons stay by what they write on
-visual rows, not by index; withdrawn tokens are gone, not masked; text-only samples are left alone (all but the second by
-the plan itself, see modeling/visual_plan.py). Activity is a share of all attention here and a quotient of visual to other
-attention there, so published thresholds do not carry over.
+As released: the first two layers keep all heads. In later layers, a head stays if it gives enough attention to the
+picture. Half of the FFN neurons stay. A visual token sees a window of 5 x 5 tokens, in both directions. Deep layers
+hold text alone.
+
+The released code does some things otherwise. The first three differences hold for every plan (modeling/visual_plan.py).
+
+- It zeroes a head that does not serve, after the softmax. Here the head is masked before the softmax.
+- It masks withdrawn tokens. Here they are removed.
+- It changes text-only samples too. Here they are left alone.
+- It keeps the first FFN neurons by index. Here those stay that write most on visual rows.
+- It measures activity as the quotient of attention to visual and to other tokens. Here activity is the share of all
+  attention, so published thresholds do not carry over.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.measure.budget import Budget
 from training.planners.planner import Planner
-from training.planners.tools.moves import served
+from training.planners.tools.moves import served_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,32 +35,42 @@ if TYPE_CHECKING:
     from training.measure.price import PlanPrice
     from training.planners.tools.search import Search
 
-LEAST_SHARE = 0.5
-"""The heads and neurons that the release keeps at both of its published costs; depth is what it trades."""
+RELEASED_SHARE = 0.5
+"""Share of heads and neurons that the released code keeps at both published costs. The costs differ by depth alone."""
 SHARE_STEPS = 256
 
 
 class YopoPlanner(Planner):
-    """Either a budget, or `withdraw_from`, `ffn_kept` and one of `heads_kept` and `activity_threshold`."""
+    """YOPO (arXiv 2410.06169): fewer heads and neurons, a neighbourhood in the picture, withdrawal in the last layers.
+
+    Takes either `budget`, or `withdraw_from`, `ffn_kept` and one of `heads_kept` and `activity_threshold`.
+    """
 
     reads_statistics = True
     planner: Literal["yopo"]
     budget: Budget | None = None
-    """Solves the rest: the latest withdrawal at which half of heads and neurons fit, then as many of both as fit."""
+    """The most that the plan may cost. It decides first the latest withdrawal at which half of the heads and neurons
+    fit, then the share of both. Null: the other settings decide what the plan costs."""
     withdraw_from: int | None = Field(default=None, ge=1)
-    """First layer without visual tokens."""
+    """First layer without visual tokens, counted from 0. Null: the budget decides."""
     heads_kept: float | None = Field(default=None, ge=0, le=1)
-    """Share of the units that stay, the most active over all layers after the whole ones."""
+    """Share of the key/value head units that keep serving visual tokens. The most active stay, counted over all layers
+    between the whole ones and the withdrawal. Null: the budget or `activity_threshold` decides."""
     activity_threshold: float | None = Field(default=None, ge=0, le=1)
-    """A sample votes for a unit whose activity in it exceeds this."""
+    """A calibration sample votes for a key/value head unit whose activity in it exceeds this share of attention.
+    Null: the budget or `heads_kept` decides."""
     votes: float = Field(default=0.4, ge=0, lt=1)
-    """Share of the samples whose votes a unit needs more than."""
+    """A key/value head unit stays if more than this share of the samples votes for it. It has no effect without
+    `activity_threshold`."""
     ffn_kept: float | None = Field(default=None, ge=0, le=1)
-    """Share of each layer's FFN neurons that stay."""
+    """Share of each layer's FFN neurons that keep serving visual tokens. Null: the budget decides."""
     whole_layers: int = Field(default=2, ge=0)
-    """First layers that keep all heads, where a budget allows it."""
+    """Number of first layers that keep all heads, as far as the budget allows."""
     radius: int | None = Field(default=2, ge=0)
+    """Chebyshev distance in the picture's grid, in tokens, within which a visual token sees other visual tokens.
+    Null: no limit."""
     bidirectional: bool = True
+    """Whether a visual token also sees later visual tokens within the radius. It must be false where radius is null."""
 
     @model_validator(mode="after")
     def _one_way(self) -> YopoPlanner:
@@ -71,16 +87,17 @@ class YopoPlanner(Planner):
         return self.budget
 
     def plan_of_same_cost(self, config: PreTrainedConfig) -> VisualPlan | None:
-        """Returns the plan of a model whose layers are all equally active; None for a budget of latency.
+        """Returns the plan of a model whose layers are all equally active. Returns None for a budget of latency.
 
-        Calibration decides which heads and neurons stay. The cost depends on how many.
+        Calibration decides which heads and neurons stay. The cost depends only on how many stay.
 
         Raises:
-            UserError: with `activity_threshold`, since only calibration tells how many heads pass it.
+            UserError: `activity_threshold` is given, because only calibration tells how many heads pass it.
         """
         if self.activity_threshold is not None:
             raise UserError(
-                "plan.activity_threshold: only calibration can tell how many heads pass it; give heads_kept for a dry run"
+                "plan.activity_threshold: only calibration can tell how many heads pass it; "
+                "give heads_kept for a dry run"
             )
         if self.budget is not None and self.budget.measure == "latency":
             return None
@@ -97,17 +114,18 @@ class YopoPlanner(Planner):
             neighborhood=torch.ones(layers, 1),
             unit_kl=torch.zeros(layers, units),
         )
-        return self._plan_of(config, flat, self.budget and PlanPrice(config, self.budget.measure))
+        return self._plan_for(config, flat, self.budget and PlanPrice(config, self.budget.measure))
 
     def find(self, search: Search) -> VisualPlan:
-        """Returns the plan by given shares or thresholds, or the one that just meets the budget.
+        """Returns the plan for the given shares or threshold, or the largest plan that meets the budget.
 
         Raises:
-            UserError: `withdraw_from` lies beyond the model's layers.
+            UserError: `withdraw_from` lies beyond the model's layers, or text alone exceeds the budget.
         """
-        return self._plan_of(search.config, search.calibration, self.budget and search.price_within(self.budget))
+        return self._plan_for(search.config, search.calibration, self.budget and search.price_within(self.budget))
 
-    def _plan_of(self, config: PreTrainedConfig, calibration: Calibration, price: PlanPrice | None) -> VisualPlan:
+    def _plan_for(self, config: PreTrainedConfig, calibration: Calibration, price: PlanPrice | None) -> VisualPlan:
+        """Returns the plan for a model with these statistics. `price` is None where there is no budget."""
         if price is not None:
             return self._within_budget(config, calibration, price)
         num_layers = config.text_config.num_hidden_layers
@@ -120,25 +138,27 @@ class YopoPlanner(Planner):
         return _plan(calibration, self, kept, self.ffn_kept, self.whole_layers, self.withdraw_from)
 
     def _within_budget(self, config: PreTrainedConfig, calibration: Calibration, price: PlanPrice) -> VisualPlan:
-        def plan(share: float, whole_layers: int, withdraw_from: int) -> VisualPlan:
+        """Returns the plan with the latest withdrawal, and then the most heads and neurons, that fit the budget."""
+
+        def plan_of(share: float, whole_layers: int, withdraw_from: int) -> VisualPlan:
             kept = _most_active(calibration.activity, share, whole_layers, withdraw_from)
             return _plan(calibration, self, kept, share, whole_layers, withdraw_from)
 
         def fits(*arguments) -> bool:
-            return price(plan(*arguments)) <= self.budget.share
+            return price(plan_of(*arguments)) <= self.budget.share
 
         depths = range(config.text_config.num_hidden_layers, 0, -1)
-        # Where not even one layer can be read whole, its heads are thinned as well.
+        # If the budget does not allow even one layer with all heads, the first layers lose heads as well.
         whole_layers, withdraw_from = next(
-            ((self.whole_layers, depth) for depth in depths if fits(LEAST_SHARE, self.whole_layers, depth)), (0, 1)
+            ((self.whole_layers, depth) for depth in depths if fits(RELEASED_SHARE, self.whole_layers, depth)), (0, 1)
         )
         shares = (step / SHARE_STEPS for step in range(SHARE_STEPS, -1, -1))
         share = next(share for share in shares if fits(share, whole_layers, withdraw_from))
-        return plan(share, whole_layers, withdraw_from)
+        return plan_of(share, whole_layers, withdraw_from)
 
 
 def _most_active(activity: Tensor, share: float, whole_layers: int, withdraw_from: int) -> Tensor:
-    """[L, U] bool: the most active units of the layers between the whole ones and the withdrawal; activity [N, L, U]."""
+    """Returns the most active units of layers between the whole ones and the withdrawal: [N, L, U] -> [L, U] bool."""
     mean = activity.mean(0)
     mean[:whole_layers] = mean[withdraw_from:] = -1.0
     num_kept = round(share * mean[whole_layers:withdraw_from].numel())
@@ -155,7 +175,7 @@ def _plan(
     whole_layers: int,
     withdraw_from: int,
 ) -> VisualPlan:
-    """The plan whose layers after the whole ones keep the units `kept` [L, U]."""
+    """Returns the plan whose layers after the whole ones keep the units `kept` [L, U] bool."""
     num_layers, num_neurons = calibration.neuron_importance.shape
     layers = []
     for index in range(num_layers):
@@ -166,8 +186,8 @@ def _plan(
         order = calibration.neuron_importance[index].argsort(descending=True, stable=True)
         layers.append(
             LayerPlan(
-                heads=None if index < whole_layers else served(units, of=kept.shape[1]),
-                ffn=served(order[: round(ffn_kept * num_neurons)].tolist(), of=num_neurons),
+                heads=None if index < whole_layers else served_value(units, total=kept.shape[1]),
+                ffn=served_value(order[: round(ffn_kept * num_neurons)].tolist(), total=num_neurons),
                 radius=settings.radius,
                 bidirectional=settings.bidirectional,
             )

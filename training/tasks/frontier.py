@@ -76,7 +76,7 @@ def time_plans(run: Run) -> dict:
                 batch_sizes=[BATCH_SIZE],
                 decode_tokens=DECODE_TOKENS,
                 repeats=REPEATS,
-                say=lambda line: None,
+                print_line=lambda line: None,
             )["batches"]
             of_plan[plan] = {f"{part}_speedup": figures[part]["speedup"] for part in ("prefill", "decode")}
         speed[student.name] = of_plan[plan]

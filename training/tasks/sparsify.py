@@ -110,7 +110,12 @@ def measure_speed(run: Run) -> dict:
     """Prefill and decode of the exported weights, dense and sparse in turn."""
     model, _ = load_checkpoint(run.directory / "checkpoint", "auto")
     figures = benchmark(
-        model.to(device()), text_tokens=TEXT_TOKENS, batch_sizes=[1], decode_tokens=16, repeats=5, say=console.print
+        model.to(device()),
+        text_tokens=TEXT_TOKENS,
+        batch_sizes=[1],
+        decode_tokens=16,
+        repeats=5,
+        print_line=console.print,
     )
     write_json(run.directory / "benchmark.json", figures)
     return {"prefill_speedup": figures["batches"][0]["prefill"]["speedup"]}

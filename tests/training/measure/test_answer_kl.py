@@ -1,4 +1,4 @@
-"""The answer KL: zero for the dense plan, equal to a slow count one sample at a time, and each work evaluated once."""
+"""The answer KL equals a slow count sample by sample, is zero for the dense plan, and evaluates each work once."""
 
 import pytest
 import torch
@@ -12,7 +12,10 @@ BLIND = VisualPlan.dense(NUM_LAYERS).replace(0, read=False, ffn=0).replace(1, he
 
 
 def slow_kl(model, batch: dict, plan: VisualPlan) -> tuple[float, int]:
-    """Summed KL over the answer tokens of samples with images, and their number: full logits, no padding, no caches."""
+    """Returns the sum of the KL over the answer tokens of samples with images, and their number.
+
+    It uses full logits, no padding and no caches.
+    """
     total, num_tokens = 0.0, 0
     for sample in single_samples(batch):
         if "pixel_values" not in sample:

@@ -1,4 +1,4 @@
-"""Calibration statistics against slow obvious loops: the stock model's attentions and neurons, one sample at a time."""
+"""Calibration statistics equal slow loops over the stock model's attentions and neurons, one sample at a time."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ BATCHES = [tiny_batch((1, 0, 2), seed=1), tiny_batch((0,), seed=2), tiny_batch((
 
 
 def stock_model(model) -> LlavaForConditionalGeneration:
-    """The same weights in the stock class, with attentions in the open."""
+    """Returns the same weights in the stock class, which gives its attentions."""
     own = ("model_type", "architectures", "visual_plan")
     values = {name: value for name, value in model.config.to_dict().items() if name not in own}
     values["text_config"] = {**values["text_config"], "model_type": "llama"}
@@ -36,7 +36,7 @@ def slow_statistics(model, batches) -> dict[str, torch.Tensor]:
         neurons = {}
         hooks = [
             layer.mlp.down_proj.register_forward_pre_hook(
-                lambda _, args, index=index: neurons.update({index: args[0][0]})
+                lambda _, args, index=index, neurons=neurons: neurons.update({index: args[0][0]})
             )
             for index, layer in enumerate(layers)
         ]
@@ -77,7 +77,7 @@ def test_statistics_equal_slow_loops(tmp_path, num_kv_heads):
     assert calibration.unit_kl.shape == (NUM_LAYERS, num_kv_heads)
     assert (calibration.unit_kl > 0).all()
     torch.testing.assert_close(calibration.read_share, calibration.activity.mean((0, 2)))
-    # Within the grid's largest distance lies everything that is not in another image.
+    # Attention beyond the grid's largest distance goes to other pictures.
     assert (calibration.neighborhood.diff(dim=1) >= 0).all() and (calibration.neighborhood[:, -1] < 1).all()
 
 

@@ -1,4 +1,4 @@
-"""Generated answers: independent of batch size and order, scored per family, with intervals that hold."""
+"""Generated answers do not depend on batch size and order, and are scored per family with correct intervals."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def model(processor):
-    """A random LLaVA. Large weights: its answers are long, differ by picture and do not hang on rounding."""
+    """A random LLaVA with large weights, so that answers are long, differ by picture, and withstand rounding."""
     torch.manual_seed(0)
     return LlavaForConditionalGeneration(LlavaConfig(**config_values(processor))).eval()
 
@@ -50,7 +50,7 @@ def config_values(processor) -> dict:
 
 
 def sparse(model: LlavaForConditionalGeneration, processor, plan: VisualPlan) -> SparseLlavaForConditionalGeneration:
-    """The same weights under a plan."""
+    """Returns the same weights in the sparse class, under a plan."""
     student = SparseLlavaForConditionalGeneration(
         SparseLlavaConfig(**config_values(processor), visual_plan=plan.to_dict())
     )
@@ -204,7 +204,7 @@ def test_overall_is_the_mean_over_questions_and_survives_a_file(tmp_path: Path):
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_the_interval_holds_the_mean_at_its_ends(score):
-    """The pictures draw it as distances from the mean, which rounding once made negative."""
+    """Plots draw it as distances from the mean, which rounding once made negative."""
     for count in range(1, 300):
         got = wilson([score] * count)
         assert got.low <= got.accuracy <= got.high, count

@@ -1,4 +1,4 @@
-"""Predicted latency: what was timed is predicted as timed, in between linearly, and expectations can be differentiated."""
+"""Predicted latency equals the timings where there are any, is linear in between, and has gradients."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ TABLE = LatencyTable(
         (Work(torch.tensor(7.0), torch.tensor(1.5), torch.tensor(0.5), 0), 1.55),
     ],
 )
-def test_prices_are_those_timed_and_linear_between(work, seconds):
+def test_seconds_are_those_timed_and_linear_between(work, seconds):
     assert float(TABLE.share([work, Work(0, 0, 0, 0)], [1.0, 1.0])) == pytest.approx((2.0 + seconds) / 10)
 
 
@@ -57,16 +57,11 @@ def test_a_table_is_taken_and_kept(tmp_path):
     model = tiny_student(num_layers=3, num_kv_heads=4)
     table = measure_latency(model)
     assert model.visual_plan == VisualPlan.dense(3), "the plan in force is restored"
-    assert [count for count, _ in table.keys] == [0, 1, 2, 3, 4] and [count for count, _ in table.neurons] == [
-        0,
-        6,
-        12,
-        18,
-        24,
-    ]
+    assert [count for count, _ in table.keys] == [0, 1, 2, 3, 4]
+    assert [count for count, _ in table.neurons] == [0, 6, 12, 18, 24]
     for pairs in (table.keys, table.queries, table.neurons):
-        prices = [price for _, price in pairs]
-        assert prices[0] == 0 and prices == sorted(prices), "doing more is never cheaper"
+        seconds = [value for _, value in pairs]
+        assert seconds[0] == 0 and seconds == sorted(seconds), "doing more never takes less time"
     assert table.text > 0 and table.dense > 0
     table.save(tmp_path / "latency.json")
     assert LatencyTable.load(tmp_path / "latency.json") == table

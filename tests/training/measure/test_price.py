@@ -1,4 +1,7 @@
-"""The expected cost of gates: exact by enumeration, the hard plan's at 0 and 1, differentiable; the Lagrangian and its target."""
+"""The expected price of gates is exact and differentiable, and equals the hard plan's price at 0 and 1.
+
+The Lagrangian pulls the price down to its falling target.
+"""
 
 import itertools
 
@@ -61,7 +64,7 @@ def test_at_zero_and_one_it_is_the_plans_cost(seed, measure, base):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_it_is_the_mean_over_all_states_of_the_gates(measure):
-    """Of the gates of the last two layers, 2^14 states; the first layer's are fixed."""
+    """The gates of the last two layers have 2^14 states. Those of the first layer are fixed."""
     generator = torch.Generator().manual_seed(0)
     probability = {name: torch.rand(shape, generator=generator, dtype=torch.double) for name, shape in SHAPES.items()}
     first = states(3)
@@ -93,7 +96,7 @@ def test_gradients_by_finite_differences():
 
 
 def test_shutting_what_is_dead_saves_nothing():
-    """The last layer's update is read by nobody, so its gates have no price; its reading has."""
+    """Nothing reads the last layer's update, so the gates of the update have no price. Reading has one."""
     probability = {name: torch.full(shape, 0.5, dtype=torch.double).requires_grad_() for name, shape in SHAPES.items()}
     cost().expected(probability, SIZES, BASES["dense"]).backward()
     for name in ("attend", "ffn"):
@@ -109,7 +112,7 @@ def test_a_budget_bounds_one_thing():
 
 
 def test_multipliers_pull_a_cost_down_to_its_target():
-    """On a toy: descending on the logit of the cost, ascending on the multipliers."""
+    """A toy problem: descent on the logit of the cost, ascent on the multipliers."""
     logit = torch.tensor(3.0, requires_grad=True)
     lagrangian = Lagrangian(quadratic=1.0)
     descent = torch.optim.SGD([logit], lr=0.05)
@@ -130,9 +133,8 @@ def test_the_linear_multiplier_waits_until_the_target_rests():
     for rests in (False, True):
         lagrangian = Lagrangian(quadratic=1.0)
         lagrangian(torch.tensor(0.3), 0.12, rests).backward()
-        assert (lagrangian.linear.grad.item() != 0) is rests and lagrangian.quadratic.grad.item() == pytest.approx(
-            1.5**2
-        )
+        assert (lagrangian.linear.grad.item() != 0) is rests
+        assert lagrangian.quadratic.grad.item() == pytest.approx(1.5**2)
 
 
 def test_the_target_falls_geometrically_and_then_stays():

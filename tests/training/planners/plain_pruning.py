@@ -1,4 +1,7 @@
-"""Token pruning as the papers tell it: one sample, one stream, all tokens computed, those let go masked from every query."""
+"""Token pruning as the papers describe it, for one sample in one stream.
+
+All tokens are computed in every layer. Tokens that are dropped are masked from every query.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,36 +16,36 @@ from tests.modeling.masked_reference import Layout
 def plain_survivors(
     model: nn.Module, laid_out: Layout, share: Callable[[int], float], ranked_by: Callable[[int], str]
 ) -> list[torch.Tensor]:
-    """Per layer, [S] bool: the visual rows it sees.
+    """Returns [S] bool for each layer: the visual rows that it sees.
 
     Args:
-        share: a layer, counted from 0 -> the share of each image's original tokens it sees.
-        ranked_by: a layer -> whose attention decides what it sees: "last", the last row's; "instruction", all text's after the
-            last image; "image", that of the image's own rows that are left.
+        share: given a layer, counted from 0, the share of each picture's original tokens that it sees.
+        ranked_by: given a layer, whose attention decides which tokens it sees. "last" is the last row, "instruction" is
+            all text after the last picture, and "image" is the rows of the token's own picture that are left.
     """
     states, image = laid_out.states, laid_out.image
-    alive, probabilities, seen = image >= 0, None, []
+    alive, probabilities, survivors = image >= 0, None, []
     last_image = int((image >= 0).nonzero().max())
     for index, layer in enumerate(model.model.language_model.layers):
         for number in range(int(image.max()) + 1):
             rows = [row for row in range(len(image)) if image[row] == number and alive[row]]
-            keep = math.ceil(round(share(index) * int((image == number).sum()), 6))
-            if keep < len(rows):
-                readers = {"last": [len(image) - 1], "instruction": range(last_image + 1, len(image)), "image": rows}[
-                    ranked_by(index)
-                ]
+            num_kept = math.ceil(round(share(index) * int((image == number).sum()), 6))
+            if num_kept < len(rows):
+                instruction = range(last_image + 1, len(image))
+                readers = {"last": [len(image) - 1], "instruction": instruction, "image": rows}[ranked_by(index)]
                 received = {row: sum(float(probabilities[:, reader, row].sum()) for reader in readers) for row in rows}
-                for row in sorted(rows, key=lambda row: (-received[row], row))[keep:]:
+                order = sorted(received, key=lambda row, received=received: (-received[row], row))
+                for row in order[num_kept:]:
                     alive[row] = False
-        seen.append(alive.clone())
+        survivors.append(alive.clone())
         states, probabilities = _layer(layer, states, laid_out.rope, alive | (image < 0))
-    return seen
+    return survivors
 
 
 def _layer(
     layer: nn.Module, states: torch.Tensor, rope: tuple, present: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """states [S, D] -> those after the layer, and attention probabilities [H, S, S]."""
+    """Returns the states [S, D] after a layer, and its attention probabilities [H, S, S]."""
     attention, length = layer.self_attn, len(states)
     normed = layer.input_layernorm(states[None])
     queries, keys, values = (

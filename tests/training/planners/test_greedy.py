@@ -25,7 +25,7 @@ def greedy(budget: float) -> GreedyPlanner:
 
 @pytest.fixture(scope="module")
 def student():
-    """Layer 1 writes nothing to any row, and layer 2's FFN next to nothing."""
+    """A model whose layer 1 writes nothing to any row, and whose FFN in layer 2 writes next to nothing."""
     model = tiny_student(NUM_LAYERS, num_kv_heads=4)
     layers = model.model.language_model.layers
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_useless_work_goes_first(student, calibration):
 
 
 def test_dead_work_is_free(student, calibration):
-    # What the last layer would do to visual tokens is never executed: a budget that leaves just that out changes nothing.
+    # The last layer's visual updates are never executed. A budget that leaves out only these changes nothing.
     price, answer_kl = PlanPrice(student.config), AnswerKL(student, BATCHES)
     dense = VisualPlan.dense(NUM_LAYERS)
     assert greedy(price(dense)).find(Search(student, BATCHES, calibration)) == dense

@@ -1,6 +1,6 @@
-"""A planner is one file: put into the folder, it is read, priced, found, put into frontiers and refused like every other.
+"""A planner is one file. A file put into the folder works in recipes, dry runs, searches and frontiers like the others.
 
-And every planner that takes a budget takes one of each measure.
+Every planner that takes a budget takes one in each measure.
 """
 
 import subprocess

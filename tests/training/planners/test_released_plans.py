@@ -1,4 +1,4 @@
-"""YOPO's released settings as plan files: they fit the real models and cost what was published."""
+"""The plan files with YOPO's released settings fit the real models and cost what was published."""
 
 import pytest
 from transformers import LlavaConfig
@@ -7,7 +7,8 @@ from modeling.visual_plan import VisualPlan
 from training.measure.price import PlanPrice
 from training.recipe.file import RECIPES
 
-PUBLISHED = {  # share of visual FLOPs; 29 %: our count of the settings in the training script and checkpoint names
+# Shares of visual FLOPs. The 29 % are our own count of the settings in the training script and the checkpoint names.
+PUBLISHED = {
     "yopo_llava_7b_12": ("llava-1.5-7b", 0.12),
     "yopo_llava_7b_25": ("llava-1.5-7b", 0.25),
     "yopo_llava_7b_29": ("llava-1.5-7b", 0.29),
@@ -28,5 +29,5 @@ def test_fits_and_costs_what_was_published(name):
     plan = VisualPlan.load(RECIPES / "plans" / f"{name}.json")
     text = config.text_config
     plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
-    # The last layer that is read does no visual work whose result nobody sees: a little less than published.
+    # Dead work in the last layer that is read is not counted here, so the cost is a little below the published one.
     assert published - 0.02 <= PlanPrice(config)(plan) <= published + 0.002

@@ -1,4 +1,4 @@
-"""The published rules that learned plans are compared with: budgets met, and the shape each rule is known by."""
+"""The published rules that learned plans are compared with meet their budgets and have their known shapes."""
 
 import pytest
 import torch

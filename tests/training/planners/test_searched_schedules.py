@@ -1,4 +1,4 @@
-"""G-Search and P-Sigmoid's search: what they find is what a plain reading of the rule finds among the same trials."""
+"""The searches of G-Search and P-Sigmoid find what a plain reading of the rule finds among the same trials."""
 
 import math
 
@@ -31,7 +31,7 @@ def tokens(plan: VisualPlan) -> list[float]:
 
 
 def plain_plan(shares: list[float]) -> VisualPlan:
-    """These shares from each layer on, ranked by the prompt after the image."""
+    """Returns the plan that carries these shares, ranked by the prompt after the picture."""
     layers, carried = [], 1.0
     for share in shares:
         rank = Rank(by="text_attention", rows="instruction") if 0 < share < carried else Rank()
@@ -41,7 +41,7 @@ def plain_plan(shares: list[float]) -> VisualPlan:
 
 
 def slow_kl(plan: VisualPlan) -> float:
-    """Mean over answer tokens of KL(dense || plan), a sample at a time."""
+    """Returns the mean over answer tokens of KL(dense || plan), computed sample by sample."""
     divergences = []
     for sample in (one for batch in BATCHES for one in single_samples(batch) if "pixel_values" in one):
         labels = sample["labels"][0]
@@ -100,7 +100,7 @@ def test_the_seed_and_the_number_of_trials_decide(tmp_path):
 
 
 def knowing_batches() -> list[dict]:
-    """Batches whose answers are what the dense model says, but for one wrong token."""
+    """Returns batches whose answers are exactly those of the dense model."""
     batches = []
     for batch in BATCHES:
         labels = batch["labels"].clone()

@@ -1,4 +1,4 @@
-"""Stacking: what each field means of several plans, and the laws that let them be stacked in any order."""
+"""Stacked plans: each field means what it should, and plans may be stacked in any order."""
 
 import random
 from dataclasses import replace
@@ -23,7 +23,7 @@ INSTRUCTION = Rank(rows="instruction")
 
 
 def drawn(seed: int) -> VisualPlan:
-    """A plan of the whole contract whose units are lists; without this, most pairs would be refused."""
+    """Returns a random plan whose units are lists. With counts beside lists, most pairs would be refused."""
 
     def listed(units):
         return tuple(range(units)) if isinstance(units, int) and units else units
@@ -33,7 +33,7 @@ def drawn(seed: int) -> VisualPlan:
 
 
 def counted(seed: int) -> VisualPlan:
-    """The same with counts."""
+    """Returns a random plan whose units are counts."""
     plan = random_plan(seed, LAYERS, UNITS, NEURONS)
     return VisualPlan(
         tuple(
@@ -48,7 +48,7 @@ def counted(seed: int) -> VisualPlan:
 
 
 def attempted(*plans: VisualPlan) -> VisualPlan | None:
-    """None where it is refused."""
+    """Returns the stacked plan, or None if it is refused."""
     try:
         return stacked(plans)
     except ValueError:
@@ -74,7 +74,7 @@ def test_the_laws_hold_on_random_plans(draw):
         assert attempted(first, second) == attempted(second, first)
         flat = attempted(*plans)
         groupings = [nested(*order) for order in permutations(plans)]
-        # A grouping may be refused for what a third plan would have settled; it never says anything else.
+        # A grouping may be refused although a third plan would settle the disagreement. It never gives another plan.
         assert all(grouping in (flat, None) for grouping in groupings)
         agreed += flat is not None and None not in groupings
         refused += flat is None
@@ -82,7 +82,7 @@ def test_the_laws_hold_on_random_plans(draw):
 
 
 def test_a_plan_alone_means_what_it_meant():
-    """Only lists are sorted and ranks left out where nothing is ranked."""
+    """Stacking one plan only sorts its lists, and leaves out rankings where nothing is ranked."""
     for seed in range(60):
         plan = drawn(seed)
         for live, other in zip(plan.live(UNITS, NEURONS), stacked([plan]).live(UNITS, NEURONS), strict=True):
@@ -112,7 +112,7 @@ def test_each_field_of_random_pairs():
             assert layer.attend == (first.attend and second.attend) and layer.read == (first.read and second.read)
             assert units(layer.heads, UNITS) == units(first.heads, UNITS) & units(second.heads, UNITS)
             assert units(layer.ffn, NEURONS) == units(first.ffn, NEURONS) & units(second.ffn, NEURONS)
-            radii = [99 if part.radius is None else part.radius for part in (first, second)]
+            radii = [99 if each.radius is None else each.radius for each in (first, second)]
             assert (99 if layer.radius is None else layer.radius) == min(radii)
             assert layer.bidirectional == (first, second)[radii.index(min(radii))].bidirectional
     assert checked > 40
@@ -123,7 +123,7 @@ def test_survivors_are_ranked_as_in_the_plan_that_falls():
     late = DENSE.replace(2, tokens=0.25)
     both = stacked([early, late])
     assert both == DENSE.replace(1, tokens=0.5, rank=INSTRUCTION).replace(2, tokens=0.25)
-    # Falling to no fewer than are left anyhow decides nothing.
+    # A plan that falls to no fewer tokens than are left anyway decides nothing.
     assert stacked([early, DENSE.replace(2, tokens=0.5)]) == early
     assert stacked([early, DENSE.replace(1, tokens=0.25)]) == DENSE.replace(1, tokens=0.25)
     # Where nothing is ranked there is nothing to disagree on.
@@ -161,11 +161,11 @@ def test_none_served_goes_with_counts_and_lists():
     assert stacked([DENSE.replace(1, heads=(2,)), DENSE.replace(1, heads=(1, 3))]).layers[1].heads == 0
 
 
-def test_the_planner_stacks_what_the_parts_find(tmp_path):
+def test_the_planner_stacks_the_plans_that_its_planners_find(tmp_path):
     model, batches = tiny_student(4), [tiny_batch((1, 2), seed=1), tiny_batch((2, 1), seed=2)]
     calibration = calibrate(model, batches, tmp_path)
     VisualPlan.dense(4).replace(1, radius=1).save(tmp_path / "near.json")
-    parts = [
+    planners = [
         {"planner": "fastv", "keep": 0.5},
         {
             "planner": "yopo",
@@ -177,8 +177,8 @@ def test_the_planner_stacks_what_the_parts_find(tmp_path):
         },
         {"planner": "file", "path": tmp_path / "near.json"},
     ]
-    settings = StackPlanner(planner="stack", of=parts)
-    found = [part.find(Search(model, batches, calibration)) for part in settings.of]
+    settings = StackPlanner(planner="stack", of=planners)
+    found = [planner.find(Search(model, batches, calibration)) for planner in settings.of]
     plan = settings.find(Search(model, batches, calibration))
     assert plan == stacked(found)
     assert [layer.tokens for layer in plan.layers] == [1, 1, 0.5, 0.5] and plan.layers[1].radius == 1

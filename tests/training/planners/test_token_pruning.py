@@ -1,4 +1,7 @@
-"""Token schedules: what FastV, PyramidDrop, HiMAP and P-Sigmoid keep is what a plain reading of each keeps, within the budget."""
+"""Token schedules keep the tokens that a plain implementation of the paper keeps, and meet their budgets.
+
+The planners are FastV, PyramidDrop, HiMAP and P-Sigmoid.
+"""
 
 import math
 from dataclasses import replace
@@ -55,29 +58,33 @@ def tokens(plan: VisualPlan) -> list[float]:
 
 # ---- what is kept ----
 
-# Per rule: its plan, the share it sees in layer l of 6 (counted from 0), and whose attention decides that.
+# For each rule: its plan, the share that each of 6 layers sees (counted from 0), and whose attention decides that.
 RULES = {
-    "fastv": (lambda config: fastv(config, layer=2, keep=0.3), lambda l: 1.0 if l < 2 else 0.3, lambda l: "last"),
+    "fastv": (
+        lambda config: fastv(config, layer=2, keep=0.3),
+        lambda layer: 1.0 if layer < 2 else 0.3,
+        lambda layer: "last",
+    ),
     "pyramid_drop": (
         lambda config: pyramid_drop(config, depths=(1 / 6, 0.5, 0.8), keep=0.5),
-        lambda l: 1.0 if l < 1 else 0.5 if l < 3 else 0.25 if l < 5 else 0.125,
-        lambda l: "last",
+        lambda layer: 1.0 if layer < 1 else 0.5 if layer < 3 else 0.25 if layer < 5 else 0.125,
+        lambda layer: "last",
     ),
     "p_sigmoid": (
         lambda config: p_sigmoid(config, k=0.9, alpha=3.5),
-        lambda l: 1.0 if l + 1 < 3 else 1 / (1 + math.exp(0.9 * (l + 1 - 3.5))),
-        lambda l: "instruction",
+        lambda layer: 1.0 if layer + 1 < 3 else 1 / (1 + math.exp(0.9 * (layer + 1 - 3.5))),
+        lambda layer: "instruction",
     ),
     "himap": (
         lambda config: himap(config, layers=(2, 4), keep=(0.5, 0.125)),
-        lambda l: 1.0 if l < 2 else 0.5 if l < 4 else 0.125,
-        lambda l: "instruction" if l == 2 else "image",
+        lambda layer: 1.0 if layer < 2 else 0.5 if layer < 4 else 0.125,
+        lambda layer: "instruction" if layer == 2 else "image",
     ),
 }
 
 
 def deeper(family):
-    """Six layers."""
+    """Returns the family with a model of six layers."""
 
     def config():
         made = family.config()
@@ -91,7 +98,7 @@ FAMILIES = [deeper(LLAVA[0]), deeper(LLAVA_NEXT[0])]  # one size of pictures, an
 
 
 def executed_survivors(model, batch) -> list[torch.Tensor]:
-    """Per layer, [B, S] bool: the visual rows it is given."""
+    """Returns [B, S] bool for each layer: the visual rows that it is given."""
     with torch.no_grad():
         states = model(**batch, output_hidden_states=True, use_cache=False).hidden_states
     is_visual = batch["input_ids"] == model.config.image_token_id
@@ -112,7 +119,7 @@ def test_survivors_are_those_of_a_plain_reading(family, rule):
         with torch.no_grad():
             expected = plain_survivors(model, laid_out, share, ranked_by)
             wrong = plain_survivors(
-                model, laid_out, share, lambda l: "last" if ranked_by(l) == "instruction" else "instruction"
+                model, laid_out, share, lambda layer: "last" if ranked_by(layer) == "instruction" else "instruction"
             )
         # Newlines between a picture's rows are image tokens to the prompt, and text to the plan.
         own = [layer[number, -len(laid_out.image) :] & (laid_out.image >= 0) for layer in executed]
@@ -122,7 +129,7 @@ def test_survivors_are_those_of_a_plain_reading(family, rule):
     assert len(fewer) == len(samples) and all(min(counts) > 0 for counts in fewer)
 
 
-@pytest.mark.parametrize("rule", ["fastv", "pyramid_drop"])  # of several rows, rounding breaks the ties
+@pytest.mark.parametrize("rule", ["fastv", "pyramid_drop"])  # with several reading rows, rounding would break the ties
 def test_ties_keep_the_earlier_token_of_each_picture(rule):
     plan, share, _ = RULES[rule]
     family = FAMILIES[1]
@@ -136,8 +143,8 @@ def test_ties_keep_the_earlier_token_of_each_picture(rule):
     assert sizes[0] != sizes[1]
     for index, layer in enumerate(executed_survivors(model, as_batch(sample))):
         for number, size in enumerate(sizes):
-            keep = math.ceil(round(share(index) * size, 6))
-            assert layer[0][image == number].tolist() == [True] * keep + [False] * (size - keep)
+            num_kept = math.ceil(round(share(index) * size, 6))
+            assert layer[0][image == number].tolist() == [True] * num_kept + [False] * (size - num_kept)
 
 
 # ---- budgets ----
@@ -150,7 +157,10 @@ SOLVED = {
     "p_sigmoid": (p_sigmoid, {"k": 0.5}, 0.02),
     "p_sigmoid, steep": (p_sigmoid, {"k": 1e3}, 1 / NUM_LAYERS),
 }
-"""Planner, settings, and the cost of the next larger plan: a token in each layer that has lost some, or a whole layer."""
+"""Planner, settings, and the cost of the step to the next larger plan.
+
+The step is one token in each layer that has lost some, or a whole layer.
+"""
 
 
 @pytest.mark.parametrize("rule", SOLVED)
@@ -168,13 +178,13 @@ def test_budgets_are_met_from_below_and_larger_ones_keep_no_less(rule):
 @pytest.mark.parametrize("rule", SOLVED)
 def test_an_unreachable_budget_is_refused_in_one_line(rule):
     planner, settings, _ = SOLVED[rule]
-    least = 0.3 if "one layer" not in rule else 0.05
+    most = 0.3 if "one layer" not in rule else 0.05
     with pytest.raises(
         ValueError, match=r"^plan.budget.visual_flops: got 0.01, allowed: 0\.\d+ or more, the cost of "
     ) as error:
         planner(budget={"visual_flops": 0.01}, **settings)
     allowed = float(str(error.value).split("allowed: ")[1].split(" or")[0])
-    assert allowed < least
+    assert allowed < most
     assert planner(budget={"visual_flops": allowed + 1e-3}, **settings)
 
 
@@ -229,8 +239,8 @@ def test_a_schedule_goes_to_another_depth_by_relative_depth(tmp_path):
             ValueError, match=f"plan.json: layer 3: got {next(iter(units))}, allowed with relative_depth"
         ):
             carried(VisualPlan.dense(4).replace(3, **units), 8)
+    VisualPlan.dense(4).save(path)
     with pytest.raises(ValueError, match="got 4 layers, the model has 8"):
-        VisualPlan.dense(4).save(path)
         FilePlanner(planner="file", path=path).plan_of_config(CONFIG)
 
 
@@ -271,16 +281,43 @@ def test_a_share_of_next_to_nothing_withdraws_the_tokens():
 
 def test_settings_that_contradict_or_do_not_fit_are_refused():
     budget = {"visual_flops": 0.5}
-    for planner, wrong in (
-        (fastv, {}), (fastv, {"keep": 0.5, "budget": budget}), (fastv, {"keep": 0.5, "layer": 0}), (fastv, {"keep": 1.5}),
-        (pyramid_drop, {}), (pyramid_drop, {"keep": 0.5, "budget": budget}), (pyramid_drop, {"keep": 0.5, "depths": []}),
-        (pyramid_drop, {"keep": 0.5, "depths": [0.0]}), (p_sigmoid, {}), (p_sigmoid, {"k": 0.5}), (p_sigmoid, {"alpha": 3}),
-        (p_sigmoid, {"k": 0, "alpha": 3}), (p_sigmoid, {"k": math.inf, "alpha": 3}), (p_sigmoid, {"k": 1, "alpha": 3, "budget": budget}),
-        (pre_pruning, {}), (pre_pruning, {"keep": 0.5, "by": "text_attention"}), (pre_pruning, {"keep": 0.5, "by": "uniform", "tower_layers": 2}),
-        (himap, {}), (himap, {"keep": (0.1, 0.5)}), (himap, {"keep": (0.5, 0.1), "layers": (4, 4)}), (himap, {"keep": [0.5]}),
-    ):  # fmt: skip
-        with pytest.raises(ValidationError):
-            planner(**wrong)
+    wrong_settings = {
+        fastv: [
+            {},
+            {"keep": 0.5, "budget": budget},
+            {"keep": 0.5, "layer": 0},
+            {"keep": 1.5},
+        ],
+        pyramid_drop: [
+            {},
+            {"keep": 0.5, "budget": budget},
+            {"keep": 0.5, "depths": []},
+            {"keep": 0.5, "depths": [0.0]},
+        ],
+        p_sigmoid: [
+            {},
+            {"k": 0.5},
+            {"alpha": 3},
+            {"k": 0, "alpha": 3},
+            {"k": math.inf, "alpha": 3},
+            {"k": 1, "alpha": 3, "budget": budget},
+        ],
+        pre_pruning: [
+            {},
+            {"keep": 0.5, "by": "text_attention"},
+            {"keep": 0.5, "by": "uniform", "tower_layers": 2},
+        ],
+        himap: [
+            {},
+            {"keep": (0.1, 0.5)},
+            {"keep": (0.5, 0.1), "layers": (4, 4)},
+            {"keep": [0.5]},
+        ],
+    }
+    for planner, refused in wrong_settings.items():
+        for settings in refused:
+            with pytest.raises(ValidationError):
+                planner(**settings)
     with pytest.raises(ValueError, match=r"plan.layer: got 8, allowed: 1 to 7, as the model has 8 layers"):
         fastv(keep=0.5, layer=8)
     with pytest.raises(ValueError, match=r"plan.layers: got 8, allowed: 1 to 7, as the model has 8 layers"):

@@ -1,4 +1,4 @@
-"""VTW: its curve is that of the plans themselves, measured slowly; its layer is the one that its rule says."""
+"""VTW's curve is the answer KL of the plans themselves, and its layer is the one that the rule names."""
 
 from itertools import product
 

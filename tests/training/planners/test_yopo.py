@@ -1,4 +1,4 @@
-"""YOPO's rule: budgets met in the released pattern, and explicit shares and thresholds that do what they say."""
+"""YOPO meets budgets in the released pattern, and explicit shares and thresholds do what they say."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The largest plan that fits a budget, of a family of plans that grow with one number."""
+"""Finds the largest plan that fits a budget, among plans that grow with one number."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -17,20 +17,22 @@ def largest_within(
     latency: LatencyTable | None,
     sizes: Sequence[float],
     plan_of: Callable[[float], VisualPlan],
-    least: str,
+    cheapest: str,
 ) -> VisualPlan:
-    """Returns the plan of the largest size that fits the budget, by bisection.
+    """Returns the plan of the largest size that fits the budget. It is found by bisection.
 
     Args:
-        latency: for a budget of latency.
-        sizes: ascending; plans of larger sizes cost no less.
-        least: what the plan of the smallest size is, in words.
+        config: config of the model.
+        latency: timings of the machine, needed for a budget of latency.
+        sizes: ascending numbers.
+        plan_of: gives the plan of a size. Plans of larger sizes must not cost less.
+        cheapest: describes the plan of the smallest size in words, for the error message.
 
     Raises:
-        UserError: not even that one fits.
+        UserError: even the plan of the smallest size exceeds the budget.
     """
     price = PlanPrice(config, budget.measure, latency)
     num_fitting = bisect_right(sizes, budget.share, key=lambda size: price(plan_of(size)))
     if num_fitting == 0:
-        budget.refuse_below(price(plan_of(sizes[0])), least)
+        budget.refuse_below(price(plan_of(sizes[0])), cheapest)
     return plan_of(sizes[num_fitting - 1])

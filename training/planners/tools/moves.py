@@ -1,16 +1,17 @@
-"""The steps between plans: how a search closes visual work, and opens it again.
+"""Moves are the steps from plan to plan by which a search closes visual work and opens it again.
 
-A search walks over plans that *count* units and neurons (`heads: 3`, the three most important of that layer);
-`Moves.with_units` names them by the calibrated order. Blind layers at the end of the stack are a withdrawal and written as one.
+A search goes through plans that *count* units and neurons. `heads: 3` means the three most important units of that
+layer. `Moves.with_units` replaces the counts by indices, in the calibrated order. If text reads no visual tokens from
+some layer on, `Moves.with_units` writes this as a withdrawal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from modeling.layer_plan import LayerPlan
+from modeling.layer_plan import LayerPlan, Served
 from modeling.visual_plan import VisualPlan
 
 if TYPE_CHECKING:
@@ -19,54 +20,61 @@ if TYPE_CHECKING:
     from training.measure.calibration import Calibration
 
 NUM_HEAD_STEPS = 8
-"""A layer's units are shut and opened one by one, or where it has more than this many, in this many groups."""
+"""Units of a layer are shut and opened one by one. A layer with more units shuts and opens them in this many groups."""
 FFN_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0)
+"""Shares of a layer's FFN neurons that a search considers."""
 RADII = (8, 4, 2, 1, 0)
+"""Radii that a search considers, as Chebyshev distances in the picture's grid."""
 
 FREEZE = {"attend": False, "ffn": 0}
+"""Changes of a layer after which it does not update visual tokens."""
 IDLE = {"read": False, **FREEZE}
+"""Changes of a layer after which it does nothing for visual tokens."""
 
 Move = tuple[str, int]
-"""What changes, and in which layer."""
+"""The name of a move and the index of the layer that it changes."""
 
 
-def served(units: Sequence[int], of: int) -> int | tuple[int, ...] | None:
-    """Indices of served units or neurons as a plan writes them: None for all `of` them, 0 for none."""
-    if len(units) == of:
+def served_value(indices: Sequence[int], total: int) -> Served | None:
+    """Returns the value of a plan's `heads` or `ffn` for the units or neurons with these indices.
+
+    It is None for all `total` of them, and 0 for none.
+    """
+    if len(indices) == total:
         return None
-    return tuple(sorted(units)) if units else 0
+    return tuple(sorted(indices)) if indices else 0
 
 
 class Moves:
-    """Every move of one model, and the names of the units and neurons that counts stand for.
+    """All moves between the plans of one model.
 
     Args:
-        config: sizes of the decoder.
-        calibration: orders units by `unit_kl` and neurons by `neuron_importance`, the most important first, and says how far
-            apart tokens of a picture are.
+        config: config of the model, with the sizes of the decoder.
+        calibration: statistics of the model. Units are ordered by `unit_kl` and neurons by `neuron_importance`, the
+            most important first. `neighborhood` tells the largest distance of two tokens in a picture.
     """
 
     def __init__(self, config: PreTrainedConfig, calibration: Calibration):
         text = config.text_config
         steps = min(NUM_HEAD_STEPS, text.num_key_value_heads)
-        self._head_rungs = [round(text.num_key_value_heads * step / steps) for step in range(steps, 0, -1)]
-        self._ffn_rungs = [round(text.intermediate_size * share) for share in FFN_SHARES]
+        self._head_counts = [round(text.num_key_value_heads * step / steps) for step in range(steps, 0, -1)]
+        self._ffn_counts = [round(text.intermediate_size * share) for share in FFN_SHARES]
         farthest = calibration.neighborhood.shape[1] - 1
-        self._radius_rungs = [None, *(radius for radius in RADII if radius < farthest)]
+        self._radii = [None, *(radius for radius in RADII if radius < farthest)]
         self._unit_order = calibration.unit_kl.argsort(dim=1, descending=True, stable=True).tolist()
         self._neuron_order = calibration.neuron_importance.argsort(dim=1, descending=True, stable=True).tolist()
-        full = LayerPlan(heads=self._head_rungs[0], ffn=self._ffn_rungs[0])
+        full = LayerPlan(heads=self._head_counts[0], ffn=self._ffn_counts[0])
         self.dense = VisualPlan(layers=(full,) * text.num_hidden_layers)
 
     @property
     def all_frozen(self) -> VisualPlan:
-        """No visual token is ever updated, and every layer's text reads them as the projector left them."""
+        """The plan that updates no visual token. Text of every layer reads them as the projector left them."""
         return VisualPlan(layers=tuple(replace(layer, **FREEZE) for layer in self.dense.layers))
 
     def closings(self, plan: VisualPlan) -> Iterator[tuple[Move, VisualPlan]]:
-        """Plans with less visual work, one move away (some moves may save nothing)."""
+        """Yields moves that leave less visual work, each with the plan after it. Some of them may save nothing."""
         for index, layer in enumerate(plan.layers):
-            for name, changes in self._less(layer):
+            for name, changes in self._closing_changes(layer):
                 yield (name, index), plan.replace(index, **changes)
             yield (
                 ("withdraw", index),
@@ -74,19 +82,22 @@ class Moves:
             )
 
     def openings(self, plan: VisualPlan) -> Iterator[tuple[Move, VisualPlan]]:
-        """Plans with more visual work, one move away."""
+        """Yields moves that add visual work, each with the plan after it."""
         for index, layer in enumerate(plan.layers):
-            for name, changes in self._more(layer):
+            for name, changes in self._opening_changes(layer):
                 yield (name, index), plan.replace(index, **changes)
 
     def with_units(self, plan: VisualPlan) -> VisualPlan:
-        """The plan with its counts as lists of indices into the dense weights, and a blind tail as a withdrawal."""
+        """Returns a plan that counts with its counts replaced by indices into the dense weights.
+
+        Layers after the last one that text reads become a withdrawal.
+        """
         last_read = max((index for index, layer in enumerate(plan.layers) if layer.read), default=-1)
         layers = [
             replace(
                 layer,
-                heads=served(self._unit_order[index][: layer.heads], of=len(self._unit_order[index])),
-                ffn=served(self._neuron_order[index][: layer.ffn], of=len(self._neuron_order[index])),
+                heads=served_value(self._unit_order[index][: layer.heads], total=len(self._unit_order[index])),
+                ffn=served_value(self._neuron_order[index][: layer.ffn], total=len(self._neuron_order[index])),
             )
             if index <= last_read
             else LayerPlan(tokens=0.0)
@@ -94,14 +105,15 @@ class Moves:
         ]
         return VisualPlan(layers=tuple(layers))
 
-    def _less(self, layer: LayerPlan) -> Iterator[tuple[str, dict]]:
+    def _closing_changes(self, layer: LayerPlan) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the name of each closing move within a layer, and the fields that it changes."""
         if layer.attend:
             yield "stop attention", {"attend": False}
-            if narrower := _after(self._radius_rungs, layer.radius):
+            if narrower := _after(self._radii, layer.radius):
                 yield "shrink radius", {"radius": narrower[0]}
         if layer.ffn:
             yield "stop ffn", {"ffn": 0}
-            if fewer := _after(self._ffn_rungs, layer.ffn):
+            if fewer := _after(self._ffn_counts, layer.ffn):
                 yield "narrow ffn", {"ffn": fewer[0]}
         if layer.attend and layer.ffn:
             yield "freeze", FREEZE
@@ -109,26 +121,29 @@ class Moves:
             yield "blind", {"read": False}
             if layer.attend or layer.ffn:
                 yield "idle", IDLE
-        if fewer := _after(self._head_rungs, layer.heads):
+        if fewer := _after(self._head_counts, layer.heads):
             yield "shut unit", {"heads": fewer[0]}
 
-    def _more(self, layer: LayerPlan) -> Iterator[tuple[str, dict]]:
+    def _opening_changes(self, layer: LayerPlan) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the name of each opening move within a layer, and the fields that it changes."""
         if not layer.attend:
             yield "attend", {"attend": True}
-        elif wider := _before(self._radius_rungs, layer.radius):
+        elif wider := _before(self._radii, layer.radius):
             yield "widen radius", {"radius": wider[-1]}
-        if wider := _before(self._ffn_rungs, layer.ffn):
+        if wider := _before(self._ffn_counts, layer.ffn):
             yield "widen ffn", {"ffn": wider[-1]}
             yield "whole ffn", {"ffn": wider[0]}
         if not layer.read:
             yield "read", {"read": True}
-        if more := _before(self._head_rungs, layer.heads):
+        if more := _before(self._head_counts, layer.heads):
             yield "open unit", {"heads": more[-1]}
 
 
-def _after(rungs: list, rung) -> list:
-    return rungs[rungs.index(rung) + 1 :]
+def _after(values: list, value) -> list:
+    """Returns the values that come after this one."""
+    return values[values.index(value) + 1 :]
 
 
-def _before(rungs: list, rung) -> list:
-    return rungs[: rungs.index(rung)]
+def _before(values: list, value) -> list:
+    """Returns the values that come before this one."""
+    return values[: values.index(value)]

@@ -1,4 +1,4 @@
-"""What a planner finds its plan with."""
+"""The search that a planner is given: the model, the data, and what was measured on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ class Search:
     """The model and the data of one search.
 
     Args:
-        model: the dense weights. Any plan may be in force; it is restored.
-        batches: the calibration data, dicts of `data.collator.Collator`.
-        calibration: statistics of the model; None where the planner does not read them.
-        latency: timings of the machine; None where no budget bounds latency.
-        folder: where the search leaves what it measured. It goes on from there when it is started again, so the folder
-            belongs to this search alone. None keeps nothing.
+        model: a sparse model with the dense weights. Any plan may be in force, and it is restored.
+        batches: the calibration data, as dicts that `data.collator.Collator` returns.
+        calibration: statistics of the model. None if the planner does not read them.
+        latency: timings of the machine. None if no budget bounds latency.
+        folder: where the search writes what it measured. A search that is started again continues from these files, so
+            the folder belongs to this search alone. None writes nothing.
     """
 
     model: PreTrainedModel
@@ -37,24 +37,33 @@ class Search:
 
     @property
     def config(self) -> PreTrainedConfig:
+        """Config of the model."""
         return self.model.config
 
     @cached_property
     def answer_kl(self) -> AnswerKL:
-        """How far a plan moves the answers. The dense model's answers are computed once."""
+        """Measures how much a plan changes the answers. The dense model's answers are computed once.
+
+        Raises:
+            UserError: no calibration sample with an image has an answer.
+        """
         return AnswerKL(self.model, self.batches)
 
     def price_within(self, budget: Budget) -> PlanPrice:
-        """Returns the price of plans in the budget's measure. Raises UserError where no plan at all meets the budget."""
+        """Returns the price of plans in the budget's measure.
+
+        Raises:
+            UserError: even text alone exceeds the budget, so no plan meets it.
+        """
         price = PlanPrice(self.config, budget.measure, self.latency)
         text_alone = VisualPlan(layers=(LayerPlan(tokens=0.0),) * self.config.text_config.num_hidden_layers)
         budget.refuse_below(price(text_alone), "text alone, without any visual token")
         return price
 
     def file(self, name: str) -> Path | None:
-        """Returns the path of a file in the search's folder; None where nothing is kept."""
+        """Returns the path of a file in the search's folder, or None if the search has no folder."""
         return None if self.folder is None else self.folder / name
 
-    def part(self, name: str) -> "Search":
-        """Returns a search of its own with the same model and data, in a folder below this one."""
+    def subsearch(self, name: str) -> "Search":
+        """Returns a search with the same model and data, and with a folder of its own below this one's."""
         return replace(self, folder=self.file(name))

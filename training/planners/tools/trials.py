@@ -1,7 +1,9 @@
-"""Search for one number by Bayesian optimisation: Optuna's tree-structured Parzen estimator (NeurIPS 2011), trials in a journal.
+"""Searches for one number by Bayesian optimisation, with its trials in a journal file.
 
-A search that was killed goes on at the trial where it stopped, and ends as it would have: what the estimator draws is decided
-by the seed and the trials before. Processes that search with the same journal share the trials, and agree on the result.
+The optimiser is Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011). A search that was killed
+continues at the trial where it stopped, and ends as it would have ended. This holds because the seed and the trials
+so far decide what the estimator draws. Processes that search with the same journal share the trials, and agree on the
+result.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +20,21 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm.auto import tqdm
 
 TRIALS = "trials.journal"
-"""The journal's file in the folder of a search."""
+"""Name of the journal file in the folder of a search."""
 PARAMETER = "value"
-DRAWN_BLINDLY = 4
-"""Trials before the estimator has a say."""
-COUNTED = (TrialState.RUNNING, TrialState.COMPLETE)
+"""Name, in the journal, of the number that is searched."""
+NUM_RANDOM_TRIALS = 4
+"""Number of first trials that are drawn at random, before the estimator draws."""
+VALID_STATES = (TrialState.RUNNING, TrialState.COMPLETE)
+"""States of trials that count. Trials that wait have not begun, and failed ones are left out."""
 
 
 class Trials:
-    """Searches, one after the other.
+    """Runs searches one after the other, with one journal for all.
 
     Args:
-        path: the journal, made if absent, as is a lock beside it; None: trials are kept in memory.
+        path: the journal file. It is made if it is missing, and so is a lock file beside it. None keeps the trials in
+            memory.
     """
 
     def __init__(self, path: Path | None):
@@ -42,68 +47,80 @@ class Trials:
             self._storage = JournalStorage(JournalFileBackend(str(path)))
             self._lock = FileLock(path.with_name(f"{path.name}.guard"))  # ".lock" is the journal's own
 
-    def least(
+    def minimize(
         self,
         name: str,
-        allowed: FloatDistribution,
+        distribution: FloatDistribution,
         objective: Callable[[float], float],
         *,
-        first: Sequence[float],
-        count: int,
+        initial: Sequence[float],
+        num_trials: int,
         seed: int,
     ) -> float:
-        """The number at which the objective is least, of those tried.
+        """Returns the number with the smallest objective among those tried.
 
         Args:
-            name: of this search; one that the journal knows goes on.
-            objective: decides alike whenever it is asked alike.
-            first: tried before anything is drawn.
-            count: how many are tried in all.
+            name: name of this search. A search that the journal knows is continued.
+            distribution: the numbers that may be tried.
+            objective: must give the same value whenever it is called with the same number.
+            initial: numbers that are tried before any are drawn.
+            num_trials: how many numbers are tried in all.
+            seed: decides, together with the trials so far, which numbers are drawn.
         """
         with self._lock:
             study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         self._finish_started(study, objective)
-        with tqdm(desc=name, total=count, unit="trial") as progress:
-            while (trial := self._next(study, allowed, first, count, seed)) is not None:
-                self._tell(study, trial, objective)
-                progress.update(len(_counted(study)) - progress.n)
-            progress.update(count - progress.n)
+        with tqdm(desc=name, total=num_trials, unit="trial") as progress:
+            while (trial := self._next_trial(study, distribution, initial, num_trials, seed)) is not None:
+                self._evaluate(study, trial, objective)
+                progress.update(len(_valid_trials(study)) - progress.n)
+            progress.update(num_trials - progress.n)
         self._finish_started(study, objective)
-        best = min(_counted(study), key=lambda trial: (trial.value, trial.number))
+        best = min(_valid_trials(study), key=lambda trial: (trial.value, trial.number))
         return best.params[PARAMETER]
 
-    def _next(
-        self, study: optuna.Study, allowed: FloatDistribution, first: Sequence[float], count: int, seed: int
+    def _next_trial(
+        self,
+        study: optuna.Study,
+        distribution: FloatDistribution,
+        initial: Sequence[float],
+        num_trials: int,
+        seed: int,
     ) -> Trial | None:
-        """A trial begun; None where as many as asked for are begun or done."""
-        with self._lock:  # else two processes begin one trial too many, or take a trial just begun for a dead one
-            for trial in _counted(study):
+        """Returns a new trial, or None if `num_trials` have been started."""
+        # Without the lock, two processes could start one trial too many, or take a new trial for a dead one.
+        with self._lock:
+            for trial in _valid_trials(study):
                 if PARAMETER not in trial.params:  # its process ended before the number was drawn
                     study.tell(trial.number, state=TrialState.FAIL)
-            done = len(_counted(study))
-            if done >= count:
+            num_started = len(_valid_trials(study))
+            if num_started >= num_trials:
                 return None
-            tried = [_asked(trial) for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
-            for value in first:
+            tried = [_number_of(trial) for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+            for value in initial:
                 if value not in tried:
                     study.enqueue_trial({PARAMETER: value})
-            study.sampler = TPESampler(n_startup_trials=DRAWN_BLINDLY, seed=seed + done)
-            return study.ask({PARAMETER: allowed})
+            study.sampler = TPESampler(n_startup_trials=NUM_RANDOM_TRIALS, seed=seed + num_started)
+            return study.ask({PARAMETER: distribution})
 
     def _finish_started(self, study: optuna.Study, objective: Callable[[float], float]) -> None:
-        """Does the trials that another process began and has not ended; where it still lives, both come to the same."""
-        for trial in _counted(study):
-            if trial.state == TrialState.RUNNING and PARAMETER in trial.params:
-                self._tell(study, trial, objective)
+        """Finishes the trials that another process started and has not ended.
 
-    def _tell(self, study: optuna.Study, trial: Trial | FrozenTrial, objective: Callable[[float], float]) -> None:
+        If that process is still alive, both find the same value.
+        """
+        for trial in _valid_trials(study):
+            if trial.state == TrialState.RUNNING and PARAMETER in trial.params:
+                self._evaluate(study, trial, objective)
+
+    def _evaluate(self, study: optuna.Study, trial: Trial | FrozenTrial, objective: Callable[[float], float]) -> None:
+        """Writes the objective of a trial into the journal, unless another process has done so."""
         value = objective(trial.params[PARAMETER])
-        with self._lock:  # else another process may end it between the look and the word
+        with self._lock:  # else another process may finish the trial between the check and the write
             study.tell(trial.number, value, skip_if_finished=True)
 
 
 def read_trials(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Of each search in a journal, in their order: the numbers tried and what the objective was."""
+    """Returns the complete trials in a journal: name of the search -> (number, objective) pairs, in their order."""
     storage = JournalStorage(JournalFileBackend(str(path)))
     studies = [
         optuna.load_study(study_name=name, storage=storage) for name in optuna.study.get_all_study_names(storage)
@@ -116,10 +133,11 @@ def read_trials(path: Path) -> dict[str, list[tuple[float, float]]]:
     }
 
 
-def _counted(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=COUNTED)
+def _valid_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns the trials that are running or complete."""
+    return study.get_trials(deepcopy=False, states=VALID_STATES)
 
 
-def _asked(trial: FrozenTrial) -> float | None:
-    """The number of a trial, also of one that waits."""
+def _number_of(trial: FrozenTrial) -> float | None:
+    """Returns the number that a trial tries, also if the trial waits. None if it is not drawn yet."""
     return trial.system_attrs.get("fixed_params", trial.params).get(PARAMETER)

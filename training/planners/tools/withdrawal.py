@@ -1,8 +1,11 @@
-"""How far withdrawing all visual tokens at each layer moves the answers.
+"""Measures how much the answers change if all visual tokens are withdrawn, for each layer at which that can be done.
 
-The text's states below a withdrawal are those of the dense model. One dense pass over a batch keeps them. Above each
-layer only the text rows are run again. That is L layers on all rows and L (L - 1) / 2 on text alone. A forward per layer
-would run L (L - 1) / 2 more layers on all rows, each ten times as long where a prompt is nine tenths image.
+Below a withdrawal, the text's states are those of the dense model. One dense pass over a batch keeps them. Above each
+withdrawal, only the text rows are run again. With L layers, this runs L layers on all rows and L (L - 1) / 2 on text
+alone. A forward pass per withdrawal would run L (L - 1) / 2 more layers on all rows. Each of these takes about ten
+times as long if nine tenths of the prompt are a picture.
+
+Shape legend: B batch, T tokens, D hidden size, V vocabulary, A rows of a batch whose logits are compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,19 +28,20 @@ from training.measure.answer_kl import answer_inputs
 def withdrawal_curve(
     model: PreTrainedModel, batches: Sequence[dict], at: Literal["answers", "prompt"], hold_out: float
 ) -> list[dict[str, int | float | None]]:
-    """How far withdrawing the visual tokens at each layer moves the answers.
+    """Returns how much withdrawing the visual tokens at each layer changes the answers, one dict per layer.
+
+    A dict has three keys. `layer` is the first layer without visual tokens. It runs from 1 to L, and at L nothing is
+    withdrawn. `kl` is the mean KL over tokens, in nats. `kl_hold_out` is the same over the samples that are held out.
+    It is None if there are none.
 
     Args:
-        model: any plan may be in force, it is restored; put in eval mode.
-        batches: dicts of `data.collator.Collator`; text-only samples are left out.
+        model: a sparse model with the dense weights. Any plan may be in force, and it is restored. The model is put in
+            eval mode.
+        batches: dicts that `data.collator.Collator` returns. Text-only samples are left out.
         at, hold_out: as in `VtwPlanner`. Samples are held out at even distances.
 
-    Returns:
-        For `layer` 1 to L, the first without visual tokens (at L none is): `kl`, the mean over tokens in nats, and
-        `kl_hold_out`, that of the samples held out (None where there are none).
-
     Raises:
-        UserError: no sample with an image has an answer, or one side of `hold_out` has none.
+        UserError: no sample with an image has an answer, or one side of the split by `hold_out` has none.
     """
     num_layers = model.config.text_config.num_hidden_layers
     sums, counts, num_samples = torch.zeros(num_layers, 2, dtype=torch.double), torch.zeros(2), 0
@@ -45,10 +49,9 @@ def withdrawal_curve(
         rows = inputs["logits_mask"]
         if at == "prompt":
             rows = rows & (inputs["labels"] == IGNORE_INDEX)
-        sample = num_samples + rows.nonzero()[:, 0].cpu()  # [A]: of each logits row, its sample's number
-        held = ((sample + 1) * hold_out).floor().long() - (
-            sample * hold_out
-        ).floor().long()  # [A]: 0, or 1 where held out
+        sample = num_samples + rows.nonzero()[:, 0].cpu()  # [A]: the number of each logits row's sample
+        # [A]: 1 for the rows of a sample that is held out, otherwise 0.
+        held = ((sample + 1) * hold_out).floor().long() - (sample * hold_out).floor().long()
         num_samples += len(rows)
         counts += held.bincount(minlength=2)
         for layer, divergence in _divergences(model, inputs | {"logits_mask": rows}, at == "prompt"):
@@ -62,9 +65,13 @@ def withdrawal_curve(
 
 
 def _divergences(model: PreTrainedModel, inputs: dict, reverse: bool) -> Iterator[tuple[int, Tensor]]:
-    """Yields layer and KL [A] of each withdrawal from layer 1 on, of the rows of `logits_mask`."""
+    """Yields each layer from 1 on and the KL [A] of the withdrawal at it, at the rows of `logits_mask`.
+
+    Args:
+        reverse: whether KL(withdrawn || dense) is measured instead of KL(dense || withdrawn).
+    """
     decoder, rows = model.model.language_model, inputs["logits_mask"]
-    calls = []  # per layer, its text rows [B, T, D] and how it is called
+    calls = []  # per layer, its text rows [B, T, D] and its other arguments
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args[0], kwargs)), with_kwargs=True)
         for layer in decoder.layers
@@ -85,6 +92,6 @@ def _divergences(model: PreTrainedModel, inputs: dict, reverse: bool) -> Iterato
         yield first, _kl(withdrawn, dense) if reverse else _kl(dense, withdrawn)
 
 
-def _kl(of: Tensor, against: Tensor) -> Tensor:
-    """KL(of || against) of log-probabilities [A, V] -> [A]."""
-    return F.kl_div(against, of, reduction="none", log_target=True).sum(-1)
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """Returns KL(p || q) in nats, given log-probabilities: [A, V], [A, V] -> [A]."""
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)

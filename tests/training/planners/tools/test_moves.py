@@ -1,4 +1,4 @@
-"""Moves change what they say, in the calibrated order, and closings and openings undo each other."""
+"""Moves change what their names say, in the calibrated order. Closings never cost more, and openings never less."""
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
@@ -11,6 +11,7 @@ PRICE = PlanPrice(CONFIG)
 
 
 def all_reachable(start: VisualPlan, step, limit: int = 400) -> list[VisualPlan]:
+    """Returns the plans that steps lead to from a start, `limit` of them or a few more."""
     found, waiting = {start}, [start]
     while waiting and len(found) < limit:
         for _, plan in step(waiting.pop(0)):
@@ -25,8 +26,8 @@ def test_closings_never_cost_more_and_openings_never_less():
     plans = all_reachable(moves.dense, moves.closings)
     assert len(plans) >= 400
     for plan in plans[::20]:
-        assert all(PRICE(to) <= PRICE(plan) for _, to in moves.closings(plan))
-        assert all(PRICE(to) >= PRICE(plan) for _, to in moves.openings(plan))
+        assert all(PRICE(after) <= PRICE(plan) for _, after in moves.closings(plan))
+        assert all(PRICE(after) >= PRICE(plan) for _, after in moves.openings(plan))
 
 
 def test_every_listed_plan_fits_the_model_and_costs_the_same():

@@ -1,4 +1,4 @@
-"""Bayesian search: it finds the least, and ends alike whether it is stopped, killed, or shared out among processes."""
+"""Bayesian search finds the minimum, and ends alike if it is stopped, killed, or shared by several processes."""
 
 import math
 import signal
@@ -15,21 +15,21 @@ from optuna.trial import TrialState
 from training.planners.tools.trials import PARAMETER, Trials, read_trials
 
 ROOT = Path(__file__).parents[4]
-ALLOWED, COUNT = FloatDistribution(0.0, 1.0), 20
+ALLOWED, NUM_TRIALS = FloatDistribution(0.0, 1.0), 20
 
 
 def objective(value: float) -> float:
     return (value - 0.3) ** 2
 
 
-def search(path, objective=objective, seed=7, count=COUNT, first=(0.9, 0.0)):
-    return Trials(path).least("one", ALLOWED, objective, first=first, count=count, seed=seed)
+def search(path, objective=objective, seed=7, num_trials=NUM_TRIALS, initial=(0.9, 0.0)):
+    return Trials(path).minimize("one", ALLOWED, objective, initial=initial, num_trials=num_trials, seed=seed)
 
 
-def test_the_least_of_what_was_tried_and_what_was_asked_for_first_is_tried_first(tmp_path):
+def test_it_returns_the_best_trial_and_tries_initial_numbers_first(tmp_path):
     found = search(tmp_path / "trials")
     tried = read_trials(tmp_path / "trials")["one"]
-    assert len(tried) == COUNT and [value for value, _ in tried[:2]] == [0.9, 0.0]
+    assert len(tried) == NUM_TRIALS and [value for value, _ in tried[:2]] == [0.9, 0.0]
     assert found == min(tried, key=lambda trial: trial[1])[0] == pytest.approx(0.3, abs=0.03)
     assert found == search(None) and found != search(None, seed=8)
     blind = [abs(value - 0.3) for value, _ in tried[:6]]
@@ -50,7 +50,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 7, COUNT - 1])
+@pytest.mark.parametrize("after", [0, 1, 2, 7, NUM_TRIALS - 1])
 def test_a_stopped_search_ends_as_it_would_have(tmp_path, after):
     asked = []
 
@@ -93,7 +93,9 @@ def objective(value):
     time.sleep(0.1)
     return (value - 0.3) ** 2
 
-print(Trials(Path(sys.argv[1])).least("one", FloatDistribution(0.0, 1.0), objective, first=(0.9, 0.0), count={COUNT}, seed=7))
+allowed = FloatDistribution(0.0, 1.0)
+trials = Trials(Path(sys.argv[1]))
+print(trials.minimize("one", allowed, objective, initial=(0.9, 0.0), num_trials={NUM_TRIALS}, seed=7))
 """
 
 
@@ -118,7 +120,7 @@ def test_a_killed_search_ends_as_it_would_have(tmp_path):
     wait_for(journal, 5)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 5 <= len(read_trials(journal)["one"]) < COUNT
+    assert 5 <= len(read_trials(journal)["one"]) < NUM_TRIALS
     search(journal)
     assert read_trials(journal) == read_trials(tmp_path / "whole")
 
@@ -129,7 +131,7 @@ def test_two_processes_share_the_trials_and_agree(tmp_path):
     answers = [process.communicate(timeout=120) for process in processes]
     assert answers[0][0] == answers[1][0] != "", answers
     tried = [value for value, _ in read_trials(journal)["one"]]
-    assert len(tried) == COUNT and math.isclose(float(answers[0][0]), 0.3, abs_tol=0.1)
+    assert len(tried) == NUM_TRIALS and math.isclose(float(answers[0][0]), 0.3, abs_tol=0.1)
 
 
 def test_a_trial_that_another_process_is_beginning_is_left_to_it(tmp_path):
@@ -144,4 +146,4 @@ def test_a_trial_that_another_process_is_beginning_is_left_to_it(tmp_path):
     printed, error = process.communicate(timeout=120)
     assert printed, error
     assert study.trials[begun.number].state == TrialState.COMPLETE
-    assert len(read_trials(tmp_path / "trials")["one"]) == COUNT
+    assert len(read_trials(tmp_path / "trials")["one"]) == NUM_TRIALS
