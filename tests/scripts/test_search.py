@@ -118,7 +118,7 @@ def test_bad_input_is_one_line_and_exit_code_2(dense_folder, tmp_path, run):
         assert not output.exists() or output.read_text() == "mine"
         return lines[0]
 
-    assert "planner: got 'gates'; allowed: 'greedy'" in refusal("--planner", "gates", "--budget", 0.5)
+    assert "planner: got 'gates'; allowed: 'fastv'" in refusal("--planner", "gates", "--budget", 0.5)
     assert "unknown key tolerence, did you mean tolerance?" in refusal("--planner", "vtw", "tolerence=0.5")
     assert "give either a budget or tolerance" in refusal("--planner", "vtw")
     assert "give --data" in refusal("--planner", "vtw", "tolerance=0.5")
