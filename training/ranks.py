@@ -37,6 +37,25 @@ def in_order(shares: Sequence[Sequence[tuple[int, Result]]]) -> list[Result]:
     return [result for _, result in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
 
 
+def from_rank_0(value: Result) -> Result:
+    """Returns rank 0's value on every rank. Every rank calls this."""
+    return _broadcast(value) if world_size() > 1 else value
+
+
+def of_all_ranks(value: Result) -> list[Result]:
+    """Returns the values of all ranks, in their order, on every rank. Every rank calls this."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def alone(tasks: Mapping[str, Callable[..., Any]]) -> OnAllRanks:
+    """Returns a function that does tasks in this process alone."""
+    return lambda name, *arguments: [tasks[name](*arguments)]
+
+
 def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAllRanks], Result]) -> Result | None:
     """Runs `story` on rank 0, which may have tasks done by all ranks; every rank calls this.
 
@@ -51,25 +70,25 @@ def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAl
         Whatever a task or the story raises. A task's error is raised on rank 0 too.
     """
     if world_size() == 1:
-        return story(lambda name, *arguments: [tasks[name](*arguments)])
+        return story(alone(tasks))
     if rank() != 0:
         _follow(tasks)
         return None
 
     def on_all_ranks(name: str, *arguments: Any) -> list[Any]:
-        _from_rank_0((name, arguments))
+        _broadcast((name, arguments))
         return _gathered(tasks[name], arguments)
 
     try:
         return story(on_all_ranks)
     finally:
-        _from_rank_0(None)
+        _broadcast(None)
 
 
 def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
     """Does what rank 0 asks for, until its story has ended. An error of a task is raised then."""
     first_error: Exception | None = None
-    while (asked := _from_rank_0()) is not None:
+    while (asked := _broadcast()) is not None:
         name, arguments = asked
         try:
             _gathered(tasks[name], arguments)
@@ -79,7 +98,7 @@ def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
         raise first_error
 
 
-def _from_rank_0(message: Any = None) -> Any:
+def _broadcast(message: Any = None) -> Any:
     """Returns rank 0's message on every rank."""
     box = [message]
     dist.broadcast_object_list(box, src=0, device="cpu")

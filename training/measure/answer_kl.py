@@ -2,12 +2,14 @@
 
 The measure is the KL from the dense plan's answer distribution. What does not depend on the plan is done once. The
 vision tower and the projector run once for each picture, and the dense answers are stored. Plans that execute the
-same work (`VisualPlan.live`) are evaluated once.
+same work (`VisualPlan.live`) are evaluated once. Every rank measures its own batches.
 
 Shape legend: B batch, T tokens, A supervised answer tokens of a batch, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from data.collator import TEXT_KEYS, pictures_of, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_gates import LayerGates
 from modeling.visual_plan import VisualPlan
+from training.ranks import OnAllRanks, alone, in_order
 
 
 def samples_with_images(batch: dict, visual_token_ids: Iterable[int]) -> dict:
@@ -31,34 +34,111 @@ def samples_with_images(batch: dict, visual_token_ids: Iterable[int]) -> dict:
 
 
 @torch.no_grad()
-def answer_inputs(model: PreTrainedModel, batches: Sequence[dict]) -> list[dict]:
-    """Returns the inputs of a forward pass for each batch that has answers in samples with images.
+def answer_inputs(model: PreTrainedModel, batch: dict) -> dict | None:
+    """Returns the inputs of a forward pass for the samples of a batch that have pictures; None if these have no answer.
 
-    They hold these samples alone, and lie on the model's device. The pictures have passed the vision tower and the
-    projector. `logits_mask` [B, T] bool is true at the rows that predict a token of an answer.
+    They lie on the model's device. The pictures have passed the vision tower and the projector. `logits_mask` [B, T]
+    bool is true at the rows that predict a token of an answer.
 
     Args:
         model: a sparse model.
-        batches: dicts that `data.collator.Collator` returns.
-
-    Raises:
-        UserError: no answer in `batches` belongs to a sample with an image.
+        batch: what `data.collator.Collator` returns.
     """
-    inputs_of_batches = []
-    for batch in batches:
-        placeholders = model.visual_tokens(model.config).values()
-        samples = {key: value.to(model.device) for key, value in samples_with_images(batch, placeholders).items()}
-        supervised = predicts_answer(samples["labels"])
-        if supervised.any():
-            # As in training, labels tell which rows rank visual tokens. With `logits_mask` no loss is computed.
-            inputs = {name: samples[name] for name in ("input_ids", "attention_mask", "labels")}
-            inputs["logits_mask"] = supervised
-            inputs_of_batches.append(inputs | model.encode_pictures(pictures_of(samples)))
-    if not inputs_of_batches:
+    placeholders = model.visual_tokens(model.config).values()
+    samples = {key: value.to(model.device) for key, value in samples_with_images(batch, placeholders).items()}
+    supervised = predicts_answer(samples["labels"])
+    if not supervised.any():
+        return None
+    # As in training, labels tell which rows rank visual tokens. With `logits_mask` no loss is computed.
+    inputs = {name: samples[name] for name in ("input_ids", "attention_mask", "labels")}
+    return inputs | {"logits_mask": supervised} | model.encode_pictures(pictures_of(samples))
+
+
+def refuse_no_answers(num_answers: int) -> None:
+    """Raises UserError if the calibration data has no answer to measure a plan by."""
+    if num_answers == 0:
         raise UserError(
             "calibration data: no supervised answer in a sample with an image; nothing to measure a plan by"
         )
-    return inputs_of_batches
+
+
+class Divergence(NamedTuple):
+    """How far the answers of one batch are from the dense model's, summed over supervised tokens."""
+
+    kl: float
+    """KL(dense plan || plan) in nats, computed in fp32."""
+    num_agreeing: int
+    """Tokens at which both find the same token most likely."""
+    num_tokens: int
+
+
+class OwnAnswers:
+    """The answers of the dense model on this rank's batches, and how far a plan moves them.
+
+    Args:
+        model: a sparse model with weights in any dtype. It is put in eval mode.
+        batches: pairs of a batch's number and the dict that `data.collator.Collator` returns.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[tuple[int, dict]]):
+        self.model = model.eval()
+        self._batches = batches
+
+    @cached_property
+    def _inputs(self) -> list[tuple[int, dict]]:
+        """Number and inputs of the batches that have answers."""
+        inputs = ((number, answer_inputs(self.model, batch)) for number, batch in self._batches)
+        return [(number, given) for number, given in inputs if given is not None]
+
+    @cached_property
+    def _dense_logits(self) -> list[torch.Tensor]:
+        return list(self._logits(VisualPlan.dense(self.model.config.text_config.num_hidden_layers)))
+
+    def prepare(self) -> int:
+        """Computes the dense model's answers, with the weights as they are now, and returns how many batches have any.
+
+        It is done once, and by itself before anything is measured.
+        """
+        return len(self._dense_logits)
+
+    @torch.no_grad()
+    def _logits(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> Iterator[torch.Tensor]:
+        """Yields each batch's answer logits [A, V] under the plan."""
+        with self.model.use_plan(plan):
+            for _, inputs in self._inputs:
+                yield self.model(**inputs, gates=gates, use_cache=False).logits
+
+    def divergences(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> list[tuple[int, Divergence]]:
+        """Returns each batch's number and divergence. `gates` lie on top of the plan, one for each layer."""
+        found = []
+        for (number, _), dense, sparse in zip(self._inputs, self._dense_logits, self._logits(plan, gates), strict=True):
+            divergence = F.kl_div(
+                sparse.float().log_softmax(-1), dense.float().log_softmax(-1), reduction="sum", log_target=True
+            )
+            agreeing = int((dense.argmax(-1) == sparse.argmax(-1)).sum())
+            found.append((number, Divergence(divergence.item(), agreeing, len(dense))))
+        return found
+
+    def right_answers(self, plan: VisualPlan) -> list[tuple[int, tuple[int, int]]]:
+        """Returns each batch's number, and how many of its answers are right in every token, of how many."""
+        found = []
+        for (number, inputs), logits in zip(self._inputs, self._logits(plan), strict=True):
+            rows = inputs["logits_mask"]  # [B, T]; the rows of an answer are adjacent
+            begins = rows & ~F.pad(rows, (1, 0))[:, :-1]
+            answer = begins.flatten().cumsum(0)[rows.flatten()] - 1  # [A]: the number of each row's answer
+            wrong = logits.argmax(-1) != inputs["labels"].roll(-1, dims=1)[rows]
+            num_answers = int(begins.sum())
+            found.append((number, (num_answers - len(answer[wrong].unique()), num_answers)))
+        return found
+
+    @property
+    def tasks(self) -> dict[str, Callable[..., Any]]:
+        """What `AnswerKL` asks of every rank."""
+        return {
+            "prepare": self.prepare,
+            "divergences": self.divergences,
+            "right_answers": self.right_answers,
+        }
 
 
 class AnswerKL:
@@ -67,19 +147,19 @@ class AnswerKL:
     Args:
         model: a sparse model with weights in any dtype. It is put in eval mode.
         batches: dicts that `data.collator.Collator` returns. Text-only samples are left out.
+        on_all_ranks: does `OwnAnswers.tasks` on every rank, each with its share of the batches. None measures all
+            batches in this process.
 
     Raises:
-        UserError: no answer in `batches` belongs to a sample with an image.
+        UserError: no answer in the batches belongs to a sample with an image.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[dict]):
-        self.model = model.eval()
-        config = model.config.text_config
-        self._sizes = {"num_units": config.num_key_value_heads, "intermediate_size": config.intermediate_size}
-        self._inputs = answer_inputs(model, batches)
-        dense = VisualPlan.dense(config.num_hidden_layers)
-        self._dense_logits = list(self._logits(dense))
-        self._kl_of_work = {dense.live(**self._sizes): 0.0}
+    def __init__(self, model: PreTrainedModel, batches: Sequence[dict], on_all_ranks: OnAllRanks | None = None):
+        text = model.config.text_config
+        self._on_all_ranks = on_all_ranks or alone(OwnAnswers(model, list(enumerate(batches))).tasks)
+        self._sizes = {"num_units": text.num_key_value_heads, "intermediate_size": text.intermediate_size}
+        self._kl_of_work = {VisualPlan.dense(text.num_hidden_layers).live(**self._sizes): 0.0}
+        refuse_no_answers(sum(self._on_all_ranks("prepare")))
 
     @property
     def num_evaluations(self) -> int:
@@ -93,13 +173,6 @@ class AnswerKL:
             self._kl_of_work[live] = self.distance(plan)["kl"]
         return self._kl_of_work[live]
 
-    @torch.no_grad()
-    def _logits(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> Iterator[torch.Tensor]:
-        """Yields each batch's answer logits [A, V] under the plan."""
-        with self.model.use_plan(plan):
-            for inputs in self._inputs:
-                yield self.model(**inputs, gates=gates, use_cache=False).logits
-
     def distance(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> dict[str, float]:
         """Returns how far the answers are from the dense model's, always by a new evaluation.
 
@@ -111,13 +184,11 @@ class AnswerKL:
             gates: gates on top of the plan, one for each layer. None means no gates.
         """
         total, agreeing, num_tokens = 0.0, 0, 0
-        for dense, sparse in zip(self._dense_logits, self._logits(plan, gates), strict=True):
-            divergence = F.kl_div(
-                sparse.float().log_softmax(-1), dense.float().log_softmax(-1), reduction="sum", log_target=True
-            )
-            total += divergence.item()
-            agreeing += int((dense.argmax(-1) == sparse.argmax(-1)).sum())
-            num_tokens += len(dense)
+        # In the order of batches, so that rounding does not depend on the number of ranks.
+        for divergence in in_order(self._on_all_ranks("divergences", plan, gates)):
+            total += divergence.kl
+            agreeing += divergence.num_agreeing
+            num_tokens += divergence.num_tokens
         return {"kl": total / num_tokens, "agreement": agreeing / num_tokens}
 
     def accuracy(self, plan: VisualPlan) -> float:
@@ -125,13 +196,5 @@ class AnswerKL:
 
         These are the answers that greedy decoding gets right. A conversation has several answers.
         """
-        right, num_answers = 0, 0
-        for inputs, logits in zip(self._inputs, self._logits(plan), strict=True):
-            rows = inputs["logits_mask"]  # [B, T]; the rows of an answer are adjacent
-            begins = rows & ~F.pad(rows, (1, 0))[:, :-1]
-            answer = begins.flatten().cumsum(0)[rows.flatten()] - 1  # [A]: the number of each row's answer
-            wrong = logits.argmax(-1) != inputs["labels"].roll(-1, dims=1)[rows]
-            num_wrong = len(answer[wrong].unique())
-            num_answers += int(begins.sum())
-            right += int(begins.sum()) - num_wrong
-        return right / num_answers
+        counts = in_order(self._on_all_ranks("right_answers", plan))
+        return sum(right for right, _ in counts) / sum(count for _, count in counts)

@@ -11,9 +11,10 @@ T tokens, V visual rows of a sample, R largest Chebyshev distance in a picture's
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -25,8 +26,9 @@ from transformers import PreTrainedModel
 from data.collator import pictures_of
 from modeling.visual_layout import VisualTokens
 from modeling.visual_plan import VisualPlan
-from training.measure.answer_kl import AnswerKL, samples_with_images
+from training.measure.answer_kl import AnswerKL, OwnAnswers, samples_with_images
 from training.measure.dense_forward import decoder_inputs, dense_layers
+from training.ranks import OnAllRanks, alone, in_order, own_share, rank
 
 FORMAT_VERSION = 1
 """Version of the statistics. A new one makes cached files of older versions unused."""
@@ -70,7 +72,12 @@ class Calibration:
             return cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (safe_open is no dict)
 
 
-def calibrate(model: PreTrainedModel, batches: Sequence[dict], cache: Path) -> Calibration:
+def calibrate(
+    model: PreTrainedModel,
+    batches: Sequence[dict],
+    cache: Path,
+    on_all_ranks: OnAllRanks | None = None,
+) -> Calibration:
     """Returns the statistics of a model.
 
     They are read from `cache` if they were measured before for the same weights and data.
@@ -80,15 +87,23 @@ def calibrate(model: PreTrainedModel, batches: Sequence[dict], cache: Path) -> C
             eval mode.
         batches: dicts that `data.collator.Collator` returns. Text-only samples are left out.
         cache: folder of calibration files. It is made if it is missing.
+        on_all_ranks: does `measuring_tasks` on every rank. None measures all batches in this process.
 
     Raises:
         UserError: no sample with an image has a supervised answer.
     """
     path = Path(cache) / f"calibration-{_fingerprint(model, batches)}.safetensors"
     if not path.exists():
-        unit_kl = _unit_kl(model, AnswerKL(model, batches))
-        Calibration(**_gather(model, batches), unit_kl=unit_kl).save(path)
+        on_all_ranks = on_all_ranks or alone(measuring_tasks(model, batches))
+        unit_kl = _unit_kl(model, AnswerKL(model, batches, on_all_ranks))
+        Calibration(**_mean_statistics(model, in_order(on_all_ranks("statistics"))), unit_kl=unit_kl).save(path)
     return Calibration.load(path)
+
+
+def measuring_tasks(model: PreTrainedModel, batches: Sequence[dict]) -> dict[str, Callable[..., Any]]:
+    """Returns what `calibrate` and `AnswerKL` ask of every rank, given all batches."""
+    own = own_share(batches)
+    return {**OwnAnswers(model, own).tasks, "statistics": lambda: own_statistics(model, own)}
 
 
 def _fingerprint(model: PreTrainedModel, batches: Sequence[dict]) -> str:
@@ -120,32 +135,47 @@ def _unit_kl(model: PreTrainedModel, answer_kl: AnswerKL) -> Tensor:
     return torch.tensor(kls).view(len(dense), -1)
 
 
+class BatchStatistics(NamedTuple):
+    """Statistics of one batch of samples with pictures, fp32 on the CPU."""
+
+    activity: Tensor
+    """[B, L, U] of each sample."""
+    neuron_sums: Tensor
+    """[L, M] sum over samples of the mean size of each neuron's value."""
+    neighborhood_sums: Tensor
+    """[L, R + 1] sum over samples, up to the largest distance in the batch."""
+
+
 @torch.no_grad()
-def _gather(model: PreTrainedModel, batches: Sequence[dict]) -> dict[str, Tensor]:
-    """Returns the statistics, by name, that one dense pass over the batches gives."""
-    activity, neuron_sums, neighborhood_sums, num_samples = [], 0, [], 0
-    for batch in tqdm(batches, desc="calibrating", unit="batch"):
+def own_statistics(model: PreTrainedModel, batches: Sequence[tuple[int, dict]]) -> list[tuple[int, BatchStatistics]]:
+    """Returns the statistics of each of this rank's batches that has a picture, with the batch's number."""
+    found = []
+    for number, batch in tqdm(batches, desc="calibrating", unit="batch", disable=rank() != 0):
         samples = samples_with_images(batch, model.visual_tokens(model.config).values())
         if len(samples["input_ids"]) > 0:
-            batch_activity, batch_neurons, batch_neighborhood = _batch_statistics(
-                model, {key: value.to(model.device) for key, value in samples.items()}
-            )
-            activity.append(batch_activity)
-            neuron_sums = neuron_sums + batch_neurons
-            neighborhood_sums.append(batch_neighborhood)
-            num_samples += len(samples["input_ids"])
-    column_lengths = torch.stack(
-        [layer.mlp.down_proj.weight.float().norm(dim=0) for layer in model.model.language_model.layers]
-    )
-    num_distances = max(sums.shape[1] for sums in neighborhood_sums)
+            on_device = {key: value.to(model.device) for key, value in samples.items()}
+            statistics = _batch_statistics(model, on_device)
+            found.append((number, BatchStatistics(*(tensor.cpu() for tensor in statistics))))
+    return found
+
+
+@torch.no_grad()
+def _mean_statistics(model: PreTrainedModel, batches: Sequence[BatchStatistics]) -> dict[str, Tensor]:
+    """Returns the statistics over all samples, by name, given those of each batch."""
+    num_samples = sum(len(batch.activity) for batch in batches)
+    layers = model.model.language_model.layers
+    column_lengths = torch.stack([layer.mlp.down_proj.weight.float().norm(dim=0).cpu() for layer in layers])
+    num_distances = max(batch.neighborhood_sums.shape[1] for batch in batches)
     # Beyond the largest distance in a batch's own grids, the share does not grow further.
     padded = [
-        torch.cat([sums, sums[:, -1:].expand(-1, num_distances - sums.shape[1])], dim=1) for sums in neighborhood_sums
+        torch.cat([sums, sums[:, -1:].expand(-1, num_distances - sums.shape[1])], dim=1)
+        for sums in (batch.neighborhood_sums for batch in batches)
     ]
+    neuron_sums = sum(batch.neuron_sums for batch in batches)
     return {
-        "activity": torch.cat(activity).cpu(),
-        "neuron_importance": (neuron_sums / num_samples * column_lengths).cpu(),
-        "neighborhood": (sum(padded) / num_samples).cpu(),
+        "activity": torch.cat([batch.activity for batch in batches]),
+        "neuron_importance": neuron_sums / num_samples * column_lengths,
+        "neighborhood": sum(padded) / num_samples,
     }
 
 

@@ -28,6 +28,7 @@ from data.conversations import Sample, encode_prompt
 from data.shapes.questions import QUESTION_FAMILIES
 from modeling.user_error import UserError
 from training.files import write_json
+from training.ranks import of_all_ranks, own_share, rank
 
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
 
@@ -161,7 +162,8 @@ def evaluate(
 ) -> Evaluation:
     """Asks the model every sample's last question and scores the answers that it generates.
 
-    The records of the result are in the order of `samples`. The model keeps its mode, training or eval.
+    Every rank calls this with the same samples, and answers its share of them. All ranks get all answers. The records of
+    the result are in the order of `samples`. The model keeps its mode, training or eval.
 
     Args:
         model: a stock or a sparse model.
@@ -175,12 +177,7 @@ def evaluate(
     Raises:
         UserError: no samples, or a sample whose family has no metric.
     """
-    for sample in samples:
-        if sample.family not in QUESTION_FAMILIES:
-            raise UserError(
-                f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(QUESTION_FAMILIES)} "
-                "(the family says how an answer is scored)"
-            )
+    refuse_unscorable(samples)
     limits = (
         _token_limits(processor, samples)
         if max_new_tokens is None
@@ -189,13 +186,25 @@ def evaluate(
     collate = Collator(processor, padding_side="left")
     training = model.training
     model.eval()
-    predictions: dict[int, str] = {}
-    for indices in track(_batches(samples, batch_size), description=title):
+    own_predictions: dict[int, str] = {}
+    own_batches = own_share(_batches(samples, batch_size))
+    for _, indices in track(own_batches, description=title, disable=rank() != 0):
         batch = collate([encode_prompt(samples[index], processor) for index in indices])
         limit = limits[samples[indices[0]].family]
-        predictions |= zip(indices, _generate(model, processor, batch, limit, pixel_transform), strict=True)
+        own_predictions |= zip(indices, _generate(model, processor, batch, limit, pixel_transform), strict=True)
     model.train(training)
+    predictions = {index: text for own in of_all_ranks(own_predictions) for index, text in own.items()}
     return Evaluation.of(_record(sample, predictions[index]) for index, sample in enumerate(samples))
+
+
+def refuse_unscorable(samples: Sequence[Sample]) -> None:
+    """Raises UserError if the answers to a sample could not be scored."""
+    for sample in samples:
+        if sample.family not in QUESTION_FAMILIES:
+            raise UserError(
+                f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(QUESTION_FAMILIES)} "
+                "(the family says how an answer is scored)"
+            )
 
 
 def _token_limits(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[str, int]:

@@ -85,8 +85,9 @@ class VtwPlanner(SolvingPlanner):
         if self.budget is not None:
             return super().find(search)
         from training.planners.tools.withdrawal import withdrawal_curve
+        from training.ranks import in_order
 
-        curve = withdrawal_curve(search.model, search.batches, self.at, self.hold_out)
+        curve = withdrawal_curve(in_order(search.on_all_ranks("withdrawals", self.at)), self.hold_out)
         if search.folder is not None:
             write_json(search.folder / CURVE, curve)
         chosen = _first_within_tolerance(curve, self.tolerance, self.for_all_later)

@@ -103,12 +103,12 @@ def test_unit_kl_is_that_of_the_plan_without_the_unit(tmp_path):
 def test_cache_answers_for_the_same_weights_and_data_only(tmp_path, monkeypatch):
     model = tiny_student(NUM_LAYERS)
     first = calibrate(model, BATCHES[:1], tmp_path)
-    gather = training.measure.calibration._gather
+    gather = training.measure.calibration.own_statistics
 
     def refuse(*_):
         raise AssertionError("gathered again")
 
-    monkeypatch.setattr(training.measure.calibration, "_gather", refuse)
+    monkeypatch.setattr(training.measure.calibration, "own_statistics", refuse)
     model.set_visual_plan(VisualPlan.dense(NUM_LAYERS).replace(0, ffn=0))
     again = calibrate(model, BATCHES[:1], tmp_path)
     for name, value in vars(first).items():
@@ -119,7 +119,7 @@ def test_cache_answers_for_the_same_weights_and_data_only(tmp_path, monkeypatch)
         model.lm_head.weight[0, 0] += 1
     with pytest.raises(AssertionError, match="gathered again"):
         calibrate(model, BATCHES[:1], tmp_path)
-    monkeypatch.setattr(training.measure.calibration, "_gather", gather)
+    monkeypatch.setattr(training.measure.calibration, "own_statistics", gather)
     calibrate(model, BATCHES[:1], tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -15,7 +15,7 @@ from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.measure.answer_kl import AnswerKL
 from training.measure.price import PlanPrice
 from training.planners.tools.search import Search
-from training.planners.tools.withdrawal import withdrawal_curve
+from training.planners.tools.withdrawal import own_withdrawals, withdrawal_curve
 from training.planners.vtw import VtwPlanner
 
 NUM_LAYERS = 5
@@ -30,7 +30,8 @@ def withdrawn(layer: int, num_layers: int = NUM_LAYERS) -> VisualPlan:
 
 
 def curve(at="answers", hold_out=0.0, model=MODEL, batches=BATCHES):
-    return withdrawal_curve(model, batches, at, hold_out)
+    measured = own_withdrawals(model, list(enumerate(batches)), at)
+    return withdrawal_curve([withdrawals for _, withdrawals in measured], hold_out)
 
 
 def vtw(**settings) -> VisualPlan:

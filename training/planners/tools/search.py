@@ -1,9 +1,10 @@
 """The search that a planner is given: the model, the data, and what was measured on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -11,9 +12,11 @@ from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from training.measure.answer_kl import AnswerKL
 from training.measure.budget import Budget
-from training.measure.calibration import Calibration
+from training.measure.calibration import Calibration, measuring_tasks
 from training.measure.latency import LatencyTable
 from training.measure.price import PlanPrice
+from training.planners.tools.withdrawal import own_withdrawals
+from training.ranks import OnAllRanks, alone, own_share
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Search:
         latency: timings of the machine. None if no budget bounds latency.
         folder: where the search writes what it measured. A search that is started again continues from these files, so
             the folder belongs to this search alone. None writes nothing.
+        ranks: does `search_tasks` on every rank. None does all in this process.
     """
 
     model: PreTrainedModel
@@ -34,6 +38,12 @@ class Search:
     calibration: Calibration | None = None
     latency: LatencyTable | None = None
     folder: Path | None = None
+    ranks: OnAllRanks | None = None
+
+    @cached_property
+    def on_all_ranks(self) -> OnAllRanks:
+        """Does a task on every rank."""
+        return self.ranks or alone(search_tasks(self.model, self.batches))
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -47,7 +57,7 @@ class Search:
         Raises:
             UserError: no calibration sample with an image has an answer.
         """
-        return AnswerKL(self.model, self.batches)
+        return AnswerKL(self.model, self.batches, self.on_all_ranks)
 
     def price_within(self, budget: Budget) -> PlanPrice:
         """Returns the price of plans in the budget's measure.
@@ -67,3 +77,9 @@ class Search:
     def subsearch(self, name: str) -> "Search":
         """Returns a search with the same model and data, and with a folder of its own below this one's."""
         return replace(self, folder=self.file(name))
+
+
+def search_tasks(model: PreTrainedModel, batches: Sequence[dict]) -> dict[str, Callable[..., Any]]:
+    """Returns what a search asks of every rank, given all batches."""
+    own = own_share(batches)
+    return {**measuring_tasks(model, batches), "withdrawals": lambda at: own_withdrawals(model, own, at)}

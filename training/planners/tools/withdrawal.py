@@ -9,7 +9,7 @@ Shape legend: B batch, T tokens, D hidden size, V vocabulary, A rows of a batch 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,48 @@ from data.conversations import IGNORE_INDEX
 from modeling.user_error import UserError
 from modeling.visual_layout import join_streams
 from modeling.visual_plan import VisualPlan
-from training.measure.answer_kl import answer_inputs
+from training.measure.answer_kl import answer_inputs, refuse_no_answers
+from training.ranks import rank
+
+
+class Withdrawals(NamedTuple):
+    """How much the answers of a batch's samples change, fp64 on the CPU."""
+
+    kl_sums: Tensor
+    """[samples, L] KL in nats, summed over a sample's tokens, of the withdrawal at each layer from 1 on."""
+    num_tokens: Tensor
+    """[samples] tokens of each sample."""
 
 
 @torch.no_grad()
-def withdrawal_curve(
-    model: PreTrainedModel, batches: Sequence[dict], at: Literal["answers", "prompt"], hold_out: float
-) -> list[dict[str, int | float | None]]:
+def own_withdrawals(
+    model: PreTrainedModel, batches: Sequence[tuple[int, dict]], at: Literal["answers", "prompt"]
+) -> list[tuple[int, Withdrawals]]:
+    """Returns what withdrawing costs on each of this rank's batches that has answers, with the batch's number.
+
+    Args:
+        model: a sparse model with the dense weights. Any plan may be in force, and it is restored. The model is put in
+            eval mode.
+        batches: numbers of batches, and dicts that `data.collator.Collator` returns. Text-only samples are left out.
+        at: as in `VtwPlanner`.
+    """
+    num_layers, found = model.config.text_config.num_hidden_layers, []
+    for number, batch in tqdm(batches, desc="withdrawing", unit="batch", disable=rank() != 0):
+        inputs = answer_inputs(model.eval(), batch)
+        if inputs is None:
+            continue
+        rows = inputs["logits_mask"]
+        if at == "prompt":
+            rows = rows & (inputs["labels"] == IGNORE_INDEX)
+        sample = rows.nonzero()[:, 0].cpu()  # [A]: the number of each logits row's sample
+        sums = torch.zeros(len(rows), num_layers, dtype=torch.double)
+        for layer, divergence in _divergences(model, inputs | {"logits_mask": rows}, at == "prompt"):
+            sums[:, layer - 1].index_add_(0, sample, divergence.double().cpu())
+        found.append((number, Withdrawals(sums, rows.sum(1).cpu())))
+    return found
+
+
+def withdrawal_curve(batches: Sequence[Withdrawals], hold_out: float) -> list[dict[str, int | float | None]]:
     """Returns how much withdrawing the visual tokens at each layer changes the answers, one dict per layer.
 
     A dict has three keys. `layer` is the first layer without visual tokens. It runs from 1 to L, and at L nothing is
@@ -35,32 +70,24 @@ def withdrawal_curve(
     It is None if there are none.
 
     Args:
-        model: a sparse model with the dense weights. Any plan may be in force, and it is restored. The model is put in
-            eval mode.
-        batches: dicts that `data.collator.Collator` returns. Text-only samples are left out.
-        at, hold_out: as in `VtwPlanner`. Samples are held out at even distances.
+        batches: what was measured on each batch, in the order of the data.
+        hold_out: as in `VtwPlanner`. Samples are held out at even distances.
 
     Raises:
         UserError: no sample with an image has an answer, or one side of the split by `hold_out` has none.
     """
-    num_layers = model.config.text_config.num_hidden_layers
-    sums, counts, num_samples = torch.zeros(num_layers, 2, dtype=torch.double), torch.zeros(2), 0
-    for inputs in tqdm(answer_inputs(model.eval(), batches), desc="withdrawing", unit="batch"):
-        rows = inputs["logits_mask"]
-        if at == "prompt":
-            rows = rows & (inputs["labels"] == IGNORE_INDEX)
-        sample = num_samples + rows.nonzero()[:, 0].cpu()  # [A]: the number of each logits row's sample
-        # [A]: 1 for the rows of a sample that is held out, otherwise 0.
-        held = ((sample + 1) * hold_out).floor().long() - (sample * hold_out).floor().long()
-        num_samples += len(rows)
-        counts += held.bincount(minlength=2)
-        for layer, divergence in _divergences(model, inputs | {"logits_mask": rows}, at == "prompt"):
-            sums[layer - 1].index_add_(0, held, divergence.double().cpu())
+    refuse_no_answers(len(batches))
+    sums, num_tokens = torch.cat([batch.kl_sums for batch in batches]), torch.cat([b.num_tokens for b in batches])
+    sample = torch.arange(len(sums), dtype=torch.double)
+    held = ((sample + 1) * hold_out).floor() - (sample * hold_out).floor() == 1  # [samples]
+    counts = [int(num_tokens[chosen].sum()) for chosen in (~held, held)]
     if counts[0] == 0 or (hold_out > 0 and counts[1] == 0):
-        raise UserError(f"plan.hold_out: got {hold_out:g} of {num_samples} samples, allowed: answers on both sides")
+        raise UserError(f"plan.hold_out: got {hold_out:g} of {len(sums)} samples, allowed: answers on both sides")
+    kl = sums[~held].sum(0) / counts[0]  # [L]
+    kl_hold_out = (sums[held].sum(0) / counts[1]).tolist() if hold_out > 0 else [None] * len(kl)
     return [
-        {"layer": layer, "kl": chosen, "kl_hold_out": held if hold_out > 0 else None}
-        for layer, (chosen, held) in enumerate((sums / counts).tolist(), start=1)
+        {"layer": layer, "kl": chosen, "kl_hold_out": other}
+        for layer, (chosen, other) in enumerate(zip(kl.tolist(), kl_hold_out, strict=True), start=1)
     ]
 
 
