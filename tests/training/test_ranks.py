@@ -1,13 +1,9 @@
 """Work shared by processes: the results of one process, in order, and errors that nobody waits for."""
 
-import os
-import socket
-
 import pytest
-import torch.distributed as dist
-from torch import multiprocessing
 
 from modeling.user_error import UserError
+from tests.processes import run_processes
 from training.ranks import in_order, led_by_rank_0, own_share, rank
 
 ITEMS = list(range(7))
@@ -38,24 +34,11 @@ def breaking_story(on_all_ranks):
     raise UserError("the story ends here")
 
 
-def process(number: int, count: int, port: int, which, results) -> None:
-    os.environ.update(RANK=str(number), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo")
+def outcome(which) -> object:
     try:
-        results[number] = led_by_rank_0(TASKS, which)
+        return led_by_rank_0(TASKS, which)
     except UserError as error:
-        results[number] = f"UserError: {error}"
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run(count: int, which) -> dict:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = multiprocessing.get_context("spawn").Manager().dict()
-    multiprocessing.spawn(process, (count, port, which, results), nprocs=count)
-    return dict(results)
+        return f"UserError: {error}"
 
 
 ALONE = [[item**2 + offset for item in ITEMS] for offset in (0, 100)]
@@ -67,12 +50,15 @@ def test_alone():
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_give_the_results_of_one(count):
-    assert run(count, story) == {0: ALONE, **dict.fromkeys(range(1, count))}
+    assert run_processes(count, outcome, story) == [ALONE, *[None] * (count - 1)]
 
 
 def test_a_followers_error_ends_both():
-    assert run(2, failing_story) == {0: "UserError: rank 1: no such picture", 1: "UserError: no such picture"}
+    assert run_processes(2, outcome, failing_story) == [
+        "UserError: rank 1: no such picture",
+        "UserError: no such picture",
+    ]
 
 
 def test_the_leaders_error_lets_the_followers_go():
-    assert run(2, breaking_story) == {0: "UserError: the story ends here", 1: None}
+    assert run_processes(2, outcome, breaking_story) == ["UserError: the story ends here", None]

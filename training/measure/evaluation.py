@@ -162,8 +162,8 @@ def evaluate(
 ) -> Evaluation:
     """Asks the model every sample's last question and scores the answers that it generates.
 
-    Every rank calls this with the same samples, and answers its share of them. All ranks get all answers. The records of
-    the result are in the order of `samples`. The model keeps its mode, training or eval.
+    Every rank calls this with the same samples, and answers its share of them. All ranks get all answers. The records
+    are in the order of `samples`. The model keeps its mode, training or eval.
 
     Args:
         model: a stock or a sparse model.

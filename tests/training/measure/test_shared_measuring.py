@@ -1,0 +1,90 @@
+"""Two and three processes measure, search and answer as one does, to the last bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from data.conversations import Sample
+from tests.processes import run_processes
+from tests.tiny_processor import tiny_processor
+from tests.tiny_student import single_samples, tiny_batch, tiny_student
+from training.measure.calibration import calibrate
+from training.measure.evaluation import evaluate
+from training.planners import PLANNERS
+from training.planners.tools.search import Search, search_tasks
+from training.ranks import led_by_rank_0
+
+BATCHES = [*single_samples(tiny_batch((1, 2, 1))), tiny_batch((1,), seed=7), *single_samples(tiny_batch((2, 0)))]
+PLANS = (
+    {"planner": "greedy", "budget": {"visual_flops": 0.3}},
+    {"planner": "shortv", "budget": {"visual_flops": 0.6}},
+    {"planner": "vtw", "tolerance": 0.5},
+    {"planner": "p_sigmoid", "budget": {"visual_flops": 0.7}, "full_layers": 1, "trials": 6},
+    {"planner": "g_search", "measure": "accuracy", "tolerance": 0.2, "full_layers": 1, "trials": 3},
+    {"planner": "yopo", "budget": {"visual_flops": 0.3}},
+)
+CLASSES = {planner.model_fields["planner"].annotation.__args__[0]: planner for planner in PLANNERS}
+
+
+def measured(folder: Path) -> tuple[dict, list[str]] | None:
+    """Statistics and plans on rank 0, as every rank calls it."""
+    model, batches = tiny_student(num_layers=5, num_kv_heads=2), BATCHES
+
+    def story(on_all_ranks) -> tuple[dict, list[str]]:
+        statistics = calibrate(model, batches, folder, on_all_ranks)
+        search = Search(model, batches, statistics, ranks=on_all_ranks)
+        plans = [str(CLASSES[given["planner"]](**given).find(search).to_dict()) for given in PLANS]
+        return {name: value.tolist() for name, value in vars(statistics).items()}, plans
+
+    return led_by_rank_0(search_tasks(model, batches), story)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_same_statistics_and_plans(count, tmp_path):
+    alone = measured(tmp_path / "alone")
+    first, *others = run_processes(count, measured, tmp_path / "together")
+    assert first == alone and others == [None] * (count - 1)
+    assert len(set(alone[1])) == len(PLANS), "plans that differ, or the comparison says little"
+
+
+def test_more_processes_than_batches(tmp_path):
+    assert run_processes(3, measured_on_one_batch, tmp_path)[0] == measured_on_one_batch(tmp_path / "alone")
+
+
+def measured_on_one_batch(folder: Path) -> list | None:
+    model, batches = tiny_student(num_layers=3), [tiny_batch((1, 2))]
+    tasks = search_tasks(model, batches)
+    return led_by_rank_0(tasks, lambda on_all_ranks: calibrate(model, batches, folder, on_all_ranks).unit_kl.tolist())
+
+
+def answers(folder: Path) -> list[str]:
+    processor = tiny_processor()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlavaConfig(
+        text_config=LlamaConfig(**sizes, vocab_size=len(processor.tokenizer), initializer_range=0.6),
+        vision_config=CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_range=0.6),
+        image_token_id=processor.image_token_id,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    questions = [("attribute", "what colour ?"), ("existence", "is there a cross ?")] * 3
+    samples = [
+        Sample(str(index), (folder / f"{index}.png",), ((f"<image> {question}", "red"),), family)
+        for index, (family, question) in enumerate(questions)
+    ]
+    return [record.prediction for record in evaluate(model, processor, samples, batch_size=2).records]
+
+
+def test_the_same_answers_on_every_rank(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    for index in range(6):
+        pixels = torch.randint(0, 256, (24, 24, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{index}.png")
+    alone = answers(tmp_path)
+    assert run_processes(2, answers, tmp_path) == [alone, alone]
+    assert len(set(alone)) > 2
