@@ -24,9 +24,9 @@ from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.frontier import FrontierRecipe
-from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table
-from training.report.gate_plots import plans_picture
-from training.report.plots import save
+from training.report.frontier_plots import AXES, frontier_families_table, frontier_plot, frontier_table
+from training.report.plan_plots import plans_plot
+from training.report.style import save
 from training.run import Run, Stage, console, device
 from training.tasks.run_folder import TEACHER, evaluation_path, load_plan
 from training.tasks.stages import distil, evaluation_of, run_student, stages_before_students
@@ -112,7 +112,7 @@ def report(run: Run) -> dict:
         )
     write_json(run.directory / f"{recipe.task}.json", points)
     for axis in AXES:
-        save(frontier_picture(points, axis), run.directory / f"{axis}.png")
+        save(frontier_plot(points, axis), run.directory / f"{axis}.png")
     plans: dict[str, VisualPlan] = {}
     budgets = [budget for _, budget, *_ in recipe.points() if budget is not None]
     for planner, budget, _, student in recipe.points():
@@ -120,8 +120,8 @@ def report(run: Run) -> dict:
             name = f"{planner}, its own cost" if budget is None else f"{planner} {budget:.0%}"
             plans.setdefault(name, load_plan(run, student.name))
     text = config.text_config
-    save(plans_picture(plans, text.num_key_value_heads, text.intermediate_size), run.directory / "plans.png")
-    table = f"{frontier_table(points)}\n{families_table(points)}"
+    save(plans_plot(plans, text.num_key_value_heads, text.intermediate_size), run.directory / "plans.png")
+    table = f"{frontier_table(points)}\n{frontier_families_table(points)}"
     (run.directory / f"{recipe.task}.md").write_text(table, encoding="utf-8")
     console.print(table, soft_wrap=True)
     return {recipe.task: f"{recipe.task}.json"}

@@ -23,7 +23,8 @@ from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.student import STUDENT, SparsifyRecipe
 from training.report.page import write_report
-from training.report.plots import plan_picture, save
+from training.report.plan_plots import plan_plot
+from training.report.style import save
 from training.report.tables import models_table
 from training.run import Run, Stage, console, device, is_main_process
 from training.tasks.run_folder import TEACHER, evaluation_path, load_plan, plan_path, student_folder
@@ -90,7 +91,7 @@ def export(run: Run) -> dict:
     processor = dense_processor(recipe.model)
     cost = json.loads((run.directory / "cost.json").read_text(encoding="utf-8"))
     picture = run.directory / "plan.png"
-    save(plan_picture(plan, cost["num_units"], cost["intermediate_size"], cost["layers"]), picture)
+    save(plan_plot(plan, cost["num_units"], cost["intermediate_size"], cost["layers"]), picture)
     card = model_card(
         recipe.name,
         model.visual_plan,
