@@ -20,7 +20,7 @@ from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
-from training.distillation.students import train_and_keep, untrained_student
+from training.distillation.students import train_and_save, untrained_student
 from training.files import write_json
 from training.gates.hardening import harden
 from training.gates.start import base_plan, check_budget, gates_at_start
@@ -91,7 +91,7 @@ def learn_gates(
         distillation=recipe.distillation,
         settings=settings,
     )
-    train_and_keep(trainer, folder)
+    train_and_save(trainer, folder)
 
 
 def hardened_plan(

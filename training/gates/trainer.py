@@ -46,8 +46,8 @@ class GateTrainer(DistillationTrainer):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         share = 1 / self.args.gradient_accumulation_steps
         of_all = share / self.accelerator.num_processes
-        self.add_part("cost", gated.cost.detach() * of_all)
-        self.add_part("target", torch.full_like(gated.cost.detach(), gated.target) * of_all)
+        self.accumulate_metric("cost", gated.cost.detach() * of_all)
+        self.accumulate_metric("target", torch.full_like(gated.cost.detach(), gated.target) * of_all)
         return loss + gated.penalty * share
 
     def create_optimizer(self, model=None) -> Optimizer:

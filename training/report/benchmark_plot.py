@@ -22,8 +22,9 @@ def benchmark_plot(report: dict) -> Figure:
     axes = figure.subplots(1, 3 if neighbours else 2)
     shape, environment = report["shape"], report["environment"]
     figure.suptitle(
-        f"{shape['num_layers']} layers x {shape['hidden_size']}, {shape['visual_tokens']} visual + {shape['text_tokens']} text "
-        f"tokens, {environment['dtype']}, {environment['device']}: {report['flops']['B']['left']:.1%} of visual FLOPs left",
+        f"{shape['num_layers']} layers x {shape['hidden_size']}, "
+        f"{shape['visual_tokens']} visual + {shape['text_tokens']} text tokens, "
+        f"{environment['dtype']}, {environment['device']}: {report['flops']['B']['left']:.1%} of visual FLOPs left",
         fontsize=11,
         color=INK,
     )

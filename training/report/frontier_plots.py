@@ -1,8 +1,8 @@
 """The frontier as plots and tables: relative accuracy against cost, with one line per planner.
 
-A recipe may ask for plans both untrained and distilled. Then each kind has its own half of a plot and its own lines in a
-table. A point is the mean over seeds, with a 95 % interval. Over several seeds it is Student's t interval. For one seed it
-is Wilson's interval over the questions that the one student was asked.
+A recipe may ask for plans both untrained and distilled. Then each kind has its own half of a plot and its own lines in
+a table. A point is the mean over seeds, with a 95 % interval. Over several seeds it is Student's t interval. For one
+seed it is Wilson's interval over the questions that the one student was asked.
 """
 
 import math
@@ -58,7 +58,9 @@ def interval(points: Sequence[Mapping]) -> tuple[float, float, float]:
 
 
 def frontier_plot(points: Sequence[Mapping], axis: str) -> Figure:
-    """Plots relative accuracy against one of `AXES`. Every student is a faint point. A line joins the means of a planner.
+    """Plots relative accuracy against one of `AXES`.
+
+    Every student is a faint point. A line joins the means of a planner.
 
     Args:
         points: objects of frontier.json (training/tasks/frontier.py).

@@ -47,9 +47,9 @@ def gates_plot(history: Sequence[Mapping]) -> Figure:
 
 
 def budget_plot(metrics: Sequence[Mapping], budget: float, hard_cost: float) -> Figure:
-    """Plots the expected cost of the gates over the steps, with its falling target, the budget and the hard plan's cost.
+    """Plots the expected cost of the gates over the steps, with its falling target, the budget and the final cost.
 
-    Every cost is a share of the dense model's.
+    The final cost is that of the plan that the gates were hardened into. Every cost is a share of the dense model's.
 
     Args:
         metrics: rows of metrics.jsonl that have `step`, `cost` and `target`.

@@ -1,6 +1,7 @@
 """The report of a run: one HTML page that shows what the run left in its folder (training/report/inputs.py).
 
-The page needs no other file. Everything that comes from the run is escaped, and the page is not allowed to load anything.
+The page needs no other file. Everything that comes from the run is escaped, and the page is not allowed to load
+anything.
 """
 
 from collections.abc import Sequence

@@ -87,8 +87,8 @@ def plan_plot(plan: VisualPlan, num_units: int, intermediate_size: int, layer_fl
 def plans_plot(plans: Mapping[str, VisualPlan], num_units: int, intermediate_size: int) -> Figure:
     """Plots plans side by side, with their layers from top to bottom.
 
-    For each layer it shows four shares: of the visual tokens that are carried, of the heads through which text reads them,
-    of the heads in which they attend, and of the FFN neurons that serve them.
+    For each layer it shows four shares: of the visual tokens that are carried, of the heads through which text reads
+    them, of the heads in which they attend, and of the FFN neurons that serve them.
 
     Args:
         plans: name of each plan -> plan. All have the same number of layers.

@@ -13,8 +13,8 @@ NUM_SAMPLES = 12
 def choose_samples(dense: Sequence[Record], student: Sequence[Record]) -> list[tuple[Record, Record]]:
     """Returns pairs of answers to the same question, up to `NUM_SAMPLES` of them.
 
-    In half of the pairs both models are right. If one half has too few pairs, the other half gets more. Each half has as
-    many families of questions as possible.
+    In half of the pairs both models are right. If one half has too few pairs, the other half gets more. Each half has
+    as many families of questions as possible.
 
     Args:
         dense: the dense model's answers.

@@ -67,10 +67,10 @@ def parameter_table(student: nn.Module) -> Table:
 def points_table(recipe: FrontierRecipe) -> Table:
     """How many students a frontier has."""
     table = Table("planner", "budgets", "seeds", "students", title=f"{len(recipe.students)} students")
-    for name, rival in recipe.planners.items():
-        budgets = ["its own" if budget is None else f"{budget:.0%}" for budget in recipe.budgets_of(rival)]
-        num_students = sum(planner == name for planner, *_ in recipe.points())
-        table.add_row(name, ", ".join(budgets), str(len(rival.seeds)), str(num_students))
+    for name, planner in recipe.planners.items():
+        budgets = ["its own" if budget is None else f"{budget:.0%}" for budget in recipe.budgets_of(planner)]
+        num_students = sum(point[0] == name for point in recipe.points())
+        table.add_row(name, ", ".join(budgets), str(len(planner.seeds)), str(num_students))
     return table
 
 

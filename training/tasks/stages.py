@@ -15,7 +15,6 @@ from data.collator import Collator
 from data.conversations import Sample
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import calibration_batches, mixture
-from training.distillation.kept_answers import AnsweredDataset, keep_answers
 from training.distillation.students import (
     dense_processor,
     dense_student,
@@ -23,6 +22,7 @@ from training.distillation.students import (
     trained_student,
     untrained_student,
 )
+from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
 from training.files import write_json
 from training.gates.learning import gated_student, hardened_plan, learn_gates, learned_adapters
 from training.measure.calibration import Calibration, calibrate
@@ -156,7 +156,7 @@ def ask_teacher(run: Run) -> dict:
     """Keeps the dense model's answers to the training data."""
     recipe = run.recipe
     model, processor = dense_student(recipe.model), dense_processor(recipe.model)
-    keep_answers(
+    write_teacher_answers(
         model,
         mixture(recipe, "train", processor),
         Collator(processor),

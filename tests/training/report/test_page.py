@@ -37,7 +37,11 @@ PLAN = VisualPlan(
 
 
 def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
-    """A run's folder as a pipeline leaves it: real pictures, invented figures; `text` stands wherever text may stand."""
+    """Returns a run's folder as `task: sparsify` leaves it, with real pictures and invented figures.
+
+    Args:
+        text: stands at the end of every text that the page shows.
+    """
     rng = random.Random(0)
     world = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=num_questions)})
     questions = write_world(directory / "world", world)["test"]
@@ -123,8 +127,14 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     lines.append({"step": 300, "train_runtime": 301.2})
     gates = directory / "gates" / "student"
     (gates / "trainer").mkdir(parents=True)
-    hardening = {"budget": {"visual_flops": 0.12}, "expected_cost": 0.121, "cost": 0.1187, "unused_share_of_budget": 0.0108,
-                 "soft": {"kl": 0.0173, "agreement": 0.99}, "hard": {"kl": 0.0211, "agreement": 0.98}}  # fmt: skip
+    hardening = {
+        "budget": {"visual_flops": 0.12},
+        "expected_cost": 0.121,
+        "cost": 0.1187,
+        "unused_share_of_budget": 0.0108,
+        "soft": {"kl": 0.0173, "agreement": 0.99},
+        "hard": {"kl": 0.0211, "agreement": 0.98},
+    }
     (gates / "hardening.json").write_text(json.dumps(hardening))
     opened = {step: math.exp(-step / 50) for step in range(10, 150, 10)}
     kinds = ("read", "attend", "ffn")
