@@ -28,6 +28,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repea
 from data.collator import pictures_of
 from modeling.visual_layout import VisualTokens, split_streams
 from modeling.visual_plan import VisualPlan
+from modeling.whole_file import whole_file
 from training.measure.answer_kl import AnswerKL, rows_with_images
 
 FORMAT_VERSION = 1
@@ -58,11 +59,9 @@ class Calibration:
         return self.activity.mean(dim=(0, 2))
 
     def save(self, path: Path) -> None:
-        """Writes the statistics whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, partial)
-        partial.replace(path)
+        """Writes the statistics. If the process is killed meanwhile, `path` is as it was before."""
+        with whole_file(path) as file:
+            save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, file)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
