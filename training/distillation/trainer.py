@@ -1,8 +1,9 @@
 """The trainer: transformers.Trainer with a distillation loss.
 
 Teacher and student get the same batch. With LoRA the teacher is the student itself, with its adapters off and under the
-dense plan. For full fine-tuning it is a second model. Logits are computed only where the next token is supervised
-(`predicts_answer`).
+dense plan. For full fine-tuning it is a second model. If the batches hold stored answers of the teacher
+(training/distillation/teacher_answers.py), it is not run at all. Logits are computed only where the next token is
+supervised (`predicts_answer`).
 
 The loss of a step is a sum over the supervised tokens of all its micro-batches and ranks, divided by the number of
 these tokens. So it does not matter how a global batch is divided into micro-batches and ranks.

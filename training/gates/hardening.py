@@ -1,9 +1,9 @@
 """Hardening: how learned gates become a plan.
 
-All gates are shut at first. They are opened in the order of their log alpha, but a gate stays shut if the plan would
-cost more than the budget. So the budget is met, and little of it is left. Other orders are drawn by adding the noise
-that the gates had in training. Each order gives a plan. The plan with the least answer KL is taken, measured with the
-adapters that were learned together with the gates.
+All learned gates are shut at first. They are opened in the order of their log alpha, but a gate stays shut if the plan
+would cost more than the budget. So the budget is met, and little of it is left. Other orders are drawn by adding the
+noise that the gates had in training. Each order gives a plan. The plan with the least answer KL is taken, measured with
+the adapters that were learned together with the gates.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +57,10 @@ def _scores(gates: VisualGates, draws: int, seed: int) -> Iterator[dict[str, tor
 def _opened_in_order(
     gates: VisualGates, scores: Mapping[str, torch.Tensor], base: VisualPlan, price: PlanPrice, share: float
 ) -> VisualPlan:
-    """Returns the plan of gates that are opened by falling score, as long as the cost is at most `share`."""
+    """Returns the plan of gates that are opened by falling score.
+
+    A gate stays shut if the plan would cost more than `share` of the dense model's cost.
+    """
     opened = {name: gates.fixed_open(name) for name in GATE_KINDS}
     candidates = [
         (float(scores[name][place]), name, place)

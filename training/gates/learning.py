@@ -120,9 +120,10 @@ def hardened_plan(
 ) -> VisualPlan:
     """Returns the plan that the gates in `folder` are hardened into, and writes hardening.json there.
 
+    Arguments that are not explained here are those of `learn_gates`.
+
     Args:
         batches: calibration batches, on which plans are compared.
-        others: as for `learn_gates`.
     """
     start = VisualPlan.load(folder / "start.json")
     gated = gated_student(recipe, settings, calibration, start, latency)

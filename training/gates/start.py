@@ -18,7 +18,9 @@ from training.recipe.gates import GateSettings
 def gates_at_start(
     config: PreTrainedConfig, calibration: Calibration, start: VisualPlan, settings: GateSettings
 ) -> VisualGates:
-    """Returns gates that are open where `start` serves visual tokens, and shut elsewhere. All of them are learned.
+    """Returns gates that are open where `start` serves visual tokens, and shut elsewhere.
+
+    A gate that is shut at first is learned too, if its kind is learned.
 
     FFN neurons are divided into blocks in the order of their calibrated importance.
 

@@ -71,6 +71,7 @@ class FrontierRecipe(StudentRecipe):
 
     @property
     def students(self) -> tuple[CompareSettings, ...]:
+        """The students of all points."""
         return tuple(student for *_, student in self.points())
 
     @property

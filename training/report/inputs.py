@@ -1,20 +1,22 @@
 """What the report reads: the files in a run's folder.
 
-recipe.yaml, env.json      the resolved recipe and the environment
-result.json                the run's figures in one flat object (teacher_accuracy, ...), and `seconds`, an object
-                           that gives the seconds of each stage
-plan.json                  the student's VisualPlan
-cost.json                  {"num_units", "intermediate_size", "layers": [visual FLOPs left in each layer],
-                           "dense" and "plan": {"A", "B", "C", "D" (or null), "kv_bytes"}}
-table.json                 the rows of the comparison, the dense model first: {name, plan, distilled, visual_flops,
-                           model_flops, accuracy, low, high, relative_accuracy, families: {family: accuracy}}
-metrics.jsonl              one object per logged step: `step`, `loss` and the single losses
-search/student/            what was measured to find the student's plan, if it was searched (training/planners)
-gates/student/             how the student's plan was learned, if it was learned: hardening.json,
-                           trainer/gates.jsonl and trainer/metrics.jsonl
-evaluation/teacher.json    `Evaluation` of the dense model
-evaluation/student.json    `Evaluation` of the student
-evaluation/grey.json       `Evaluation` of the dense model that is shown grey pictures
+All of these are needed, except for the folders search/ and gates/, which not every run has.
+
+    recipe.yaml, env.json      the resolved recipe and the environment
+    result.json                the run's figures in one flat object (teacher_accuracy, ...), and `seconds`, an object
+                               that gives the seconds of each stage
+    plan.json                  the student's VisualPlan
+    cost.json                  {"num_units", "intermediate_size", "layers": [visual FLOPs left in each layer],
+                               "dense" and "plan": {"A", "B", "C", "D" (or null), "kv_bytes"}}
+    table.json                 the rows of the comparison, the dense model first: {name, plan, distilled, visual_flops,
+                               model_flops, accuracy, low, high, relative_accuracy, families: {family: accuracy}}
+    metrics.jsonl              one object per logged step: `step`, `loss` and the single losses
+    search/student/            what was measured to find the student's plan, if it was searched (training/planners)
+    gates/student/             how the student's plan was learned, if it was learned: hardening.json,
+                               trainer/gates.jsonl and trainer/metrics.jsonl
+    evaluation/teacher.json    `Evaluation` of the dense model
+    evaluation/student.json    `Evaluation` of the student
+    evaluation/grey.json       `Evaluation` of the dense model that is shown grey pictures
 """
 
 import json

@@ -19,8 +19,10 @@ def state_bytes(recipe: StudentRecipe, student: nn.Module, num_processes: int, *
     Gradients and optimizer states are divided among the processes, as by ZeRO-2 and ZeRO-3.
 
     Args:
-        student: the student that is trained. It may be on the meta device. weights_divided: whether the student's
-            weights are divided too, as by ZeRO-3. A second model as the teacher is not.
+        student: the student that is trained. It may be on the meta device.
+        num_processes: number of processes.
+        weights_divided: whether the student's weights are divided too, as by ZeRO-3. The weights of a second model, the
+            teacher, are not divided.
     """
     total, trained = num_parameters(student)
     width = _bytes_per_value(recipe.training)

@@ -1,14 +1,16 @@
 """Where the stages of a run of students write their files, in the run's folder.
 
-calibration/                  cache of the dense model's statistics
-calibration.safetensors       the statistics that this run uses, if a planner reads them
-latency.json                  timings of this machine, if a budget bounds latency
-teacher_answers.safetensors   the teacher's answers to the training data, if the recipe keeps them
-gates/NAME/                   gates and adapters of a student, if its plan is learned
-search/NAME/                  what was measured to find the plan of a student, if its planner measures
-plans/NAME.json               the plan of each student. Its lists name units and neurons of the dense model
-students/NAME/                the training of each distilled student
-evaluation/NAME.json          each model's answers to the held-out questions
+NAME is the name of a student or another model.
+
+    calibration/                  cache of the dense model's statistics
+    calibration.safetensors       the statistics that this run uses, if a planner reads them
+    latency.json                  timings of this machine, if a budget bounds latency
+    teacher_answers.safetensors   the teacher's answers to the training data, if the recipe keeps them
+    gates/NAME/                   gates and adapters of a student, if its plan is learned
+    search/NAME/                  what was measured to find the plan of a student, if its planner measures
+    plans/NAME.json               the plan of each student. Its lists name units and neurons of the dense model
+    students/NAME/                the training of each distilled student
+    evaluation/NAME.json          each model's answers to the held-out questions
 """
 
 from pathlib import Path

@@ -49,8 +49,10 @@ def stages(recipe: SparsifyRecipe) -> list[Stage]:
 
 
 def count_costs(run: Run) -> dict:
-    """Writes plan.json, the plan of the exported student, and cost.json. Returns the costs as shares of the dense
-    ones."""
+    """Writes the plan of the exported student to plan.json, and its costs to cost.json.
+
+    It returns the costs as shares of the dense model's.
+    """
     plan, config = load_plan(run, STUDENT), dense_config(run.recipe.model.path)
     plan.save(run.directory / "plan.json")
     write_json(run.directory / "cost.json", cost_sheet(plan, config, getattr(torch, run.recipe.model.dtype).itemsize))

@@ -38,9 +38,8 @@ def independent_turns(batch: dict[str, torch.Tensor], image_token_id: int) -> di
     turn_start = index.where(starts, 0).cummax(dim=1).values
     same_turn = turn[:, :, None] == turn[:, None, :]
     visible = (same_turn | shared[:, None, :]) & ~padding[:, None, :] & (index[:, :, None] >= index[:, None, :])
-    visible |= torch.eye(
-        input_ids.shape[1], dtype=torch.bool
-    )  # a padding token must see itself, else its output is NaN
+    # A padding token must see itself, else its output is NaN.
+    visible |= torch.eye(input_ids.shape[1], dtype=torch.bool)
     position_ids = index.where(shared, index - turn_start + num_shared)
     return {**batch, "attention_mask": visible[:, None], "position_ids": position_ids}
 

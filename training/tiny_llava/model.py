@@ -1,8 +1,8 @@
 """The tiny dense model before training: a small LLaVA, and its processor.
 
-It has a CLIP vision tower of a few layers and a Llama of narrow layers. A token is a whole word or a single digit. A
-conversation has the form of LLaVA-1.5's, with an end token after each answer. Pictures come before the first "USER:",
-so that all turns of a conversation have the same form.
+It has a CLIP vision tower of a few layers and a Llama of narrow layers. A token is a whole word, a digit or a
+punctuation mark. A conversation has the form of LLaVA-1.5's, with an end token after each answer. Pictures come before
+the first "USER:", so that all turns of a conversation have the same form.
 
 The first weights of the Llama make it easy to learn to look things up (`_align`). The class and the forward pass are
 those of any LLaVA.
