@@ -151,12 +151,12 @@ def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(dense_folde
         execute(recipe, stages(recipe), tmp_path / "run")
 
 
-def test_a_rival_out_of_reach_of_its_budget_stops_the_run_before_anything_is_learned(tmp_path):
+def test_a_budget_out_of_reach_of_a_planner_stops_the_run_before_anything_is_learned(tmp_path):
     planners = {**SMALL["planners"], "uniform": {"plan": {"planner": "uniform", "budget": {"visual_flops": 1.0}}}}
     recipe = load_recipe(
         str(small_recipe(tmp_path, "checkpoints/tiny-llava", budgets=[0.5, 0.3, 0.05], planners=planners))
     )
-    with pytest.raises(ValueError, match="the narrowest uniform plan costs"):
+    with pytest.raises(ValueError, match="the cost of the narrowest uniform plan"):
         execute(recipe, stages(recipe), tmp_path / "run")
     assert not (tmp_path / "run" / "stages" / "learn.json").exists()
 
