@@ -1,4 +1,4 @@
-"""The whole run of a recipe: deepspeed train.py --recipe NAME|PATH [key.sub=value ...]"""
+"""Executes a recipe from start to end: deepspeed train.py --recipe NAME|PATH [key.sub=value ...]"""
 
 import argparse
 import warnings
@@ -16,23 +16,22 @@ def main() -> None:
     parser.add_argument(
         "--restart", action="store_true", help="delete what an earlier run of this name left, begin again"
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it first
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides a field of the recipe")
     arguments = parser.parse_intermixed_args()
 
-    # Libraries telling each other about their next major versions: nothing a user of this script could act on.
+    # Libraries warn each other about their next major versions. A user of this script can do nothing about it.
     warnings.simplefilter("ignore", FutureWarning)
-    warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)  # each time a trainer is made
+    warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)  # comes with every trainer
 
-    from training.recipe import load_recipe  # after parsing: --help need not wait for it
+    from training.recipe import load_recipe  # imported after parsing, so that --help is fast
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
 
-    from transformers.utils.logging import (
-        disable_progress_bar,  # after the recipe: its mistakes need not wait for torch
-    )
+    # Imported after the recipe is read, so that a mistake in the recipe is found without waiting for torch.
+    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # a bar per loaded model drowns the stages'
+    disable_progress_bar()  # one bar for each loaded model would hide those of the stages
     if arguments.dry_run:
         from training.tasks.dry_run import dry_run
 

@@ -5,7 +5,7 @@
     python scripts/benchmark.py --config recipes/shapes/llava-1.5-7b.json --plan plan.json --dtype bfloat16
 
 It reports prefill, decoding, key/value bytes, peak memory (on a GPU) and FLOPs in the four conventions, then the time
-of attention within a radius on ever larger pictures. --json writes the figures, and a picture (.png) beside them where
+of attention within a radius on ever larger pictures. --json writes the figures, and a plot (.png) beside them where
 matplotlib is installed. Nothing but torch and transformers is needed.
 """
 
@@ -28,9 +28,9 @@ from training.measure.benchmark_shapes import carried_plan, random_model, shape_
 from training.measure.neighbor_benchmark import time_neighbor_attention
 
 try:
-    from training.report.benchmark_plot import benchmark_picture
+    from training.report.benchmark_plot import benchmark_plot
 except ModuleNotFoundError:  # matplotlib is not installed
-    benchmark_picture = None
+    benchmark_plot = None
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--radius", type=int, default=2, help="of the neighbour section (default 2)")
     parser.add_argument("--neighbour-sides", default="32,64,128", help="grid sides of that section; empty: none")
-    parser.add_argument("--json", type=Path, help="write the figures here, and a picture beside them")
+    parser.add_argument("--json", type=Path, help="write the figures here, and a plot beside them")
     return parser.parse_args()
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     if arguments.radius < 0:
         raise UserError(f"--radius: got {arguments.radius}, allowed: 0 or more")
     if arguments.json is not None and arguments.json.suffix != ".json":
-        raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
+        raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the plot ends in .png)")
     batch_sizes = positive_integers("--batch-sizes", arguments.batch_sizes)
     sides = positive_integers("--neighbour-sides", arguments.neighbour_sides) if arguments.neighbour_sides else []
 
@@ -102,11 +102,11 @@ def main() -> None:
     if arguments.json is not None:
         with whole_file(arguments.json) as file:
             file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        if benchmark_picture is None:
-            print("no picture: matplotlib is not installed")
+        if benchmark_plot is None:
+            print("no plot: matplotlib is not installed")
         else:
             with whole_file(arguments.json.with_suffix(".png")) as file:
-                benchmark_picture(report).savefig(file, dpi=150, format="png")
+                benchmark_plot(report).savefig(file, dpi=150, format="png")
 
 
 def read_model(arguments: argparse.Namespace) -> PreTrainedModel:

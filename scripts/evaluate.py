@@ -3,7 +3,7 @@
     python scripts/evaluate.py --model checkpoints/tiny-llava
     python scripts/evaluate.py --model runs/tiny_sparse/checkpoint --dense checkpoints/tiny-llava --json evaluation.json
 
-It prints a table with 95 % intervals. --json writes figures and every answer, and a picture (.png) beside them.
+It prints a table with 95 % intervals. --json writes figures and every answer, and a plot (.png) beside them.
 """
 
 import argparse
@@ -21,7 +21,9 @@ from modeling.user_error import UserError
 from training.cli import run
 from training.files import write_json
 from training.measure.evaluation import Evaluation, evaluate, relative_accuracy
-from training.report.plots import families_picture, percent, save
+from training.report.numbers import percent
+from training.report.result_plots import families_plot
+from training.report.style import save
 from training.report.tables import families_table
 
 # The questions of recipes/tiny_teacher.yaml. There are 200 of each family, which gives the accuracy in one family a
@@ -47,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as stored"
     )
     parser.add_argument("--grey", action="store_true", help="also show the model grey pictures: what it scores blind")
-    parser.add_argument("--json", type=Path, help="write the result here, and a picture beside it")
+    parser.add_argument("--json", type=Path, help="write the result here, and a plot beside it")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the modelling code in the folders")
     return parser.parse_args()
 
@@ -58,7 +60,7 @@ def main() -> None:
         if number is not None and number < 1:
             raise UserError(f"{name}: got {number}, allowed: 1 or more")
     if arguments.json is not None and arguments.json.suffix != ".json":
-        raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the picture ends in .png)")
+        raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the plot ends in .png)")
     samples = read_samples(arguments.data, arguments.images, read_families(arguments.benchmarks), arguments.limit)
     start = time.perf_counter()
     evaluations = evaluate_models(arguments, samples)
@@ -75,9 +77,9 @@ def main() -> None:
         console.print(f"relative accuracy: {percent(result['relative_accuracy'])}")
     if arguments.json:
         write_json(arguments.json, result)
-        picture = arguments.json.with_suffix(".png")
-        save(families_picture({name: evaluation.families for name, evaluation in evaluations.items()}), picture)
-        console.print(f"written: {arguments.json}, {picture}")
+        plot_path = arguments.json.with_suffix(".png")
+        save(families_plot({name: evaluation.families for name, evaluation in evaluations.items()}), plot_path)
+        console.print(f"written: {arguments.json}, {plot_path}")
 
 
 def evaluate_models(arguments: argparse.Namespace, samples: list[Sample]) -> dict[str, Evaluation]:

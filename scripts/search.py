@@ -1,4 +1,4 @@
-"""Finds a plan for a dense model, without training, and writes it as a plan file with a picture of the search.
+"""Finds a plan for a dense model, without training, and writes it as a plan file with a plot of the search.
 
     python scripts/search.py --planner g_search --model checkpoints/tiny-llava --data shapes full_layers=1
     python scripts/search.py --planner p_sigmoid --model DENSE --budget 0.25 --data mix665k.json --images images/
@@ -37,8 +37,8 @@ from training.planners.tools.search import Search
 from training.recipe.errors import describe
 from training.recipe.file import apply_override
 from training.recipe.model import ModelSettings
-from training.report.plots import save
-from training.report.search_plots import search_picture
+from training.report.search_plots import search_plot
+from training.report.style import save
 
 SHAPES = "shapes"
 
@@ -55,11 +55,10 @@ def main() -> None:
     if plan is None:
         plan = search(args, settings, folder)
     plan.save(args.output)
-    save(
-        search_picture(plan, fractions(plan, config)["visual_flops"], settings, folder), args.output.with_suffix(".png")
-    )
+    plot_path = args.output.with_suffix(".png")
+    save(search_plot(plan, fractions(plan, config)["visual_flops"], settings, folder), plot_path)
     print(cost_table(plan, config))
-    print(f"\nwritten: {args.output}, {args.output.with_suffix('.png')}")
+    print(f"\nwritten: {args.output}, {plot_path}")
 
 
 def read_settings(args: argparse.Namespace) -> Planner:

@@ -131,7 +131,7 @@ def test_no_room_of_training_imports_upward(path):
 
 def test_an_import_upward_is_noticed():
     assert imports_upward("measure", ast.parse("def f():\n    from training.tasks.stages import distil"))
-    assert imports_upward("gates", ast.parse("from training.report.plots import plain")), "two rooms of one floor"
+    assert imports_upward("gates", ast.parse("from training.report.style import plain")), "two rooms of one floor"
     assert not imports_upward("tasks", ast.parse("from training.measure.price import PlanPrice"))
 
 

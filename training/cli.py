@@ -1,6 +1,6 @@
-"""The door of every command line: what a user can cause ends in one line and exit code 2.
+"""How every command line ends: a user's mistake gives one line and exit code 2.
 
-`UserError` alone is caught. Any other error is a defect of ours and keeps its traceback.
+Only `UserError` is caught. Any other error is a mistake in this project, and keeps its traceback.
 """
 
 import sys
@@ -11,7 +11,10 @@ from modeling.user_error import UserError
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call `main` and exit: code 0, or one line `error: ...` on stderr and code 2 where it raised UserError."""
+    """Calls `main` and exits with code 0.
+
+    If `main` raises UserError, the exit code is 2 and one line `error: ...` is written to stderr.
+    """
     try:
         main()
     except UserError as error:

@@ -1,11 +1,11 @@
-"""A run: its folder, its stages one after the other, and what survives a stop.
+"""Executes the stages of a run one after the other, in the run's folder.
 
-A run folder (`runs/<name>/`) holds the resolved recipe and the environment, written before anything is loaded, and one
-result per finished stage under `stages/`. A stage whose result exists is skipped when the run is started again with the
-same recipe; artefacts that a stage writes beside its result are its own affair, to be whole before it returns.
+The folder (`runs/<name>/`) holds the resolved recipe and the environment. Both are written before anything is loaded.
+Every finished stage has a result file under `stages/`. If a run is started again with the same recipe, stages that have
+a result are skipped. A stage may write other files. They must be complete before it returns.
 
-With several processes (one per accelerator, started by `deepspeed` or `torchrun`) every stage runs on rank 0 while the
-others wait, except stages marked `distributed`, which all ranks enter together.
+There may be several processes, one per accelerator, started by `deepspeed` or `torchrun`. Then rank 0 executes the
+stages while the other ranks wait. Only stages marked `distributed` are executed by all ranks together.
 """
 
 import os
@@ -31,7 +31,7 @@ from modeling.user_error import UserError
 from training.files import read_json, write_json, write_text
 
 RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
-# One rank may work for hours (a search, an evaluation) while the others stand at the barrier.
+# One rank may work for hours (a search, an evaluation) while the others wait.
 WAIT_BETWEEN_STAGES = timedelta(days=7)
 
 console = Console()
@@ -39,36 +39,43 @@ console = Console()
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage is given: the recipe, the run's folder and the results of the stages before it."""
+    """What a stage gets: the recipe, the run's folder and the results of the stages before it."""
 
     recipe: Any
+    """The recipe, a frozen pydantic model."""
     directory: Path
+    """The run's folder."""
 
     def result(self, stage: str) -> dict:
-        """The result of a finished stage (same dict on every rank)."""
+        """Returns the result of a finished stage, on every rank."""
         return read_json(self.result_path(stage))
 
     def result_path(self, stage: str) -> Path:
+        """Returns the path of a stage's result file."""
         return self.directory / "stages" / f"{stage}.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run. `run` returns a JSON-able dict; `seconds` is added to it when it is written."""
+    """One step of a run."""
 
     name: str
+    """Name of its result file."""
     title: str
+    """What it does, in words for the terminal."""
     run: Callable[[Run], dict]
+    """Executes the stage. It returns values that JSON can hold; `seconds` is added to them in the result file."""
     distributed: bool = False
-    """All ranks enter `run` (training). Otherwise rank 0 alone does."""
+    """Whether all ranks execute it together, as in training. If not, only rank 0 does."""
 
 
 def is_main_process() -> bool:
+    """Returns whether this process is rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def start_single_process() -> None:
-    """Where no launcher started this process, tell torch and DeepSpeed what a launcher would: it is alone."""
+    """Sets the environment variables of a single process, unless a launcher has set them. DeepSpeed needs them."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -77,16 +84,19 @@ def start_single_process() -> None:
 
 
 def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: bool = False) -> Run:
-    """Run the stages in order inside `directory`, skipping those already finished under the same recipe.
+    """Executes the stages in order. Those that an earlier start has finished are skipped.
 
     Args:
-        recipe: a frozen pydantic model; its `model_dump(mode="json")` is what "the same recipe" means.
-        stages: in order; names are unique, as they name the result files.
-        directory: the run's folder, made if absent.
-        restart: delete what an earlier run left in `directory` and begin again.
+        recipe: a frozen pydantic model. Two recipes are the same if their `model_dump(mode="json")` is the same.
+        stages: the stages in order. Their names differ.
+        directory: the run's folder. It is made if it is missing.
+        restart: whether to delete what an earlier run left in `directory`, and begin again.
 
-    Returns: the run, with a result for every stage.
-    Raises: UserError if `directory` belongs to a run with another recipe, or is no run's folder.
+    Returns:
+        The run, with a result for every stage.
+
+    Raises:
+        UserError: `directory` belongs to a run with another recipe, or is no run's folder.
     """
     assert len({stage.name for stage in stages}) == len(stages), [stage.name for stage in stages]
     _join_processes()
@@ -102,12 +112,13 @@ def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: b
             console.print(f"finished: {directory}", soft_wrap=True)
         return run
     finally:
-        # Left to interpreter shutdown, a rank can die in a destructor after all work is done.
+        # If this is left to the end of the interpreter, a rank can crash in a destructor after all work is done.
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
+    """Executes a stage and writes its result, unless it is there. `banner` is printed first."""
     path = run.result_path(stage.name)
     if path.exists():
         if is_main_process():
@@ -126,6 +137,7 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
 
 
 def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
+    """Makes the run's folder with recipe and environment. Raises UserError if something else is there."""
     recipe_path = directory / "recipe.yaml"
     resolved = recipe.model_dump(mode="json")
     if restart and recipe_path.exists():
@@ -153,12 +165,12 @@ def _is_recipe(written: Any, recipe: BaseModel) -> bool:
 
 
 def device() -> torch.device:
-    """Where a stage's models run."""
+    """Returns the device that a stage's models run on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def environment() -> dict:
-    """What a result depends on besides its recipe: commit, package versions, machine."""
+    """Returns what a result depends on besides its recipe: the commit, the versions of packages and the machine."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -173,7 +185,7 @@ def environment() -> dict:
 
 
 def _installed(package: str) -> str | None:
-    """Version as installed; None where a checkout is run that was never installed."""
+    """Returns the installed version of a package; None if it is not installed, as this project in a mere checkout."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -181,7 +193,7 @@ def _installed(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in this checkout; None outside a checkout or without git."""
+    """Returns the output of a git command in this checkout; None without a checkout or git."""
     root = Path(__file__).resolve().parent.parent
     if shutil.which("git") is None:
         return None
@@ -190,6 +202,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _join_processes() -> None:
+    """Joins the process group, if there are several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     if torch.cuda.is_available():
@@ -198,6 +211,7 @@ def _join_processes() -> None:
 
 
 def _wait_for_all() -> None:
+    """Waits until all ranks have come here."""
     if dist.is_initialized():
-        # On a CPU tensor the wait goes through gloo: an NCCL barrier would spin on the accelerators.
+        # A CPU tensor is reduced by gloo. An NCCL barrier would keep the accelerators busy while it waits.
         dist.all_reduce(torch.zeros(1))

@@ -1,9 +1,9 @@
-"""The base of every section of a recipe: frozen, and closed to keys it does not know."""
+"""The base class of every section of a recipe."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """A recipe section. Unknown keys are refused at every depth; values do not change once read."""
+    """A section of a recipe. Unknown keys are refused, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

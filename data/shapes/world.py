@@ -23,15 +23,23 @@ WORLDS = Path(__file__).resolve().parents[1] / "cache"
 _WORLD_VERSION = 2  # raised whenever the same settings would give other pictures or other questions
 
 
-class SplitSettings(BaseModel, extra="forbid", frozen=True):
-    """One JSON file of the world."""
+class SplitSettings(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+    """One split of the world: one LLaVA JSON file with its pictures."""
 
-    part: Literal["train", "validation", "calibration", "test"] = Field(description="part of the world it draws from")
-    rows: int = Field(gt=0, description="number of rows; every row has a picture of its own")
-    questions: int = Field(1, gt=0, description="questions per row; 1: the families take turns, row after row")
-    kinds: Literal["lookup", "all", "hard", "exam"] = Field("all", description="of questions in a row of several")
-    min_things: int = Field(1, ge=1, le=4, description="fewest things in a picture")
-    max_things: int = Field(4, ge=2, le=4, description="most things in a picture")
+    part: Literal["train", "validation", "calibration", "test"]
+    """Part of all possible pictures that this split draws from. No picture belongs to two parts."""
+    rows: int = Field(gt=0)
+    """Number of rows. Every row has its own picture."""
+    questions: int = Field(1, gt=0)
+    """The most questions about the picture of each row. With 1, the families of questions take turns from row to
+    row."""
+    kinds: Literal["lookup", "all", "hard", "exam"] = "all"
+    """Which questions a row of several asks. lookup: what is where. all: the families' questions too. hard: most often
+    those that are learnt last. exam: hardly any but the families' questions, the harder ones more often."""
+    min_things: int = Field(1, ge=1, le=4)
+    """Fewest things in a picture."""
+    max_things: int = Field(4, ge=2, le=4)
+    """Most things in a picture."""
 
     @model_validator(mode="after")
     def _check_things(self) -> "SplitSettings":
@@ -40,11 +48,13 @@ class SplitSettings(BaseModel, extra="forbid", frozen=True):
         return self
 
 
-class WorldSettings(BaseModel, extra="forbid", frozen=True):
-    """The whole world as written to disk: one JSON file per split, named as the split."""
+class WorldSettings(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+    """The embedded world as it is written to disk, with one JSON file per split."""
 
-    seed: int = Field(description="the same seed gives the same files, byte for byte")
-    splits: dict[str, SplitSettings] = Field(min_length=1, description="name of the JSON file: what is in it")
+    seed: int
+    """Seed of pictures and questions. The same seed gives the same files, byte for byte."""
+    splits: dict[str, SplitSettings] = Field(min_length=1)
+    """Name of each split -> what is in it. The JSON file has the name of the split."""
 
 
 def write_world(cache: Path, settings: WorldSettings) -> dict[str, Path]:

@@ -31,8 +31,8 @@ from tests.families.qwen2_vl import QWEN2_VL
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
 from training.distillation.arguments import training_arguments
-from training.distillation.kept_answers import AnsweredDataset, keep_answers, with_features
 from training.distillation.lora import add_lora
+from training.distillation.teacher_answers import AnsweredDataset, encoded_pictures, write_teacher_answers
 from training.distillation.trainer import DistillationTrainer
 from training.gates.start import gates_at_start
 from training.gates.student import GatedStudent
@@ -165,7 +165,9 @@ def test_class_tokens_rank(family: TinyFamily, tmp_path):
         if "cls_token" in name:
             torch.nn.init.normal_(value)  # InternVL's starts at zero
     plans = [by_class_token(1), by_class_token(2)]
-    keep_answers(model, Answerable(samples), COLLATORS["left"], tmp_path / "answers", batch_size=2, autocast=None)
+    write_teacher_answers(
+        model, Answerable(samples), COLLATORS["left"], tmp_path / "answers", batch_size=2, autocast=None
+    )
     kept = AnsweredDataset(Answerable(samples), tmp_path / "answers")
     answered = COLLATORS["left"]([kept[index] for index in range(len(samples))])
     batch = batch_of(samples, "left")
@@ -180,7 +182,7 @@ def test_class_tokens_rank(family: TinyFamily, tmp_path):
                 [logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)]
             )
             with model.use_plan(plan):
-                for given in (pictures, encoded, with_features(pictures_of(answered))):
+                for given in (pictures, encoded, encoded_pictures(pictures_of(answered))):
                     assert relative_error(model(**text, **given).logits[rows], expected) < 1e-5
                 found.append(expected)
     assert relative_error(*found) > 1e-3
@@ -315,7 +317,9 @@ def test_costs_are_counted_for_the_grids_that_the_processor_makes(family: TinyFa
 def test_the_teachers_answers_are_kept(family: TinyFamily, tmp_path):
     """Kept features and sizes of pictures give the logits that pictures give, and the losses the same gradients."""
     dataset = Answerable(family.samples(5))
-    keep_answers(family.sparse(), dataset, COLLATORS["right"], tmp_path / "answers", batch_size=2, autocast=None)
+    write_teacher_answers(
+        family.sparse(), dataset, COLLATORS["right"], tmp_path / "answers", batch_size=2, autocast=None
+    )
     kept = AnsweredDataset(dataset, tmp_path / "answers")
     model = family.sparse(VisualPlan.dense(LAYERS).replace(1, ffn=4))
     asked = COLLATORS["right"](list(dataset))
@@ -326,7 +330,7 @@ def test_the_teachers_answers_are_kept(family: TinyFamily, tmp_path):
         expected = family.sparse()(**{**asked, "labels": None}, logits_mask=supervised).logits
         torch.testing.assert_close(answered.pop("teacher_logits"), expected, rtol=1e-5, atol=1e-5)
         text = {name: answered[name] for name in ("input_ids", "attention_mask")}
-        of_kept = model(**text, **with_features(pictures_of(answered)), logits_mask=supervised).logits
+        of_kept = model(**text, **encoded_pictures(pictures_of(answered)), logits_mask=supervised).logits
         torch.testing.assert_close(
             of_kept, model(**{**asked, "labels": None}, logits_mask=supervised).logits, rtol=1e-5, atol=1e-5
         )

@@ -65,11 +65,11 @@ def test_shape_mode_writes_whole_figures(run, plan_file, tmp_path):
     assert "peak memory: measured on a GPU only" in done.stdout
 
 
-def test_without_matplotlib_there_is_no_picture_and_a_line_says_so(run, plan_file, tmp_path, monkeypatch):
+def test_without_matplotlib_there_is_no_plot_and_a_line_says_so(run, plan_file, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "training.report.benchmark_plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run(*SHAPE, *QUICK, "--plan", plan_file, "--json", tmp_path / "out.json")
-    assert done.returncode == 0 and "no picture: matplotlib is not installed" in done.stdout
+    assert done.returncode == 0 and "no plot: matplotlib is not installed" in done.stdout
     assert (tmp_path / "out.json").exists() and not (tmp_path / "out.png").exists()
 
 

@@ -1,4 +1,4 @@
-"""A recipe's `training` section in transformers' words."""
+"""A recipe's `training` section as transformers' `TrainingArguments`."""
 
 from pathlib import Path
 
@@ -9,7 +9,13 @@ from training.recipe.training import TrainingSettings
 
 
 def training_arguments(settings: TrainingSettings, output_dir: Path, seed: int, name: str) -> TrainingArguments:
-    """The same in transformers' words; `name` stands before the progress bar and among a tracker's runs."""
+    """Returns the settings as transformers' `TrainingArguments`.
+
+    Args:
+        output_dir: folder of checkpoints.
+        seed: seed of the order of samples.
+        name: name of the training in front of its progress bar and in trackers.
+    """
     checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(output_dir),
@@ -21,7 +27,7 @@ def training_arguments(settings: TrainingSettings, output_dir: Path, seed: int, 
         average_tokens_across_devices=True,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_schedule,
-        warmup_steps=settings.warmup_ratio,  # below 1, transformers reads a share of all steps
+        warmup_steps=settings.warmup_ratio,  # transformers takes a number below 1 as a share of all steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bfloat16",
@@ -35,6 +41,6 @@ def training_arguments(settings: TrainingSettings, output_dir: Path, seed: int, 
         dataloader_num_workers=settings.num_workers,
         remove_unused_columns=False,
         report_to=list(settings.report_to),
-        disable_tqdm=True,  # ProgressLine shows the same without a line per log
+        disable_tqdm=True,  # ProgressBar shows the same, without a line for each log
         seed=seed,
     )

@@ -1,4 +1,4 @@
-"""What a trainer shows and leaves while it trains: a progress bar, metrics.jsonl, and checkpoints to go on from."""
+"""What a trainer shows and writes while it trains: a progress bar, metrics.jsonl, and checkpoints."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from training.files import write_text
 
-class ProgressLine(TrainerCallback):
-    """One progress bar over all steps, with the last loss."""
+
+class ProgressBar(TrainerCallback):
+    """Shows one progress bar over all steps, with the last loss that was logged."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
@@ -31,16 +33,21 @@ class ProgressLine(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to metrics.jsonl; a resumed run drops what it will log again."""
+    """Appends every log to a file, one JSON object per line.
+
+    A run that continues from a checkpoint first drops the rows of later steps, as it will log them again.
+
+    Args:
+        path: the file.
+    """
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            rows = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
@@ -49,7 +56,7 @@ class MetricsFile(TrainerCallback):
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """Returns the rows of a metrics.jsonl. A last line that was cut short is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -57,6 +64,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (its trainer state is written last)."""
-    whole = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """Returns the newest checkpoint that is complete, or None if there is none."""
+    # transformers writes the trainer's state last.
+    complete = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

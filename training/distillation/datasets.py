@@ -1,4 +1,4 @@
-"""A recipe's `data` section as samples, datasets and batches."""
+"""A recipe's `data` section as datasets and batches."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,7 +18,11 @@ from training.recipe.student import StudentRecipe
 def mixture(
     recipe: StudentRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
 ) -> ConversationDataset:
-    """The samples of a role, encoded. Raises UserError on bad data, as `data.mixture.build_mixture`."""
+    """Returns the samples that the recipe names under `data.ROLE`.
+
+    Raises:
+        UserError: the data is bad, as in `data.mixture.build_mixture`.
+    """
     data = recipe.data
     return build_mixture(
         _sources(recipe, getattr(data, role)),
@@ -31,17 +35,28 @@ def mixture(
 
 
 def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> list[dict]:
-    """`calibration.num_samples` samples in batches. Raises UserError where there are fewer."""
+    """Returns `calibration.num_samples` samples in batches.
+
+    Raises:
+        UserError: there are fewer samples, or the data is bad.
+    """
     settings, dataset = recipe.calibration, mixture(recipe, "calibration", processor)
     return in_batches(dataset, settings.num_samples, settings.batch_size, processor, "calibration.num_samples")
 
 
 def in_batches(
-    dataset: Dataset, num_samples: int, batch_size: int, processor: ProcessorMixin, asked_by: str
+    dataset: Dataset, num_samples: int, batch_size: int, processor: ProcessorMixin, setting: str
 ) -> list[dict]:
-    """The first samples, collated. Raises UserError, with the name of the setting that asked, where there are fewer."""
+    """Returns the first samples of a dataset in batches. The last batch may be smaller.
+
+    Args:
+        setting: name of the setting that says how many samples, for the message of an error.
+
+    Raises:
+        UserError: the dataset has fewer samples.
+    """
     if len(dataset) < num_samples:
-        raise UserError(f"{asked_by}: got {num_samples}, there are {len(dataset)} usable samples")
+        raise UserError(f"{setting}: got {num_samples}, there are {len(dataset)} usable samples")
     collator, starts = Collator(processor), range(0, num_samples, batch_size)
     return [
         collator([dataset[index] for index in range(start, min(start + batch_size, num_samples))]) for start in starts
@@ -49,7 +64,7 @@ def in_batches(
 
 
 def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[Source]:
-    """Files to read from; the embedded world is written first where it is not there yet."""
+    """Returns the files to read. The embedded world is written first, unless it is there already."""
     world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
     sources = []
     for source in settings:

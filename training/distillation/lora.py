@@ -1,10 +1,8 @@
-"""LoRA on projections that are used in slices.
+"""LoRA adapters (arXiv 2106.09685: y = W x + scaling * B A x) on projections of which only slices are used.
 
-A sparse decoder calls its projections (`modeling.narrow_linear.NarrowLinear`) with `rows` (which outputs are wanted)
-and `columns` (which inputs `x` holds); an adapter must follow the same slices, so it is built of narrow projections
-itself. Every weight is sliced inside its own module's forward: under ZeRO-3 it is whole nowhere else.
-
-LoRA: arXiv 2106.09685; y = W x + scaling * B A x.
+A sparse decoder calls its projections (`modeling.narrow_linear.NarrowLinear`) with two arguments. `rows` says which
+outputs are wanted. `columns` says which inputs `x` holds. An adapter must follow the same slices, so A and B are narrow
+projections too. Every weight is sliced in the forward of its own module. Under ZeRO-3 it is complete only there.
 """
 
 import re
@@ -23,12 +21,13 @@ from training.recipe.lora import LoraSettings
 
 
 class NarrowLoraLinear(LoraLinear):
-    """The LoRA twin of `NarrowLinear`: same forward signature, same slices."""
+    """A `NarrowLinear` with LoRA. Its forward takes the same arguments and uses the same slices."""
 
     off: bool = False
-    """The base projection alone; see `adapters_off`."""
+    """Whether the adapters are left out (see `adapters_off`)."""
 
     def update_layer(self, adapter_name: str, *args, **kwargs) -> None:
+        """As in peft, with A and B as narrow projections."""
         super().update_layer(adapter_name, *args, **kwargs)
         for adapters in (self.lora_A, self.lora_B):
             adapters[adapter_name] = _narrow(adapters[adapter_name])
@@ -39,11 +38,12 @@ class NarrowLoraLinear(LoraLinear):
         rows: int | torch.Tensor | None = None,
         columns: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """As `NarrowLinear.forward`, plus the output of the adapters."""
         result = self.base_layer(x, rows=rows, columns=columns)
         if self.off or self.disable_adapters or self.merged:
             return result
         for name in self.active_adapters:
-            if not torch.is_autocast_enabled(x.device.type):  # which would cast it back
+            if not torch.is_autocast_enabled(x.device.type):  # autocast would cast it back
                 x = self._cast_input_dtype(x, self.lora_A[name].weight.dtype)
             low = self.lora_A[name](self.lora_dropout[name](x), columns=columns)
             result = result + self.lora_B[name](low * self.scaling[name], rows=rows)
@@ -51,29 +51,35 @@ class NarrowLoraLinear(LoraLinear):
 
 
 def _narrow(linear: nn.Linear) -> NarrowLinear:
-    """The same weight in a projection that can be sliced."""
+    """Returns a projection that can be sliced. It has the same weight parameter."""
     narrow = NarrowLinear(linear.in_features, linear.out_features, bias=False, device="meta")
     narrow.weight = linear.weight
     return narrow
 
 
 def add_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
-    """Freeze `model` and put trainable adapters on every `NarrowLinear` in it, that is on its text decoder."""
+    """Freezes `model`, and puts trainable adapters on every `NarrowLinear` in it.
+
+    These are the projections of its text decoder.
+    """
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=[name for name, module in model.named_modules() if isinstance(module, NarrowLinear)],
     )
-    # peft has no public way to say which adapter class belongs to a layer class of ours.
+    # peft has no public function to register an adapter class for another layer class.
     config._register_custom_module({NarrowLinear: NarrowLoraLinear})
     return get_peft_model(model, config)
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base weights. Unlike peft's `disable_adapter`, no requires_grad is touched: DeepSpeed
-    has hung its hooks on the parameters that require gradients, once."""
+    """Inside this context the model computes with its base weights alone.
+
+    Unlike peft's `disable_adapter`, it does not change requires_grad. DeepSpeed sets its hooks once, on the parameters
+    that require gradients.
+    """
     layers = [module for module in model.modules() if isinstance(module, NarrowLoraLinear)]
     for layer in layers:
         layer.off = True
@@ -87,15 +93,18 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 def permuted_adapters(
     adapters: Mapping[str, torch.Tensor], decoder: nn.Module, plan: VisualPlan
 ) -> dict[str, torch.Tensor]:
-    """Adapters of the dense model as those of the student under `plan`, whose served units and neurons come first
-    (`checkpoints.build.permute_for_plan`): rows of B where outputs were reordered, columns of A where inputs were.
+    """Returns adapters of the dense model in the order of units and neurons that the student under `plan` has.
+
+    In the student, units and neurons that serve visual tokens come first (`checkpoints.build.permute_for_plan`). Rows
+    of B are permuted where outputs were reordered, columns of A where inputs were.
 
     Args:
-        adapters: as `peft.get_peft_model_state_dict` gives them, of a model whose decoder layers are `...layers.INDEX...`.
-        decoder: the student's, for the sizes and projections of its layers.
+        adapters: what `peft.get_peft_model_state_dict` gives. Names contain `.layers.INDEX.` for the decoder's layers.
+        decoder: the student's text decoder, which knows the sizes and projections of its layers.
+        plan: the student's plan. Its `heads` and `ffn` may be lists of units and neurons of the dense model.
     """
     totals = {"heads": decoder.config.num_key_value_heads, "ffn": decoder.config.intermediate_size}
-    moved = {}
+    permuted_values = {}
     for name, value in adapters.items():
         index, projection_name, matrix = re.search(r"\.layers\.(\d+)\.(.*?)\.lora_([AB])\.", name).groups()
         projection = decoder.layers[int(index)].projections()[projection_name]
@@ -103,5 +112,5 @@ def permuted_adapters(
         if isinstance(served, tuple) and (matrix == "B") == (projection.side == "rows"):
             order = served_first(served, totals[projection.ordered_by])
             value = permuted(value, projection.parts, order, dim=0 if matrix == "B" else 1)
-        moved[name] = value.contiguous()
-    return moved
+        permuted_values[name] = value.contiguous()
+    return permuted_values

@@ -1,10 +1,10 @@
-"""Distillation losses: pure functions that return sums over tokens; the caller divides once by the tokens it counted.
+"""Distillation losses. Each is a sum over tokens, and the caller divides it by the number of tokens.
 
-Logits are rows already chosen (the positions whose next label is supervised). Every divergence is computed in fp32, is
-0 on identical logits, and is scaled by temperature^2 so that its gradient keeps its size as the temperature changes
-(Hinton et al., arXiv 1503.02531). The generalized Jensen-Shannon divergence is that of arXiv 2306.13649, eq. 1.
+Logits are given only for supervised positions, which are those whose next token belongs to an answer. Every divergence
+is computed in fp32 and is 0 for identical logits. It is multiplied by temperature^2, so that its gradient keeps its
+size when the temperature changes (arXiv 1503.02531, section 2).
 
-N rows, V vocab, D hidden_size.
+N supervised positions, V vocab, D hidden_size.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,26 +16,30 @@ from torch.utils.checkpoint import checkpoint
 
 from training.recipe.distillation import DistillationSettings
 
-# Rows whose fp32 log-probabilities are alive together: at a vocabulary of 32,000, 128 MB per tensor.
 CHUNK_ROWS = 1024
+"""Positions whose fp32 log-probabilities are in memory together. With 32,000 tokens in the vocabulary, that is 128
+MB."""
 
 
-class Rows(NamedTuple):
-    """What a model gives at the supervised positions: logits [N, V], last hidden state [N, D]."""
+class SupervisedOutputs(NamedTuple):
+    """What a model computes at the supervised positions."""
 
     logits: torch.Tensor
+    """[N, V]."""
     hidden: torch.Tensor | None
-    """None in answers that were kept (training/distillation/kept_answers.py)."""
+    """[N, D], the last hidden states; None for stored answers (training/distillation/teacher_answers.py)."""
 
 
 def weighted_token_sums(
-    settings: DistillationSettings, labels: torch.Tensor, student: Rows, teacher: Rows | None
+    settings: DistillationSettings, labels: torch.Tensor, student: SupervisedOutputs, teacher: SupervisedOutputs | None
 ) -> Iterator[tuple[str, float, torch.Tensor]]:
-    """Name, weight and token sum of each loss whose weight is not 0.
+    """Yields name, weight and token sum (fp32 scalar) of each loss whose weight is not 0.
 
     Args:
-        labels: [N] int64, the next token of each row.
-        student, teacher: the same N rows of both; the teacher may be None where no loss needs it.
+        settings: weights of the losses.
+        labels: [N] int64, the next token at each position.
+        student: the student's outputs at these positions.
+        teacher: the teacher's outputs at the same positions; None if no loss needs it.
     """
     temperature = settings.distill_temperature
     if settings.cross_entropy_weight:
@@ -56,7 +60,12 @@ def weighted_token_sums(
 
 
 def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-sum log p_student(label). Logits [N, V], labels [N] int64 (no ignored ones). Returns a scalar, fp32."""
+    """Returns -sum log p_student(label), an fp32 scalar.
+
+    Args:
+        student_logits: [N, V].
+        labels: [N] int64. None of them is ignored.
+    """
     return _sum_chunks(
         lambda logits, targets: F.cross_entropy(logits.float(), targets, reduction="sum"), student_logits, labels
     )
@@ -65,14 +74,14 @@ def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.T
 def forward_kl(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float
 ) -> torch.Tensor:
-    """temperature^2 * sum KL(teacher || student). Logits [N, V]. Returns a scalar, fp32."""
+    """Returns temperature^2 * sum KL(teacher || student), an fp32 scalar. Logits are [N, V]."""
     return _divergence(_kl_teacher_student, student_logits, teacher_logits, distill_temperature)
 
 
 def reverse_kl(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float
 ) -> torch.Tensor:
-    """temperature^2 * sum KL(student || teacher). Logits [N, V]. Returns a scalar, fp32."""
+    """Returns temperature^2 * sum KL(student || teacher), an fp32 scalar. Logits are [N, V]."""
     return _divergence(
         lambda student, teacher: _kl_teacher_student(teacher, student),
         student_logits,
@@ -84,7 +93,20 @@ def reverse_kl(
 def jensen_shannon(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, jsd_beta: float, distill_temperature: float
 ) -> torch.Tensor:
-    """temperature^2 * sum [beta KL(P || M) + (1 - beta) KL(Q || M)], M = beta P + (1 - beta) Q, P teacher, Q student."""
+    """Returns temperature^2 * sum [beta KL(P || M) + (1 - beta) KL(Q || M)] with M = beta P + (1 - beta) Q.
+
+    P is the teacher's distribution and Q the student's. It is the generalized Jensen-Shannon divergence of arXiv
+    2306.13649, equation 1.
+
+    Args:
+        student_logits: [N, V].
+        teacher_logits: [N, V].
+        jsd_beta: beta, between 0 and 1.
+        distill_temperature: logits are divided by it.
+
+    Returns:
+        An fp32 scalar.
+    """
     weights = torch.tensor([jsd_beta, 1 - jsd_beta], device=student_logits.device).log()
 
     def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -95,12 +117,12 @@ def jensen_shannon(
 
 
 def hidden_cosine(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> torch.Tensor:
-    """sum (1 - cosine) of hidden states [N, D], text rows only. Returns a scalar, fp32."""
+    """Returns the sum of 1 - cosine similarity over positions, an fp32 scalar. Hidden states are [N, D]."""
     return (1 - F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)).sum()
 
 
 def _kl_teacher_student(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """sum KL(teacher || student) of log-probabilities [N, V]."""
+    """Returns sum KL(teacher || student) from log-probabilities [N, V]."""
     return F.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
@@ -110,6 +132,8 @@ def _divergence(
     teacher_logits: torch.Tensor,
     distill_temperature: float,
 ) -> torch.Tensor:
+    """Returns temperature^2 * `divergence` of the two models' log-probabilities [N, V], summed over positions."""
+
     def on_chunk(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         scaled = ((logits.float() / distill_temperature).log_softmax(dim=-1) for logits in (student, teacher))
         return divergence(*scaled) * distill_temperature**2
@@ -120,7 +144,10 @@ def _divergence(
 def _sum_chunks(
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], first: torch.Tensor, second: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of `function` over chunks of rows. A chunk's fp32 tensors live while it is worked on, forward and backward."""
+    """Returns the sum of `function` over chunks of positions.
+
+    The fp32 tensors of one chunk at a time are in memory, in the forward and in the backward pass.
+    """
     if len(first) <= CHUNK_ROWS:
         return function(first, second)
     chunks = zip(first.split(CHUNK_ROWS), second.split(CHUNK_ROWS), strict=True)

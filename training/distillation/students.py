@@ -1,7 +1,8 @@
-"""Students: the dense model's weights under a plan, distilled, and kept on disk as what training changed.
+"""Builds, trains, saves and loads students. A student is the dense model under a plan, and may be distilled.
 
-A trained student is stored as its LoRA adapter (after full fine-tuning, as its weights) and put together again from the
-dense model, its plan and that folder, whatever the number of processes or the ZeRO stage that trained it.
+A trained student is saved as its LoRA adapters. After full fine-tuning it is saved as its weights. It is loaded from
+the dense model, its plan and its folder. The number of processes and DeepSpeed's settings in training do not matter
+then.
 """
 
 import gc
@@ -29,32 +30,46 @@ from training.run import device, is_main_process
 
 
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The dense model and its processor, in the recipe's dtype, on the CPU. Raises UserError, as `load_dense`."""
+    """Returns the dense model and its processor, in the recipe's dtype and on the CPU.
+
+    Raises:
+        UserError: as `checkpoints.build.load_dense`.
+    """
     return load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
 
 
 def dense_processor(settings: ModelSettings) -> ProcessorMixin:
-    """The dense model's processor alone. Raises UserError where there is none, or no model that is supported."""
+    """Returns the dense model's processor.
+
+    Raises:
+        UserError: there is no processor, or the model is not supported.
+    """
     dense_config(settings.path)
     return load_processor(settings.path, settings.trust_remote_code)
 
 
 def untrained_student(settings: ModelSettings, plan: VisualPlan) -> PreTrainedModel:
-    """The dense model under `plan`."""
+    """Returns the dense model's weights under `plan`, on the CPU.
+
+    Raises:
+        UserError: the model is not supported, or the plan does not fit it.
+    """
     dense, _ = load_model(settings)
     student = build_student(dense, plan)
-    student.set_attn_implementation({"text_config": settings.attention})  # the tower, without gradients, stays fused
+    student.set_attn_implementation(
+        {"text_config": settings.attention}
+    )  # the vision tower has no gradients and stays on fused kernels
     return student
 
 
 def dense_student(settings: ModelSettings) -> PreTrainedModel:
-    """The dense model in the class that can run any plan."""
+    """Returns the dense model as a sparse class under the dense plan, so that it can run any plan."""
     num_layers = dense_config(settings.path).text_config.num_hidden_layers
     return untrained_student(settings, VisualPlan.dense(num_layers)).to(device())
 
 
 def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> PreTrainedModel:
-    """The student that `train_student` left in `folder`, adapters merged."""
+    """Returns the student that `train_student` saved in `folder`, on the CPU, with its adapters merged."""
     weights = folder / "weights"
     if recipe.lora is None:
         cls = sparse_class(dense_config(recipe.model.path))
@@ -73,23 +88,32 @@ def train_student(
     folder: Path,
     adapters: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Distil the student under `plan`; every process calls this. What is in `folder` already is not done again.
+    """Distils the student under `plan`, unless `folder` has its weights already. Every process calls this.
+
+    It writes weights/ and trainer/metrics.jsonl in `folder`. weights/ is complete if it is there.
 
     Args:
-        adapters: those to begin with, of the dense model (not permuted); None: fresh ones.
+        recipe: the recipe, with the student's own seed and training.
+        plan: the student's plan.
+        dataset: the training data, perhaps with the teacher's answers.
+        collator: makes batches of its samples.
+        folder: folder of the student.
+        adapters: adapters of the dense model that the student begins with, not permuted; None for fresh adapters.
 
-    Leaves in `folder`: weights/ (whole or absent) and trainer/ with metrics.jsonl.
+    Raises:
+        UserError: as `DistillationTrainer`.
     """
     if (folder / "weights").exists():
         return
     set_seed(recipe.seed)
-    # Loaded before the training arguments exist: under ZeRO-3 these make from_pretrained split what it loads.
+    # The models are loaded before the training arguments are made. With ZeRO-3, these make from_pretrained divide
+    # every model that it loads.
     student, teacher = untrained_student(recipe.model, plan), None
     if recipe.lora is not None:
         student = add_lora(student, recipe.lora)
         if adapters is not None:
-            own = permuted_adapters(adapters, student.get_base_model().model.language_model, plan)
-            outcome = set_peft_model_state_dict(student, own)
+            student_adapters = permuted_adapters(adapters, student.get_base_model().model.language_model, plan)
+            outcome = set_peft_model_state_dict(student, student_adapters)
             assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     else:
         student.vision_tower.requires_grad_(False)
@@ -103,11 +127,14 @@ def train_student(
         distillation=recipe.distillation,
         teacher=teacher,
     )
-    train_and_keep(trainer, folder)
+    train_and_save(trainer, folder)
 
 
-def train_and_keep(trainer: DistillationTrainer, folder: Path) -> None:
-    """Trains to the end and leaves what was trained in `folder`/weights, whole or absent; every process calls this."""
+def train_and_save(trainer: DistillationTrainer, folder: Path) -> None:
+    """Trains to the end, and saves what was trained in `folder`/weights. Every process calls this.
+
+    The trainer's checkpoints are deleted then. weights/ is complete if it is there.
+    """
     trainer.train()
     partial = folder / "weights.partial"
     trainer.save_model(str(partial))
@@ -119,4 +146,4 @@ def train_and_keep(trainer: DistillationTrainer, folder: Path) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer
-    gc.collect()  # engine and hooks hold each other; the next model needs the room
+    gc.collect()  # DeepSpeed's engine and hooks refer to each other, and the next model needs the memory

@@ -1,11 +1,15 @@
-"""The trainer: transformers.Trainer with a distillation loss, and nothing else of its own.
+"""The trainer: transformers.Trainer with a distillation loss.
 
-Teacher and student get the same processed batch, pictures included. With LoRA the teacher is the student's own base
-weights, adapters off, under the dense plan; for full fine-tuning it is a second model. Logits exist only where the next
-token is supervised (`predicts_answer`).
+Teacher and student get the same batch. With LoRA the teacher is the student itself, with its adapters off and under the
+dense plan. For full fine-tuning it is a second model. If the batches hold stored answers of the teacher
+(training/distillation/teacher_answers.py), it is not run at all. Logits are computed only where the next token is
+supervised (`predicts_answer`).
 
-The loss of a step is (weighted token sums of all its micro-batches and ranks) / (their number of supervised tokens), so
-how a global batch is cut into micro-batches and ranks changes nothing.
+The loss of a step is a sum over the supervised tokens of all its micro-batches and ranks, divided by the number of
+these tokens. So it does not matter how a global batch is divided into micro-batches and ranks.
+
+Besides the loss, the trainer stops at a loss that is not finite, logs every single loss, writes metrics.jsonl, and
+continues from the last checkpoint.
 
 B batch, S tokens of a padded row, N supervised positions of a batch, V vocab, D hidden_size.
 """
@@ -23,24 +27,25 @@ from transformers.integrations import unset_hf_deepspeed_config
 from data.collator import TEXT_KEYS, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.callbacks import MetricsFile, ProgressLine, last_checkpoint
-from training.distillation.kept_answers import with_features
+from training.distillation.callbacks import MetricsFile, ProgressBar, last_checkpoint
 from training.distillation.lora import adapters_off
-from training.distillation.losses import Rows, weighted_token_sums
+from training.distillation.losses import SupervisedOutputs, weighted_token_sums
+from training.distillation.teacher_answers import encoded_pictures
 from training.recipe.distillation import DistillationSettings
 
 
 class DistillationTrainer(Trainer):
-    """Trains a sparse student on the data's answers and on the teacher's.
+    """Trains a sparse student on the answers in the data and on the teacher's distributions.
 
     Args:
-        model: the student; a PeftModel over it (then it is its own teacher), or the bare model for full fine-tuning.
-        distillation: which losses, how much of each.
-        teacher: for full fine-tuning, a model of the same class under its own plan.
-        others: as for transformers.Trainer. Batches are those of `data.collator.Collator`.
+        model: the student. It is a PeftModel, which is its own teacher, or the bare model for full fine-tuning.
+        distillation: the losses and their weights.
+        teacher: a model of the same class under the dense plan, for full fine-tuning; None with a PeftModel.
+        **kwargs: other arguments of transformers.Trainer. Batches are those of `data.collator.Collator`.
+
     Raises:
-        UserError: teacher and student differ in vocabulary; while training: a loss that is not finite, a step whose
-            batches supervise no token.
+        UserError: teacher and student have different vocabularies. In training, it means that a loss is not finite or
+            that a step has no supervised token.
     """
 
     def __init__(
@@ -55,26 +60,30 @@ class DistillationTrainer(Trainer):
         assert not (distillation.needs_teacher and teacher is None and not isinstance(self.student, PeftModel)), (
             "no teacher"
         )
-        # compute_loss divides by the tokens of the whole step itself: Trainer must count them, and not divide again.
+        # compute_loss divides by the number of tokens in the whole step. This makes Trainer count them, and not divide
+        # a second time.
         self.model_accepts_loss_kwargs = True
         self.distillation = distillation
         self.teacher = teacher
-        self._parts: dict[str, torch.Tensor] = {}
-        self._parts_step = 0
+        self._metric_sums: dict[str, torch.Tensor] = {}
+        self._metric_sums_begin = 0
         if teacher is not None:
             _check_vocabulary(teacher, model)
             teacher.requires_grad_(False).eval().to(self.args.device)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ProgressLine())
+        self.add_callback(ProgressBar())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
 
     @property
     def student(self) -> PeftModel | PreTrainedModel:
-        """The student inside what is trained."""
+        """The student. A subclass may train a module around it."""
         return self.model
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This micro-batch's share of the step's loss, scaled by the ranks over which gradients are averaged."""
+        """Returns this micro-batch's part of the step's loss, a scalar.
+
+        It is multiplied by the number of ranks, as gradients are averaged over ranks.
+        """
         assert not return_outputs, "there is no evaluation loop in this trainer"
         labels = inputs["labels"]
         supervised = predicts_answer(labels)  # [B, S]
@@ -85,75 +94,84 @@ class DistillationTrainer(Trainer):
             )
 
         inputs = {**inputs, "logits_mask": supervised}
-        kept_logits = inputs.pop("teacher_logits", None)
+        stored_logits = inputs.pop("teacher_logits", None)
         if isinstance(self.student, PeftModel):
             inputs = self._with_encoded_pictures(inputs)
-        teacher_rows = None
-        if kept_logits is not None:
-            teacher_rows = Rows(kept_logits, None)
+        teacher_outputs = None
+        if stored_logits is not None:
+            teacher_outputs = SupervisedOutputs(stored_logits, None)
         elif self.distillation.needs_teacher:
-            with self._teacher() as teacher:
-                teacher_rows = _supervised_rows(teacher, teacher, inputs)
-        student_rows = _supervised_rows(model, self.student, inputs)
+            with self._teacher_context() as teacher:
+                teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
+        student_outputs = _supervised_outputs(model, self.student, inputs)
 
         loss = torch.zeros((), device=labels.device)
-        for name, weight, token_sum in weighted_token_sums(self.distillation, targets, student_rows, teacher_rows):
-            part = token_sum / num_items_in_batch
-            self.add_part(name, part.detach())
-            loss = loss + weight * part
+        token_sums = weighted_token_sums(self.distillation, targets, student_outputs, teacher_outputs)
+        for name, weight, token_sum in token_sums:
+            mean = token_sum / num_items_in_batch
+            self.accumulate_metric(name, mean.detach())
+            loss = loss + weight * mean
         return loss * self.accelerator.num_processes
 
-    def add_part(self, name: str, part: torch.Tensor) -> None:
-        """Adds to what `log` gives as `name`: the sum over micro-batches and ranks, mean over steps."""
-        if not self._parts:
-            self._parts_step = self.state.global_step
-        self._parts[name] = self._parts.get(name, 0) + part
+    def accumulate_metric(self, name: str, value: torch.Tensor) -> None:
+        """Adds a scalar to the metric `name`.
+
+        The next log gives the sum over micro-batches and ranks, and of these sums the mean over steps.
+        """
+        if not self._metric_sums:
+            self._metric_sums_begin = self.state.global_step
+        self._metric_sums[name] = self._metric_sums.get(name, 0) + value
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """As in Trainer. Raises UserError if the loss is not finite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise UserError(
                 f"step {self.state.global_step + 1}: the loss is {loss.item()}; "
-                f"the learning rate (now {self._get_learning_rate():.2g}) may be too high, or the data or weights hold NaN"
+                f"the learning rate (now {self._get_learning_rate():.2g}) may be too high, "
+                "or the data or weights hold NaN"
             )
         return loss
 
     def log(self, logs, start_time=None):
-        """Adds each part of the loss, mean over the steps since the last log."""
-        num_steps = self.state.global_step - self._parts_step
-        if self._parts and num_steps:
-            for name, part in self._parts.items():
-                logs[name] = (self.accelerator.reduce(part, "sum") / num_steps).item()
-            self._parts = {}
+        """As in Trainer, with each accumulated metric: its mean over the steps since the last log."""
+        num_steps = self.state.global_step - self._metric_sums_begin
+        if self._metric_sums and num_steps:
+            for name, metric_sum in self._metric_sums.items():
+                logs[name] = (self.accelerator.reduce(metric_sum, "sum") / num_steps).item()
+            self._metric_sums = {}
         super().log(logs, start_time)
 
     def train(self, **kwargs):
-        """Trains to the end, from the last whole checkpoint in the output folder where there is one."""
+        """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one."""
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         try:
             return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         finally:
-            # Else every model loaded later in this process would be split up by ZeRO-3.
+            # Otherwise ZeRO-3 would divide every model that this process loads later.
             unset_hf_deepspeed_config()
 
     @torch.no_grad()
     def _with_encoded_pictures(self, inputs: dict) -> dict:
-        """The pictures as what projector and vision tower, frozen under LoRA, make of them: once for both models."""
+        """Returns the inputs with features instead of pixels, so that teacher and student need not compute them both.
+
+        Both have the same features, as LoRA leaves vision tower and projector frozen.
+        """
         text = {name: inputs[name] for name in (*TEXT_KEYS, "logits_mask")}
         pictures = {name: value for name, value in inputs.items() if name not in text}
         if self.distillation.keep_answers:
-            return text | with_features(pictures)
+            return text | encoded_pictures(pictures)
         with self.accelerator.autocast():
             return text | self.student.get_base_model().encode_pictures(pictures)
 
     @contextmanager
-    def _teacher(self) -> Iterator[nn.Module]:
-        """The teacher: dense, in eval mode, without gradients. The student is as before afterwards."""
+    def _teacher_context(self) -> Iterator[nn.Module]:
+        """Yields the teacher in eval mode, without gradients. Afterwards the student is as it was."""
         with torch.no_grad():
             if self.teacher is not None:
                 yield self.teacher
                 return
-            # The bare module: a forward that is never followed by a backward is no business of DDP's or DeepSpeed's.
+            # The bare module is called, as DDP and DeepSpeed expect a backward pass after each forward pass.
             student = self.student
             base = student.get_base_model()
             training = student.training
@@ -163,8 +181,14 @@ class DistillationTrainer(Trainer):
             student.train(training)
 
 
-def _supervised_rows(model: nn.Module, bare_model: nn.Module, inputs: dict) -> Rows:
-    """Forward of `model`, whatever wraps it. `bare_model` is the module inside, whose lm_head sees just these rows."""
+def _supervised_outputs(model: nn.Module, bare_model: nn.Module, inputs: dict) -> SupervisedOutputs:
+    """Runs the forward pass and returns logits and hidden states at the supervised positions.
+
+    Args:
+        model: the model, perhaps wrapped by DDP or DeepSpeed.
+        bare_model: the model without such a wrapper. Its lm_head is called for the supervised positions only.
+        inputs: arguments of the forward, with `logits_mask`.
+    """
     hidden: list[torch.Tensor] = []
     head = bare_model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
@@ -172,10 +196,11 @@ def _supervised_rows(model: nn.Module, bare_model: nn.Module, inputs: dict) -> R
         logits = model(**inputs, use_cache=False).logits
     finally:
         hook.remove()
-    return Rows(logits, *hidden)
+    return SupervisedOutputs(logits, *hidden)
 
 
 def _check_vocabulary(teacher: nn.Module, student: nn.Module) -> None:
+    """Raises UserError if the two models have vocabularies of different sizes."""
     sizes = {
         name: model.get_output_embeddings().out_features for name, model in (("teacher", teacher), ("student", student))
     }

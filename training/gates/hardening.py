@@ -1,8 +1,9 @@
 """Hardening: how learned gates become a plan.
 
-Gates are opened in the order of their log alpha, each where the budget still allows it. So the budget is met by
-construction, and little of it is left. More orders are drawn from the gates' own noise. Of all these plans the one of
-least answer KL is taken, with the adapters that were learned beside the gates in place.
+All learned gates are shut at first. They are opened in the order of their log alpha, but a gate stays shut if the plan
+would cost more than the budget. So the budget is met, and little of it is left. Other orders are drawn by adding the
+noise that the gates had in training. Each order gives a plan. The plan with the least answer KL is taken, measured with
+the adapters that were learned together with the gates.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,11 +25,15 @@ def harden(
     answer_kl: Callable[[VisualPlan], float],
     seed: int,
 ) -> VisualPlan:
-    """Returns the plan of least answer KL among those that the gates are likely to mean, within the budget.
+    """Returns the plan within the budget that has the least answer KL, among several that the gates make likely.
 
     Args:
-        answer_kl: how far a plan moves the answers, with the adapters that were learned beside the gates.
-        seed: of the orders that are drawn.
+        gates: the learned gates, on the CPU.
+        base: what no gate decides (`training.gates.start.base_plan`).
+        price: returns what a plan costs, as a share of the dense model's cost.
+        settings: the budget, and how many orders are drawn.
+        answer_kl: returns the KL of a plan's answers from the dense model's, in nats per supervised token.
+        seed: seed of the orders that are drawn.
     """
     plans = (
         without_dead_work(_opened_in_order(gates, scores, base, price, settings.budget.share), gates)
@@ -38,7 +43,7 @@ def harden(
 
 
 def _scores(gates: VisualGates, draws: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields log alpha, then log alpha with the hard concrete's noise, once for each draw."""
+    """Yields log alpha, then log alpha plus the noise of the hard concrete distribution for each draw."""
     log_alpha = {name: value.detach() for name, value in gates.log_alpha.items()}
     yield log_alpha
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +57,10 @@ def _scores(gates: VisualGates, draws: int, seed: int) -> Iterator[dict[str, tor
 def _opened_in_order(
     gates: VisualGates, scores: Mapping[str, torch.Tensor], base: VisualPlan, price: PlanPrice, share: float
 ) -> VisualPlan:
-    """Returns the plan of gates opened by falling score, each where the budget still allows it."""
+    """Returns the plan of gates that are opened by falling score.
+
+    A gate stays shut if the plan would cost more than `share` of the dense model's cost.
+    """
     opened = {name: gates.fixed_open(name) for name in GATE_KINDS}
     candidates = [
         (float(scores[name][place]), name, place)
@@ -71,7 +79,7 @@ def _opened_in_order(
 
 
 def without_dead_work(plan: VisualPlan, gates: VisualGates) -> VisualPlan:
-    """Returns the same plan, in which each layer says only what it executes."""
+    """Returns the same plan without work whose result nothing reads."""
     num_units, num_neurons = gates.log_alpha["heads"].shape[1], gates.block.shape[1]
     layers = [
         layer

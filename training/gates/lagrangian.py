@@ -1,4 +1,4 @@
-"""The Lagrangian that holds the expected price of gates to a budget, and the target that falls to the budget."""
+"""The Lagrangian that holds the expected cost of gates to a target, and the target, which falls to the budget."""
 
 import torch
 from torch import nn
@@ -7,11 +7,14 @@ from torch import nn
 class Lagrangian(nn.Module):
     """Holds a cost to a target, with multipliers that are trained upwards.
 
-    With x = cost / target - 1 it is linear * x + quadratic * x^2, the augmented Lagrangian of arXiv 1910.04732. There the
-    distance is absolute. Here it is relative, so that a target of 2 % is held as closely as one of 25 %.
+    It is linear * x + quadratic * x^2 with x = cost / target - 1. This is the augmented Lagrangian of arXiv 1910.04732,
+    but there x is the absolute difference. A relative difference holds a target of 2 % as closely as one of 25 %.
 
-    While the target falls, the cost lags behind it. A linear multiplier that learned from that lag would push the cost
-    far below the budget afterwards. So it takes part once the target rests.
+    While the target falls, the cost is above it. If the linear multiplier learned from this, it would push the cost far
+    below the budget afterwards. So it is used only when the target is final.
+
+    Args:
+        quadratic: first value of the quadratic multiplier. That of the linear one is 0.
     """
 
     def __init__(self, quadratic: float):
@@ -19,9 +22,16 @@ class Lagrangian(nn.Module):
         self.linear = nn.Parameter(torch.zeros(()))
         self.quadratic = nn.Parameter(torch.tensor(quadratic))
 
-    def forward(self, cost: torch.Tensor, target: float, rests: bool) -> torch.Tensor:
+    def forward(self, cost: torch.Tensor, target: float, target_is_final: bool) -> torch.Tensor:
+        """Returns the penalty, a differentiable scalar.
+
+        Args:
+            cost: scalar, as a share of the dense model's cost.
+            target: what the cost is held to, in the same unit.
+            target_is_final: whether the target will not fall any more.
+        """
         excess = cost / target - 1
-        return rests * self.linear * excess + self.quadratic * excess**2
+        return target_is_final * self.linear * excess + self.quadratic * excess**2
 
 
 def falling_target(start: float, target: float, progress: float) -> float:

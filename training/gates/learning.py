@@ -1,11 +1,11 @@
-"""From a dense model to a learned plan: train gates and LoRA, keep them on disk, harden them into a plan.
+"""Learns a plan: trains gates together with LoRA adapters, saves both, and hardens the gates into a plan.
 
-In the folder of one learned plan:
+The folder of a learned plan holds:
 
-    start.json            the plan whose gates are open at first
-    weights/              gates, multipliers and adapters as learned
-    trainer/              metrics.jsonl, gates.jsonl
-    hardening.json        what the hard plan costs and how far it is from the soft gates
+    start.json            the plan that learning starts from
+    weights/              gates, multipliers and adapters after training
+    trainer/              metrics.jsonl and gates.jsonl
+    hardening.json        the cost of the hard plan and its answer KL, and the same under the soft gates
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
-from training.distillation.students import train_and_keep, untrained_student
+from training.distillation.students import train_and_save, untrained_student
 from training.files import write_json
 from training.gates.hardening import harden
 from training.gates.start import base_plan, check_budget, gates_at_start
@@ -36,7 +36,7 @@ from training.recipe.student import StudentRecipe
 from training.run import device
 
 DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
-"""Beside the gates, where the student itself is to be trained in full."""
+"""The adapters that are trained together with gates if the recipe asks for full fine-tuning of students."""
 
 
 def gated_student(
@@ -46,10 +46,12 @@ def gated_student(
     start: VisualPlan,
     latency: LatencyTable | None,
 ) -> GatedStudent:
-    """Returns the dense model with fresh adapters and gates.
+    """Returns the dense model with fresh adapters and gates, on the CPU.
 
     Args:
-        latency: timings of the machine, where the budget bounds latency.
+        calibration: statistics of the dense model.
+        start: the plan whose gates are open at first.
+        latency: timings of this machine; None unless the budget bounds latency.
 
     Raises:
         UserError: as `gates_at_start` and `check_budget`.
@@ -71,7 +73,21 @@ def learn_gates(
     collator: Collator,
     folder: Path,
 ) -> None:
-    """Trains gates and adapters together; every process calls this. What is in `folder` already is not done again."""
+    """Trains gates and adapters together, unless `folder` has their weights already. Every process calls this.
+
+    It reads start.json in `folder`, and writes weights/ and trainer/.
+
+    Args:
+        recipe: the recipe, with the student's own seed.
+        calibration: statistics of the dense model.
+        latency: timings of this machine; None unless the budget bounds latency.
+        dataset: the training data, perhaps with the teacher's answers.
+        collator: makes batches of its samples.
+        folder: folder of the learned plan.
+
+    Raises:
+        UserError: as `gated_student` and `DistillationTrainer`.
+    """
     if (folder / "weights").exists():
         return
     set_seed(recipe.seed)
@@ -91,7 +107,7 @@ def learn_gates(
         distillation=recipe.distillation,
         settings=settings,
     )
-    train_and_keep(trainer, folder)
+    train_and_save(trainer, folder)
 
 
 def hardened_plan(
@@ -102,7 +118,13 @@ def hardened_plan(
     batches: Sequence[dict],
     folder: Path,
 ) -> VisualPlan:
-    """The plan that the gates in `folder` mean; leaves hardening.json there."""
+    """Returns the plan that the gates in `folder` are hardened into, and writes hardening.json there.
+
+    Arguments that are not explained here are those of `learn_gates`.
+
+    Args:
+        batches: calibration batches, on which plans are compared.
+    """
     start = VisualPlan.load(folder / "start.json")
     gated = gated_student(recipe, settings, calibration, start, latency)
     outcome = gated.load_state_dict(load_file(folder / "weights" / "model.safetensors"), strict=False)
@@ -110,18 +132,18 @@ def hardened_plan(
     gated.to(device()).eval()
     base, model = base_plan(start), gated.student.get_base_model()
     with adapters_off(gated.student):
-        answer_kl = AnswerKL(model, batches)  # holds the dense model's own answers
+        answer_kl = AnswerKL(model, batches)  # computes the dense model's answers now
     gated.student.merge_adapter()
     soft, expected_cost = answer_kl.distance(base, gated.gates()), gated.expected_cost().item()
     plan = harden(gated.gates.cpu(), base, gated.price, settings, answer_kl, recipe.seed)
-    share = gated.price(plan)
+    cost = gated.price(plan)
     write_json(
         folder / "hardening.json",
         {
             "budget": settings.budget.model_dump(exclude_none=True),
             "expected_cost": expected_cost,
-            "cost": share,
-            "unused_share_of_budget": 1 - share / settings.budget.share,
+            "cost": cost,
+            "unused_share_of_budget": 1 - cost / settings.budget.share,
             "soft": soft,
             "hard": answer_kl.distance(plan),
         },
@@ -130,10 +152,13 @@ def hardened_plan(
 
 
 def learned_adapters(folder: Path) -> dict[str, torch.Tensor]:
-    """The adapters that were learned beside the gates in `folder`, of the dense model."""
-    kept = load_file(folder / "weights" / "model.safetensors")
+    """Returns the adapters that were learned together with the gates in `folder`.
+
+    They are adapters of the dense model, named as by `peft.get_peft_model_state_dict`.
+    """
+    weights = load_file(folder / "weights" / "model.safetensors")
     return {
         name.removeprefix("student.").replace(".default.", "."): value
-        for name, value in kept.items()
+        for name, value in weights.items()
         if name.startswith("student.")
     }

@@ -1,4 +1,4 @@
-"""Where learning a plan begins: gates that are open as a given plan says."""
+"""How learning a plan begins: the gates that a given plan opens."""
 
 from collections.abc import Sequence
 
@@ -18,13 +18,21 @@ from training.recipe.gates import GateSettings
 def gates_at_start(
     config: PreTrainedConfig, calibration: Calibration, start: VisualPlan, settings: GateSettings
 ) -> VisualGates:
-    """Returns gates that are open where `start` serves vision.
+    """Returns gates that are open where `start` serves visual tokens, and shut elsewhere.
 
-    Blocks hold the FFN neurons in the order of their calibrated importance. A gate that `start` shuts is learned too.
+    A gate that is shut at first is learned too, if its kind is learned.
+
+    FFN neurons are divided into blocks in the order of their calibrated importance.
+
+    Args:
+        config: the model's config.
+        calibration: statistics of the dense model.
+        start: the plan that learning starts from.
+        settings: which kinds of gates there are, and how far they are open at first.
 
     Raises:
-        UserError: `start` carries a part of the visual tokens, which no gate decides, or it shuts what the gates of the
-            profile cannot shut.
+        UserError: `start` does not fit the model, or carries a share of the visual tokens, which no gate can choose. Or
+            it shuts what the gates of the profile `servable` cannot shut.
     """
     text = config.text_config
     num_layers, num_units, num_neurons = text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size
@@ -45,13 +53,14 @@ def gates_at_start(
             carried and layer.read and num_served(layer.heads, num_units) == num_units
         ):
             raise UserError(
-                f"plan.start: layer {index}: shuts more than attention updates and FFN neurons, allowed with profile: max"
+                f"plan.start: layer {index}: shuts more than attention updates and FFN neurons, "
+                "allowed with profile: max"
             )
         opened["attend"][index] = layer.attend and carried
         opened["read"][index] = layer.read and carried
         opened["ffn"][index] = num_served(layer.ffn, num_neurons) > 0 and carried
         opened["heads"][index, _indices(layer.heads, num_units)] = carried
-        # A block is open where most of its neurons are served.
+        # A block is open if most of its neurons serve visual tokens.
         served = torch.zeros(num_neurons)
         served[_indices(layer.ffn, num_neurons)] = 1.0
         share = torch.zeros(num_blocks).index_add(0, block[index], served) / block[index].bincount(minlength=num_blocks)
@@ -64,18 +73,18 @@ def gates_at_start(
 
 
 def base_plan(start: VisualPlan) -> VisualPlan:
-    """Returns the part of `start` that no gate decides: how far visual tokens see."""
+    """Returns a plan with only what no gate decides: how far visual tokens see in each layer of `start`."""
     return VisualPlan(
         layers=tuple(LayerPlan(radius=layer.radius, bidirectional=layer.bidirectional) for layer in start.layers)
     )
 
 
 def check_budget(gates: VisualGates, base: VisualPlan, price: PlanPrice, budget: Budget) -> None:
-    """Raises UserError where the budget cannot be met, not even with every gate shut that may be."""
+    """Raises UserError if the budget cannot be met even with every gate shut that can be shut."""
     least = price(gates.plan({name: gates.fixed_open(name) for name in GATE_KINDS}, base))
     budget.refuse_below(least, "what no gate can shut")
 
 
 def _indices(units: int | Sequence[int] | None, total: int) -> list[int]:
-    """Returns the indices that a plan's `heads` or `ffn` names."""
+    """Returns the indices that a plan's `heads` or `ffn` stands for."""
     return list(range(num_served(units, total))) if not isinstance(units, tuple) else list(units)

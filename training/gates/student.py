@@ -1,4 +1,4 @@
-"""What is trained while a plan is learned: LoRA, gates and multipliers, in one module."""
+"""The module that is trained while a plan is learned: LoRA adapters, gates and multipliers."""
 
 from dataclasses import dataclass
 
@@ -14,54 +14,65 @@ from training.measure.price import PlanPrice, expected_work
 
 @dataclass
 class GatedOutput(ModelOutput):
-    """Logits as the student's, and the Lagrangian: an output, so that data parallelism knows that the multipliers take part."""
+    """What `GatedStudent` returns.
+
+    `penalty` is an output so that DistributedDataParallel sees that the multipliers are used.
+    """
 
     logits: torch.Tensor | None = None
+    """The student's logits."""
     penalty: torch.Tensor | None = None
+    """The Lagrangian, a scalar."""
 
 
 class GatedStudent(nn.Module):
-    """A student under gates, drawn anew in each forward.
+    """A student under gates. Each forward in training draws the gates anew.
 
-    Its state is what is trained, not the frozen weights.
+    Its state dict holds what is trained, without the frozen weights.
 
     Args:
-        student: adapters on a student under the plan that gates do not decide (dense, but for `radius`).
-        gates: open and shut what that plan serves.
-        price: of plans, in the budget's measure.
+        student: a student with adapters, under the plan that `training.gates.start.base_plan` returns.
+        gates: the gates.
+        price: returns what a plan costs, in the budget's measure.
 
     Attributes:
-        target, target_rests: what the expected cost is held to, and whether that will not fall further.
-        cost, penalty: expected cost and Lagrangian of the last forward.
+        target: what the expected cost is held to, as a share of the dense model's cost.
+        target_is_final: whether the target will not fall any more.
+        cost: expected cost in the last forward, a scalar.
+        penalty: Lagrangian in the last forward, a scalar.
     """
 
-    _keys_to_ignore_on_save = None  # transformers.Trainer looks for it where it resumes
+    _keys_to_ignore_on_save = None  # transformers.Trainer reads it when it continues a training
 
     def __init__(self, student: PeftModel, gates: VisualGates, price: PlanPrice):
         super().__init__()
         self.student, self.gates = student, gates
         self.lagrangian = Lagrangian(quadratic=1.0)
         self.price = price
-        self.target, self.target_rests = 1.0, False
+        self.target, self.target_is_final = 1.0, False
         num_blocks = gates.log_alpha["neurons"].shape[1]
         sizes = torch.stack([block.bincount(minlength=num_blocks) for block in gates.block])
         self.register_buffer("block_sizes", sizes, persistent=False)
 
     def forward(self, **inputs) -> GatedOutput:
-        """The student under one draw of the gates (in eval mode: under their deterministic values)."""
+        """Runs the student under one draw of the gates. In eval mode the gates have their deterministic values."""
         outputs = self.student(**inputs, gates=self.gates())
         self.cost = self.expected_cost()
-        self.penalty = self.lagrangian(self.cost, self.target, self.target_rests)
+        self.penalty = self.lagrangian(self.cost, self.target, self.target_is_final)
         return GatedOutput(logits=outputs.logits, penalty=self.penalty)
 
     def expected_cost(self) -> torch.Tensor:
-        """Differentiable scalar; the stock model costs 1."""
+        """Returns the expected cost, a differentiable scalar. The dense model costs 1."""
         base = self.student.get_base_model().visual_plan
         return self.price.expected(self.gates.open_probability(), self.block_sizes, base)
 
     def served_shares(self) -> dict[str, torch.Tensor]:
-        """Per layer [L], the expected shares of heads that text reads, of heads that visual tokens query, and of FFN neurons
-        that serve them; work that nobody reads is not served."""
+        """Returns the expected share of work that is done in each layer, as [L] for each kind of work.
+
+        `read` is the share of heads through which text reads visual tokens. `attend` is the share of heads in which
+        visual tokens attend. `ffn` is the share of FFN neurons that serve them. Work whose result nothing reads is not
+        counted.
+        """
         works = expected_work(self.gates.open_probability(), self.block_sizes)
         num_units, num_neurons = self.gates.log_alpha["heads"].shape[1], self.block_sizes.sum(1)[0]
         return {
@@ -71,5 +82,6 @@ class GatedStudent(nn.Module):
         }
 
     def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+        """As in torch, but only what is trained."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}

@@ -1,7 +1,7 @@
-"""Learning a plan: the distillation trainer, with gates on the student and a Lagrangian that holds their expected cost.
+"""The trainer of gates: the distillation trainer, plus a Lagrangian that holds the gates' expected cost to a target.
 
-No DeepSpeed here: its engine casts every parameter to the model's dtype, and gates are fp32. Several processes train under
-torch's own data parallelism.
+It does not use DeepSpeed, which casts every parameter to the model's dtype, as gates are fp32. Several processes use
+torch's DistributedDataParallel.
 """
 
 import json
@@ -18,40 +18,44 @@ from training.recipe.gates import GateSettings
 
 
 class GateTrainer(DistillationTrainer):
-    """Trains LoRA, gates and multipliers together.
+    """Trains LoRA adapters, gates and multipliers together.
 
     Args:
-        model: what is trained.
+        model: the student with its gates.
         settings: budget and learning rates.
-        others: as for `DistillationTrainer`.
+        **kwargs: other arguments of `DistillationTrainer`.
     """
 
     def __init__(self, model: GatedStudent, *, settings: GateSettings, **kwargs):
         super().__init__(model=model, **kwargs)
         self.settings = settings
         with torch.no_grad():
-            self._start = float(model.expected_cost())
+            self._start_cost = float(model.expected_cost())
         self.add_callback(GatesFile(Path(self.args.output_dir) / "gates.jsonl"))
 
     @property
     def student(self):
+        """The student without its gates."""
         return self.model.student
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The distillation loss under one draw of the gates, and this micro-batch's share of the Lagrangian."""
+        """Returns the distillation loss under one draw of the gates, plus this micro-batch's part of the Lagrangian."""
         gated, settings = self.model, self.settings
         progress = self.state.global_step / (settings.budget_reached * self.state.max_steps)
-        gated.target = falling_target(self._start, settings.budget.share, progress)
-        gated.target_rests = progress >= 1 or self._start <= settings.budget.share
+        gated.target = falling_target(self._start_cost, settings.budget.share, progress)
+        gated.target_is_final = progress >= 1 or self._start_cost <= settings.budget.share
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         share = 1 / self.args.gradient_accumulation_steps
-        of_all = share / self.accelerator.num_processes
-        self.add_part("cost", gated.cost.detach() * of_all)
-        self.add_part("target", torch.full_like(gated.cost.detach(), gated.target) * of_all)
+        share_of_rank = share / self.accelerator.num_processes
+        self.accumulate_metric("cost", gated.cost.detach() * share_of_rank)
+        self.accumulate_metric("target", torch.full_like(gated.cost.detach(), gated.target) * share_of_rank)
         return loss + gated.penalty * share
 
     def create_optimizer(self, model=None) -> Optimizer:
-        """LoRA at the recipe's rate, gates and multipliers at theirs; multipliers climb where all else descends."""
+        """Returns AdamW with a learning rate each for adapters, gates and multipliers.
+
+        The multipliers are trained to raise the loss, and everything else to lower it.
+        """
         gated, settings = self.model, self.settings
         lora = [parameter for parameter in gated.student.parameters() if parameter.requires_grad]
         self.optimizer = AdamW(
@@ -72,13 +76,14 @@ class GateTrainer(DistillationTrainer):
 
 
 class GatesFile(MetricsFile):
-    """Appends to gates.jsonl what is expected to serve vision, as `GatedStudent.served_shares` gives it, at every log."""
+    """Appends what `GatedStudent.served_shares` returns to gates.jsonl at every log."""
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
-        if state.is_world_process_zero and "cost" in logs:  # not in the summary at the end
+        if state.is_world_process_zero and "cost" in logs:  # the summary at the end has no cost
             with torch.no_grad():
                 shares = {
-                    name: [round(share, 4) for share in of.tolist()] for name, of in model.served_shares().items()
+                    name: [round(share, 4) for share in values.tolist()]
+                    for name, values in model.served_shares().items()
                 }
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **shares}) + "\n")

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from data.collator import pictures_of
 from modeling.visual_layout import VisualTokens
 from modeling.visual_plan import VisualPlan
+from modeling.whole_file import whole_file
 from training.measure.answer_kl import AnswerKL, OwnAnswers, samples_with_images
 from training.measure.dense_forward import decoder_inputs, dense_layers
 from training.ranks import OnAllRanks, alone, in_order, own_share, rank
@@ -59,11 +60,9 @@ class Calibration:
         return self.activity.mean(dim=(0, 2))
 
     def save(self, path: Path) -> None:
-        """Writes the statistics to a safetensors file, whole or not at all. Makes its folder if it is missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, partial)
-        partial.replace(path)
+        """Writes the statistics to a safetensors file. If the process is killed meanwhile, `path` is as it was before."""
+        with whole_file(path) as file:
+            save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, file)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":

@@ -1,4 +1,4 @@
-"""What a recipe may say. This room needs pydantic alone."""
+"""The keys of a recipe and how it is read. This package imports neither torch nor transformers."""
 
 from training.recipe.dense import DenseRecipe
 from training.recipe.file import load_recipe

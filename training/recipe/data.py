@@ -10,16 +10,19 @@ from training.schema import Strict
 
 
 class SourceSettings(Strict):
-    """Samples from a LLaVA JSON (`path` and `images`), or from a split of `data.world`."""
+    """One source of samples: a LLaVA JSON file (`path` and `images`), or a split of the embedded world (`split`)."""
 
     path: Path | None = None
+    """LLaVA JSON file. null: the source is `split`."""
     images: Path | None = None
-    """Folder that the image paths in the JSON are relative to; images outside it are refused."""
+    """Folder that the image paths in the JSON file start from. Images outside it are refused. It is given with
+    `path`."""
     split: str | None = None
+    """Name of a split in `data.world`. null: the source is `path`."""
     weight: float | None = Field(default=None, gt=0)
-    """How often each sample is used; 0.5 is a random half."""
+    """How often each sample is used: 2 is twice, 0.5 is a random half. null: once, unless `num_samples` is given."""
     num_samples: int | None = Field(default=None, gt=0)
-    """Random samples used, instead of a weight."""
+    """Number of samples, drawn at random. null: `weight` says how many."""
 
     @model_validator(mode="after")
     def _one_origin(self):
@@ -33,20 +36,23 @@ class SourceSettings(Strict):
 
 
 class DataSettings(Strict):
-    """What is trained, calibrated and evaluated on."""
+    """The data that students are trained on, plans are found on, and models are evaluated on."""
 
     world: WorldSettings | None = None
-    """The embedded world, for sources that name one of its splits."""
+    """The embedded world, for sources that name one of its splits. null: no source may name a split."""
     train: tuple[SourceSettings, ...] = Field(min_length=1)
+    """Sources of the samples that students are trained on."""
     calibration: tuple[SourceSettings, ...] = Field(min_length=1)
-    """Held apart from evaluation: the plan is searched on it."""
+    """Sources of the samples that plans are found on. Keep them apart from those of `evaluation`."""
     evaluation: tuple[SourceSettings, ...] = Field(min_length=1)
-    """Rows carry the `family` they are scored by."""
+    """Sources of the questions that all models are asked in the end. Each row has a `family`, which says how its answer
+    is scored."""
     max_length: int = Field(gt=0)
-    """Tokens, visual ones included; longer samples are left out and counted, never cut."""
+    """Longest sample in tokens, visual tokens included. Longer samples are left out and counted. None is cut."""
     on_bad_sample: Literal["error", "skip"] = "error"
+    """What happens to a sample that cannot be used: the run stops (error), or the sample is left out (skip)."""
     max_bad_share: float = Field(default=0.0, ge=0, le=1)
-    """Under `skip`: the largest share of bad samples that is still accepted."""
+    """Largest share of samples that may be left out with `on_bad_sample: skip`. The run stops if there are more."""
 
     @model_validator(mode="after")
     def _splits_exist(self):

@@ -1,4 +1,4 @@
-"""The recipe of `task: dense`, which trains a small LLaVA from scratch on the embedded world."""
+"""The recipe of `task: dense`, which trains a small dense LLaVA from scratch on the embedded world."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,63 +11,86 @@ from training.schema import Strict
 
 
 class TinyLlavaSettings(Strict):
-    """Sizes of the model. A head is 32 wide in both parts."""
+    """Sizes of the model: a CLIP vision tower and a Llama decoder. An attention head has 32 values in both."""
 
     image_size: int = Field(gt=0)
-    """Side of a picture in pixels."""
+    """Side of a picture in pixels, as the vision tower sees it."""
     patch_size: int = Field(gt=0)
-    """Side of a patch in pixels; each patch is one visual token."""
+    """Side of a patch in pixels. Each patch becomes one visual token."""
     tower_hidden_size: int = Field(gt=0, multiple_of=32)
+    """Hidden size of the vision tower. It has a 32nd as many attention heads."""
     tower_intermediate_size: int = Field(gt=0)
+    """FFN neurons in each layer of the vision tower."""
     tower_layers: int = Field(gt=0)
+    """Number of layers of the vision tower."""
     hidden_size: int = Field(gt=0, multiple_of=32)
+    """Hidden size of the text decoder. It has a 32nd as many attention heads."""
     intermediate_size: int = Field(gt=0)
+    """FFN neurons in each layer of the text decoder."""
     layers: int = Field(gt=0)
+    """Number of layers of the text decoder."""
 
 
 class OptimizerSettings(Strict):
-    """AdamW over one stage, from a warm-up to a learning rate of nothing (or held, see `lr_schedule`)."""
+    """AdamW training on one split of the world."""
 
     split: str
-    """Split of the world that is trained on."""
+    """Name of the split of `teacher.world` that is trained on."""
     steps: int = Field(ge=1)
+    """Number of optimizer steps."""
     micro_batch_size: int = Field(ge=1)
     """Pictures per step and process."""
     learning_rate: float = Field(gt=0)
+    """The highest learning rate, reached at the end of the warm-up. In a phase it is that of the text decoder."""
     lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """How the learning rate goes on after the warm-up: it falls to 0 (cosine, linear) or stays
+    (constant_with_warmup)."""
     warmup_steps: int = Field(default=50, ge=0)
+    """Number of steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger L2 norm than this are scaled down to it."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
     save_steps: int = Field(default=250, ge=1)
-    """A killed run continues from the last multiple of this."""
+    """Steps from one checkpoint to the next. A run that was killed continues from its last checkpoint."""
 
 
 class PhaseSettings(OptimizerSettings):
-    """Questions and answers, for the whole model."""
+    """A phase of training on questions and answers. The whole model is trained."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Name of the phase. No other phase has it."""
     tower_learning_rate: float = Field(ge=0)
-    """Of tower and projector; 0: they stay as they are, and cost no backward pass."""
+    """Highest learning rate of vision tower and projector. At 0 they are not trained, and the steps are faster."""
     word_learning_rate: float = Field(gt=0)
-    """Of the word embeddings. Too high, the words leave the visual tokens that the tower's stage has made of them."""
+    """Highest learning rate of the word embeddings. If it is too high, the visual tokens no longer fit the words, as
+    they were trained to equal sums of word embeddings."""
     turns: Literal["independent", "conversation"]
-    """independent: each question sees the picture alone; conversation: the questions and answers before it as well."""
+    """What each question of a conversation may attend to: the picture alone (independent), or also the questions and
+    answers before it (conversation)."""
 
 
-class TeacherSettings(Strict):
-    """What the teacher is, what it learns from and where it goes."""
+class DenseSettings(Strict):
+    """The dense model: its sizes, what it learns from, and where it is written."""
 
     output: Path
-    """Folder the finished teacher is copied to; an older teacher there is replaced."""
+    """Folder that the finished model is copied to. A model that is there already is replaced."""
     model: TinyLlavaSettings
+    """Sizes of the model."""
     max_length: int = Field(gt=0)
-    """Longest conversation in tokens, visual ones included."""
+    """Longest conversation in tokens, visual tokens included. Longer ones are left out."""
     world: WorldSettings
+    """The embedded world: pictures and questions that the model is trained and evaluated on."""
     tower: OptimizerSettings
+    """First training: the vision tower and the projector learn to name what each patch of a picture shows."""
     phases: tuple[PhaseSettings, ...] = Field(min_length=1)
+    """Second training: the whole model learns to answer questions, in one or more phases."""
     evaluation_split: str
+    """Name of the split of `teacher.world` whose questions the finished model is asked."""
     evaluation_batch_size: int = Field(ge=1)
+    """Questions that are answered together."""
 
     @model_validator(mode="after")
     def _splits_exist(self):
@@ -88,4 +111,6 @@ class DenseRecipe(BaseRecipe):
     """Train a dense model from scratch on the embedded world."""
 
     task: Literal["dense"]
-    teacher: TeacherSettings
+    """What the run does: it trains a small dense model from scratch."""
+    teacher: DenseSettings
+    """The dense model. Other recipes can use it as their teacher."""

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line: the path inside it, what was found, what is allowed."""
+"""Describes a mistake in a recipe in one line: the path of the key, what was found, and what is allowed."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -8,9 +8,14 @@ from pydantic import BaseModel, ValidationError
 
 
 def describe(error: ValidationError, schema: Any) -> str:
-    """The first finding of a validation against `schema` (a model or a union of models), and how many more there are."""
+    """Returns the first mistake that a validation found, in one line, and how many more there are.
+
+    Args:
+        error: what pydantic raised.
+        schema: what it validated against, a model or a union of models.
+    """
     findings = error.errors(include_url=False)
-    # A misspelt key is found twice, as unknown and as missing: the unknown one tells the user more.
+    # A misspelt key is found twice, as unknown and as missing. The unknown key tells the user more.
     findings.sort(key=lambda finding: finding["type"] != "extra_forbidden")
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return _describe_one(findings[0], schema) + more
@@ -34,34 +39,38 @@ def _describe_one(finding: dict, schema: Any) -> str:
             return f"{where} is missing"
         return f"{where}: got {finding['ctx']['tag']!r}; allowed: {finding['ctx']['expected_tags']}"
     message = finding["msg"].removeprefix("Value error, ")
-    if isinstance(finding["input"], dict | list):  # a check over several keys: its message names them
+    if isinstance(finding["input"], dict | list):  # from a check over several keys, whose message names them
         return f"{where}: {message}"
     return f"{where}: got {finding['input']!r}; {message[0].lower()}{message[1:]}"
 
 
 def _dotted(path: tuple, *more: Any) -> str:
-    return ".".join(str(part) for part in (*path, *more))
+    return ".".join(str(key) for key in (*path, *more))
 
 
 def _walk(schema: Any, location: tuple) -> tuple[tuple, list[type[BaseModel]]]:
-    """Follow pydantic's location; returns it without union tags, and the sections it may mean."""
+    """Follows the location that pydantic gives to a mistake.
+
+    Returns:
+        The location without the tags of unions, and the sections that it may mean.
+    """
     path: tuple = ()
     sections = list(_sections(schema))
-    for part in location:
-        fields = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
-        # In a union, pydantic names the member by its tag; elsewhere the same word is a key of a container.
-        tagged = [section for section in sections if len(sections) > 1 and _has_tag(section, part)]
+    for key in location:
+        fields = [section.model_fields[key].annotation for section in sections if key in section.model_fields]
+        # In a union, pydantic names the member by its tag. Elsewhere the same word is a key of a container.
+        tagged = [section for section in sections if len(sections) > 1 and _has_tag(section, key)]
         if fields:
             sections = [found for annotation in fields for found in _sections(annotation)]
         elif tagged:
             sections = tagged
             continue
-        path += (part,)
+        path += (key,)
     return path, sections
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The settings classes in an annotation, through Annotated, unions, lists, tuples and dicts."""
+    """Yields the settings classes in an annotation. It looks into Annotated, unions, lists, tuples and dicts."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) is not Literal:

@@ -1,4 +1,4 @@
-"""Recipes as files: found, read, overridden (`key.sub=value`, before anything is checked), and checked."""
+"""Finds and reads recipe files, applies overrides (`key.sub=value`), and checks the result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,16 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe.
+    """Reads a recipe, applies the overrides and checks it.
 
     Args:
-        name_or_path: a YAML file, or the name (with or without .yaml) of one in recipes/.
-        overrides: `key.sub=value`; the value is YAML; list items are named by index (`compare.0.name=x`).
-    Raises: UserError with one line: the recipe, the path inside it, what was found, what is allowed.
+        name_or_path: path of a YAML file, or the name of a file in recipes/, with or without .yaml.
+        overrides: texts `key.sub=value`. The value is YAML. An item of a list is named by its index, from 0 on
+            (`compare.0.name=x`).
+
+    Raises:
+        UserError: the recipe has a mistake. The message is one line that names the file, the key, what was found and
+            what is allowed.
     """
     path = find_recipe(name_or_path)
     try:
@@ -38,7 +42,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The recipe's file. A path that exists wins over a name in recipes/."""
+    """Returns the recipe's file. A path that exists goes before a name in recipes/.
+
+    Raises:
+        UserError: there is no such file.
+    """
     candidates = [Path(name_or_path), RECIPES / name_or_path, RECIPES / f"{name_or_path}.yaml"]
     for candidate in candidates:
         if candidate.is_file():
@@ -48,7 +56,15 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def apply_override(content: dict, override: str) -> None:
-    """Sets `key.sub=value` in what was read from YAML. Raises UserError where it has no such place."""
+    """Applies an override to what was read from YAML.
+
+    Args:
+        content: is changed in place.
+        override: a text `key.sub=value`, whose value is YAML.
+
+    Raises:
+        UserError: the text has another form, or `content` has no such place.
+    """
     key, separator, text = override.partition("=")
     if not (separator and key):
         raise UserError(f"override {override!r}: expected key.sub=value")
@@ -58,22 +74,22 @@ def apply_override(content: dict, override: str) -> None:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
     section: Any = content
-    for part in parents:
-        # An absent or empty section is opened here; whether it may exist is the schema's business.
-        if isinstance(section, dict) and section.get(part) is None:
-            section[part] = {}
-        section = section[_index(section, part, override)]
+    for name in parents:
+        # A section that is absent or empty is made here. Whether it may exist is checked later, against the schema.
+        if isinstance(section, dict) and section.get(name) is None:
+            section[name] = {}
+        section = section[_index(section, name, override)]
     section[_index(section, last, override)] = value
 
 
-def _index(section: Any, part: str, override: str) -> str | int:
-    """`part` as a key of a mapping or a position in a list."""
+def _index(section: Any, name: str, override: str) -> str | int:
+    """Returns `name` as a key of a mapping or as an index of a list. Raises UserError if there is no such index."""
     if isinstance(section, dict):
-        return part
+        return name
     if isinstance(section, list):
-        if part.isdecimal() and int(part) < len(section):
-            return int(part)
+        if name.isdecimal() and int(name) < len(section):
+            return int(name)
         raise UserError(
-            f"override {override!r}: {part!r} is not a position in a list of {len(section)} (0 is the first)"
+            f"override {override!r}: {name!r} is not a position in a list of {len(section)} (0 is the first)"
         )
-    raise UserError(f"override {override!r}: {part!r} lies inside {section!r}, which has no keys")
+    raise UserError(f"override {override!r}: {name!r} lies inside {section!r}, which has no keys")

@@ -10,15 +10,17 @@ from training.recipe.student import CompareSettings, StudentRecipe
 from training.schema import Strict
 
 
-class RivalSettings(Strict):
-    """One curve of a frontier."""
+class FrontierPlannerSettings(Strict):
+    """One planner of a frontier. It gives one curve."""
 
     plan: PlannerSettings
-    """Its budget is replaced by each of the frontier's in turn, which bound visual FLOPs; so is that of the plan where gates start.
-    A plan without a budget is one point, at its own cost."""
+    """The planner and its settings. Its budget is replaced by each budget of the frontier in turn. A planner without a
+    budget gives one point, at the cost that its plan happens to have."""
     budgets: tuple[float, ...] | None = None
-    """Those this planner is asked for; null: all."""
+    """Budgets that this planner gets, as shares of the dense model's visual FLOPs. null: all budgets of the
+    frontier."""
     seeds: tuple[int, ...] = (0,)
+    """Seeds of plan and training. Each seed gives one student per budget."""
 
     @model_validator(mode="after")
     def _has_a_budget(self):
@@ -31,17 +33,19 @@ class FrontierRecipe(StudentRecipe):
     """Distil students of several planners at several budgets and seeds: accuracy against cost."""
 
     task: Literal["frontier"]
+    """What the run does: it plots the accuracy of distilled students against their cost."""
     budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
-    """Shares of the dense model's visual FLOPs."""
-    planners: dict[Annotated[str, Field(pattern=NAME)], RivalSettings] = Field(min_length=1)
-    """By the name each has in the pictures."""
+    """Budgets of the plans, as shares of the dense model's visual FLOPs."""
+    planners: dict[Annotated[str, Field(pattern=NAME)], FrontierPlannerSettings] = Field(min_length=1)
+    """Name of each planner in plots and tables -> its settings."""
 
     @model_validator(mode="after")
     def _budgets_are_known(self):
-        for name, rival in self.planners.items():
-            if unknown := set(rival.budgets or ()) - set(self.budgets):
+        for name, planner in self.planners.items():
+            if unknown := set(planner.budgets or ()) - set(self.budgets):
                 raise ValueError(
-                    f"planners.{name}.budgets: {sorted(unknown)} are not among budgets ({', '.join(map(str, self.budgets))})"
+                    f"planners.{name}.budgets: {sorted(unknown)} are not among budgets "
+                    f"({', '.join(map(str, self.budgets))})"
                 )
         return self
 
@@ -51,26 +55,28 @@ class FrontierRecipe(StudentRecipe):
             raise ValueError("training.max_steps: a frontier counts in steps, give them rather than num_epochs")
         return self
 
-    def budgets_of(self, rival: RivalSettings) -> tuple[float | None, ...]:
-        """Those the planner is asked for; None where its plan has its own cost."""
-        return (None,) if rival.plan.bound is None else rival.budgets or self.budgets
+    def budgets_of(self, planner: FrontierPlannerSettings) -> tuple[float | None, ...]:
+        """Returns the budgets that the planner gets: None alone if it has no budget."""
+        return (None,) if planner.plan.bound is None else planner.budgets or self.budgets
 
     def points(self) -> list[tuple[str, float | None, int, CompareSettings]]:
-        """Planner, budget, seed and student of every point."""
+        """Returns the name of the planner, the budget, the seed and the student of every point."""
         return [
-            (planner, budget, seed, self._student(planner, budget, seed, distil))
-            for planner, rival in self.planners.items()
-            for budget in self.budgets_of(rival)
-            for seed in rival.seeds
+            (name, budget, seed, self._student(name, budget, seed, distil))
+            for name, planner in self.planners.items()
+            for budget in self.budgets_of(planner)
+            for seed in planner.seeds
             for distil in self._distil
         ]
 
     @property
     def students(self) -> tuple[CompareSettings, ...]:
+        """The students of all points."""
         return tuple(student for *_, student in self.points())
 
     @property
     def _distil(self) -> tuple[bool, ...]:
+        """Whether students are distilled. With two values there are two students for each plan."""
         return (True,)
 
     def _student(self, planner: str, budget: float | None, seed: int, distil: bool) -> CompareSettings:
@@ -82,9 +88,10 @@ class FrontierRecipe(StudentRecipe):
 
 
 class PlannersRecipe(FrontierRecipe):
-    """A frontier in which every plan stands twice: as it was found, and distilled."""
+    """A frontier in which every plan gives two students, of which one is distilled and one is not trained at all."""
 
     task: Literal["planners"]
+    """What the run does: it compares planners, both without training and after distillation."""
 
     @property
     def _distil(self) -> tuple[bool, ...]:

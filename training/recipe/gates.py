@@ -1,4 +1,4 @@
-"""The settings of a plan that is learned, and of any plan that a recipe may ask for."""
+"""The settings of a plan that is learned by gates, and of any plan that a recipe may ask for."""
 
 from typing import Annotated, Literal, get_args
 
@@ -10,32 +10,40 @@ from training.planners.planner import BudgetPlanner
 
 GateKind = Literal["attend", "ffn", "read", "heads", "neurons"]
 SERVABLE: tuple[GateKind, ...] = ("attend", "ffn", "neurons")
-"""What servers with paged attention can execute."""
+"""Kinds of gates whose plans a server with paged attention can execute."""
 
 
 class GateSettings(BudgetPlanner):
-    """Gates that are learned together with LoRA, under a budget."""
+    """A plan that is learned: gates on the visual work are trained together with LoRA adapters, under a budget."""
 
     reads_statistics = True
     planner: Literal["gates"]
+    """Name of the planner."""
     start: AnyPlanner | None = None
-    """The plan whose gates are open at first; null: the dense one. One that costs no more than the budget is hardly left."""
+    """The plan that learning starts from: its gates are open at first. null: the dense plan. It should cost more than
+    the budget, as learning hardly changes a plan that costs less."""
     profile: Literal["max", "servable"] = "max"
-    """servable: freezing and FFN narrowing only, which servers with paged attention can execute."""
+    """Which kinds of gates are learned. max: all. servable: attend, ffn and neurons, whose plans a server with paged
+    attention can execute."""
     off: tuple[GateKind, ...] = ()
-    """Kinds of gates that are not learned: they stay as in `start`."""
+    """Kinds of gates that are not learned but stay as in `start`. attend and ffn: updates of visual tokens by attention
+    and FFN. read: whether text attends to them. heads and neurons: single attention units, and blocks of FFN
+    neurons."""
     steps: int = Field(ge=1)
+    """Optimizer steps in which gates are learned. If training counts in steps, distillation is shorter by these."""
     learning_rate: float = Field(default=0.1, gt=0)
-    """Of log alpha (Adam); LoRA has the recipe's."""
+    """Learning rate of the gates' log alpha (AdamW). The LoRA adapters have the learning rate of `training`."""
     multiplier_learning_rate: float = Field(default=0.05, gt=0)
+    """Learning rate of the two Lagrange multipliers that hold the cost to its target."""
     budget_reached: float = Field(default=0.6, gt=0, le=1)
-    """Share of the steps after which the falling target is the budget."""
+    """Share of the steps after which the target of the cost has fallen to the budget."""
     openness: float = Field(default=2.0, gt=0)
-    """log alpha of a gate that is open at first; a shut one has minus that."""
+    """log alpha of a gate that is open at first. A gate that is shut at first has the negative of it."""
     ffn_blocks: int = Field(default=16, ge=1)
-    """FFN neurons of a layer are gated in this many blocks of like importance."""
+    """Number of blocks that the FFN neurons of a layer are divided into, by importance. Each block has one gate."""
     draws: int = Field(default=32, ge=0)
-    """Hard plans drawn besides the most probable one, to choose from by answer KL."""
+    """Number of plans that are drawn from the gates in the end, besides the most probable one. The plan with the least
+    KL from the dense model's answers is taken."""
 
     @model_validator(mode="after")
     def _leaves_something(self):
@@ -47,6 +55,7 @@ class GateSettings(BudgetPlanner):
 
     @property
     def bounds(self) -> tuple[Budget, ...]:
+        """All budgets: of this plan, and of the plan that learning starts from."""
         return (self.budget, *(self.start.bounds if self.start else ()))
 
     @property
@@ -56,13 +65,16 @@ class GateSettings(BudgetPlanner):
         return tuple(name for name in get_args(GateKind) if name in allowed and name not in self.off)
 
     def with_budget(self, share: float) -> "GateSettings":
-        """Returns the same settings with a budget of visual FLOPs; the start's budget keeps its ratio to it."""
+        """Returns the same settings with this budget of visual FLOPs.
+
+        The budget of `start` changes by the same factor, but not above 1.
+        """
         changed = super().with_budget(share)
         if self.start is None or self.start.bound is None:
             return changed
-        wider = self.start.bound.share / self.budget.share
-        return changed.model_copy(update={"start": self.start.with_budget(min(1.0, wider * share))})
+        ratio = self.start.bound.share / self.budget.share
+        return changed.model_copy(update={"start": self.start.with_budget(min(1.0, ratio * share))})
 
 
 PlannerSettings = Annotated[AnyPlanner | GateSettings, Field(discriminator="planner")]
-"""Any plan that a recipe may ask for, found or learned."""
+"""The settings of any plan that a recipe may ask for, whether it is found or learned."""

@@ -6,9 +6,11 @@ from training.schema import Strict
 
 
 class LoraSettings(Strict):
-    """Adapters on every projection of the text decoder."""
+    """LoRA adapters (arXiv 2106.09685) on every projection of the text decoder. All other weights are frozen."""
 
     rank: int = Field(ge=1)
+    """Rank of every adapter."""
     alpha: float = Field(gt=0)
-    """The update is scaled by alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which an input value of an adapter is dropped in training."""

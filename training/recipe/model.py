@@ -6,13 +6,16 @@ from training.schema import Strict
 
 
 class ModelSettings(Strict):
-    """The dense model: teacher, and the student's starting point."""
+    """The dense model. It is the teacher, and students start from its weights."""
 
     path: str
-    """Folder, or name on the Hugging Face Hub."""
+    """Folder of the dense model, or its name on the Hugging Face Hub."""
     config: str | None = None
-    """JSON of the model's config, for --dry-run where the weights are not at hand."""
+    """JSON file of the model's config, for --dry-run without the weights. null: the config at `path` is read."""
     dtype: Literal["float32", "bfloat16"]
+    """Data type that the weights are loaded in, for the dense model and the students."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """How attention is computed while students are made; eager trains faster on CPUs, where texts are short."""
+    """How the text decoder computes attention while plans are found and students trained. eager is
+    faster on a CPU with short texts."""
     trust_remote_code: bool = False
+    """Whether Python code that comes with the model or its processor may run."""

@@ -1,9 +1,9 @@
-"""A recipe: one YAML file that describes one complete run, checked before anything is loaded.
+"""A recipe: one YAML file that describes one complete run.
 
-Its `task` decides what may stand in it. Every section is closed: an unknown key, at any depth, is an error that names the
-path and the nearest valid key. Paths are relative to the working directory.
+It is checked before anything is loaded. Its `task` decides which sections it has. An unknown key is an error in every
+section, and the message names the nearest valid key. Paths are relative to the working directory.
 
-This room needs pydantic alone, so that a mistake in a recipe is found without waiting for torch.
+This package imports neither torch nor transformers. So a mistake in a recipe is found without waiting for them.
 """
 
 from typing import Annotated
@@ -15,3 +15,4 @@ from training.recipe.frontier import FrontierRecipe, PlannersRecipe
 from training.recipe.student import SparsifyRecipe
 
 Recipe = Annotated[DenseRecipe | SparsifyRecipe | FrontierRecipe | PlannersRecipe, Field(discriminator="task")]
+"""Any recipe. The key `task` decides which class it is."""

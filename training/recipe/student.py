@@ -1,4 +1,4 @@
-"""The recipe of `task: sparsify`, and what every recipe has that turns a dense model into sparse students."""
+"""The recipe of `task: sparsify`, and the sections of every recipe that turns a dense model into sparse students."""
 
 from typing import Literal
 
@@ -14,50 +14,63 @@ from training.recipe.training import TrainingSettings
 from training.schema import Strict
 
 STUDENT = "student"
-"""The name of the recipe's own student among the models compared."""
+"""Name of the student that the recipe's own `plan` gives, among the models that are compared."""
 
 
 class CalibrationSettings(Strict):
-    """The recipe's `calibration` section."""
+    """How many samples of `data.calibration` plans are found on."""
 
     num_samples: int = Field(ge=1)
-    """Training samples the statistics and the planners' evaluations are taken over."""
+    """Number of samples on which the dense model's statistics are taken and plans are tried."""
     batch_size: int = Field(ge=1)
+    """Samples in one forward pass. It does not change the result."""
 
 
 class CompareSettings(Strict):
-    """One more row of the report's table: another plan, or the student's own (`plan: null`), distilled or not."""
+    """One more student, which gives one more row in the report's table."""
 
     name: str = Field(pattern=NAME)
+    """Name of the student in the report and in the run's folder."""
     plan: PlannerSettings | None = None
+    """How its plan is found. null: it has the plan of the recipe's own student."""
     distil: bool
+    """Whether it is distilled. If not, it is the dense model under the plan, without any training."""
     seed: int | None = Field(default=None, ge=0)
-    """Of gates and distillation; null: the recipe's."""
+    """Seed of its training, and of its gates if its plan is learned. null: the recipe's `seed`."""
 
 
 class EvaluationSettings(Strict):
-    """How models are asked."""
+    """How models are asked the questions of `data.evaluation`."""
 
     batch_size: int = Field(ge=1)
+    """Questions that are answered together."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """Longest answer; null: as each family's longest true answer asks for."""
+    """Longest answer that a model may generate, in tokens. null: each family of questions has its own limit, taken from
+    its longest true answer."""
 
 
 class StudentRecipe(BaseRecipe):
-    """What every run has that turns a dense model into sparse students.
+    """The sections that every recipe has which turns a dense model into sparse students.
 
-    Where training is counted in steps, all students get the same number: those in which a plan is learned are taken off its
-    student's distillation. Counted in epochs, they are not.
+    If `training` counts in steps, all students are trained equally long. The steps in which a student's plan is learned
+    are taken off its distillation. If `training` counts in epochs, they are not.
     """
 
     model: ModelSettings
+    """The dense model."""
     data: DataSettings
+    """What is trained, calibrated and evaluated on."""
     calibration: CalibrationSettings
+    """How much of the calibration data is used to find plans."""
     lora: LoraSettings | None
-    """null: full fine-tuning of text decoder and projector; the teacher is then a second model."""
+    """LoRA adapters that students are trained with. null: all weights of text decoder and projector are trained, and
+    the teacher is a second model in memory."""
     distillation: DistillationSettings
+    """The losses."""
     training: TrainingSettings
+    """How students are optimised."""
     evaluation: EvaluationSettings
+    """How models are evaluated."""
 
     @model_validator(mode="after")
     def _kept_answers_stay_true(self):
@@ -73,29 +86,32 @@ class StudentRecipe(BaseRecipe):
         for student in self.students:
             if max_steps is not None and isinstance(student.plan, GateSettings) and student.plan.steps >= max_steps:
                 raise ValueError(
-                    f"student {student.name}: plan.steps: got {student.plan.steps}, allowed: less than training.max_steps ({max_steps}), "
-                    "of which they are a part"
+                    f"student {student.name}: plan.steps: got {student.plan.steps}, "
+                    f"allowed: less than training.max_steps ({max_steps}), of which they are a part"
                 )
         return self
 
     @property
     def students(self) -> tuple[CompareSettings, ...]:
-        """Every student of the run, each with its plan's settings."""
+        """All students of the run, each with the settings of its plan."""
         raise NotImplementedError
 
     def training_of(self, student: CompareSettings) -> TrainingSettings:
-        """How the student is distilled."""
+        """Returns the settings of the student's distillation, without the steps in which its plan is learned."""
         if self.training.max_steps is None or not isinstance(student.plan, GateSettings):
             return self.training
         return self.training.model_copy(update={"max_steps": self.training.max_steps - student.plan.steps})
 
 
 class SparsifyRecipe(StudentRecipe):
-    """Find a plan for a dense model, distil the student under it, export, evaluate, report."""
+    """Find a plan for a dense model, distil the student under it, evaluate it, export it, and write a report."""
 
     task: Literal["sparsify"]
+    """What the run does: it makes one sparse student, and exports it."""
     plan: PlannerSettings
+    """How the student's plan is found."""
     compare: tuple[CompareSettings, ...] = ()
+    """More students to compare it with. They are not exported."""
 
     @model_validator(mode="after")
     def _names_differ(self):
@@ -108,6 +124,6 @@ class SparsifyRecipe(StudentRecipe):
 
     @property
     def students(self) -> tuple[CompareSettings, ...]:
-        """The recipe's own first, then those it is compared with."""
-        own = CompareSettings(name=STUDENT, plan=self.plan, distil=True)
-        return (own, *(row.model_copy(update={"plan": row.plan or self.plan}) for row in self.compare))
+        """The student of the recipe's own plan, then those it is compared with."""
+        student = CompareSettings(name=STUDENT, plan=self.plan, distil=True)
+        return (student, *(row.model_copy(update={"plan": row.plan or self.plan}) for row in self.compare))

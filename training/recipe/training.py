@@ -1,4 +1,4 @@
-"""The `training` section of a recipe: how long, how fast, on what."""
+"""The `training` section of a recipe."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,31 +9,42 @@ from training.schema import Strict
 
 
 class TrainingSettings(Strict):
-    """Optimisation: how long, how fast, on what."""
+    """How students are optimised, with AdamW. Give either `max_steps` or `num_epochs`."""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; either this or num_epochs."""
+    """Optimizer steps in which a student is trained. null: `num_epochs` says how long."""
     num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training data in which a student is trained. null: `max_steps` says how long."""
     micro_batch_size: int = Field(ge=1)
-    """Samples per process and forward."""
+    """Samples per process in one forward pass."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step. The global batch is this x `micro_batch_size` x the number of processes."""
     learning_rate: float = Field(gt=0)
+    """The highest learning rate, reached at the end of the warm-up."""
     lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """How the learning rate goes on after the warm-up: it falls to 0 (cosine, linear) or stays
+    (constant_with_warmup)."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
+    """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger L2 norm than this are scaled down to it."""
     precision: Literal["bfloat16", "float32"]
+    """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass rather than hold them: less memory, more time."""
     deepspeed: str | None
-    """A DeepSpeed config (recipes/deepspeed/*.json); null: none."""
+    """JSON file of a DeepSpeed config, such as one of recipes/deepspeed/. null: training without DeepSpeed."""
     logging_steps: int = Field(default=10, ge=1)
+    """Optimizer steps from one row of metrics.jsonl to the next."""
     save_steps: int = Field(default=500, ge=1)
-    """A killed run continues from the last multiple of this."""
+    """Optimizer steps from one checkpoint to the next. A run that was killed continues from its last checkpoint."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes per rank that load and encode samples."""
+    """Extra processes per rank that load and encode samples. 0: the training process does it itself."""
     report_to: tuple[str, ...] = ("tensorboard",)
-    """Trackers known to transformers (wandb, mlflow, ...); metrics.jsonl is always written."""
+    """Trackers that metrics are sent to, by the names that transformers knows (tensorboard, wandb, mlflow, ...).
+    metrics.jsonl is written in any case."""
 
     @model_validator(mode="after")
     def _one_length(self):

@@ -1,19 +1,30 @@
-"""The picture of a benchmark: prefill and decode of dense and sparse, and neighbour attention as pictures grow."""
+"""The plot of a benchmark: prefill and decode of the dense and the sparse model, and neighbour attention by size.
+
+It is the only file behind scripts/benchmark.py that needs matplotlib.
+"""
 
 from matplotlib.figure import Figure
 
-DENSE, SPARSE, INK = "#8A8F98", "#0072B2", "#22272E"  # grey and Okabe-Ito blue, told apart by all eyes
+DENSE, SPARSE, INK = (
+    "#8A8F98",
+    "#0072B2",
+    "#22272E",
+)  # grey, and the blue of Okabe and Ito: colour-blind readers can tell them apart
 
 
-def benchmark_picture(report: dict) -> Figure:
-    """Draws the report of `training.measure.benchmark.benchmark`, with its `neighbours` where it has them."""
+def benchmark_plot(report: dict) -> Figure:
+    """Plots the report of `training.measure.benchmark.benchmark`.
+
+    A third panel shows how the time of neighbour attention grows with the picture, if the report has `neighbours`.
+    """
     neighbours = report.get("neighbours")
     figure = Figure(figsize=(12.8 if neighbours else 9.0, 3.8), layout="constrained")
     axes = figure.subplots(1, 3 if neighbours else 2)
     shape, environment = report["shape"], report["environment"]
     figure.suptitle(
-        f"{shape['num_layers']} layers x {shape['hidden_size']}, {shape['visual_tokens']} visual + {shape['text_tokens']} text "
-        f"tokens, {environment['dtype']}, {environment['device']}: {report['flops']['B']['left']:.1%} of visual FLOPs left",
+        f"{shape['num_layers']} layers x {shape['hidden_size']}, "
+        f"{shape['visual_tokens']} visual + {shape['text_tokens']} text tokens, "
+        f"{environment['dtype']}, {environment['device']}: {report['flops']['B']['left']:.1%} of visual FLOPs left",
         fontsize=11,
         color=INK,
     )
@@ -48,7 +59,7 @@ def benchmark_picture(report: dict) -> Figure:
 
 
 def _bars(axes, batches: list[dict], series: dict[str, list[float]], notes: list[str], title: str) -> None:
-    """Two bars per batch size; the speed-up stands over the sparse one."""
+    """Draws two bars for each batch size, with a note over the sparse model's bar."""
     for offset, (name, colour) in zip((-0.2, 0.2), (("dense", DENSE), ("sparse", SPARSE)), strict=True):
         places = [index + offset for index in range(len(batches))]
         axes.bar(places, series[name], width=0.38, color=colour, label=name)

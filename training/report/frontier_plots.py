@@ -1,8 +1,8 @@
-"""The frontier drawn and tabulated: relative accuracy against what it costs, a line per planner.
+"""The frontier as plots and tables: relative accuracy against cost, with one line per planner.
 
-Where plans stand both as they were found and distilled, each kind has its own half of a picture and its own lines of a table. A
-point is the mean over seeds. Its interval, 95 %, is Student's over seeds where there are several, else Wilson's over the
-questions of the one student.
+A recipe may ask for plans both untrained and distilled. Then each kind has its own half of a plot and its own lines in
+a table. A point is the mean over seeds, with a 95 % interval. Over several seeds it is Student's t interval. For one
+seed it is Wilson's interval over the questions that the one student was asked.
 """
 
 import math
@@ -12,24 +12,28 @@ from statistics import mean, stdev
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
-from training.report.plots import SERIES, WIDTH, label, percent, plain
+from training.report.numbers import percent
+from training.report.style import SERIES, WIDTH, label, plain
 
 AXES = {
     "visual_flops": "visual FLOPs left",
     "model_flops": "FLOPs of the decoder's prefill left",
     "prefill_speedup": "measured prefill, speed-up over the dense model",
 }
+"""What a frontier is plotted against: key of a point -> label of the axis."""
 MARKERS = "os^Dv<>P"
-# Student's t, two-sided 95 %, by degrees of freedom.
-QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
+T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Degrees of freedom -> quantile of Student's t for a two-sided interval of 95 %."""
 
 Group = tuple[str, bool]
 """Planner, and whether its students are distilled."""
 
 
 def by_planner(points: Sequence[Mapping]) -> dict[Group, dict[float | None, list[Mapping]]]:
-    """Planner and kind -> budget -> its points, one per seed; budgets rise, a plan's own cost (None) comes last."""
+    """Returns planner and kind -> budget -> points, one point per seed.
+
+    Budgets rise. None comes last: it stands for a plan that has no budget.
+    """
     found: dict[Group, dict[float | None, list[Mapping]]] = {
         (point["planner"], point["distilled"]): {} for point in points
     }
@@ -39,18 +43,29 @@ def by_planner(points: Sequence[Mapping]) -> dict[Group, dict[float | None, list
 
 
 def interval(points: Sequence[Mapping]) -> tuple[float, float, float]:
-    """Mean relative accuracy of one planner at one budget, and its 95 % interval."""
+    """Returns mean, lower and upper end of the 95 % interval of relative accuracy.
+
+    Args:
+        points: the points of one planner at one budget, one per seed.
+    """
     values = [point["relative_accuracy"] for point in points]
     if len(values) == 1:
         (point,) = points
         scale = point["relative_accuracy"] / point["accuracy"] if point["accuracy"] else 0.0
         return values[0], point["low"] * scale, point["high"] * scale
-    reach = QUANTILES[min(len(values) - 1, max(QUANTILES))] * stdev(values) / math.sqrt(len(values))
+    reach = T_QUANTILES[min(len(values) - 1, max(T_QUANTILES))] * stdev(values) / math.sqrt(len(values))
     return mean(values), mean(values) - reach, mean(values) + reach
 
 
-def frontier_picture(points: Sequence[Mapping], axis: str) -> Figure:
-    """Relative accuracy against one of `AXES`; every student is a faint point, a planner's means are joined."""
+def frontier_plot(points: Sequence[Mapping], axis: str) -> Figure:
+    """Plots relative accuracy against one of `AXES`.
+
+    Every student is a faint point. A line joins the means of a planner.
+
+    Args:
+        points: objects of frontier.json (training/tasks/frontier.py).
+        axis: a key of `AXES`.
+    """
     kinds = sorted({point["distilled"] for point in points})
     planners = list(dict.fromkeys(point["planner"] for point in points))
     figure = Figure(figsize=(WIDTH, 4.4 + 0.2 * math.ceil(len(planners) / 4)), layout="constrained")
@@ -101,7 +116,10 @@ def frontier_picture(points: Sequence[Mapping], axis: str) -> Figure:
 
 
 def frontier_table(points: Sequence[Mapping]) -> str:
-    """Markdown: a line per planner, a column per budget: mean relative accuracy, its interval, and the FLOPs really used."""
+    """Returns a Markdown table with a line per planner and a column per budget.
+
+    A cell gives the mean relative accuracy, its interval, and the visual FLOPs that the plans really cost.
+    """
     budgets = sorted({point["budget"] for point in points}, key=_order, reverse=True)
     lines = [_header("planner", ("its own cost" if budget is None else f"budget {budget:.0%}" for budget in budgets))]
     for group, found in by_planner(points).items():
@@ -117,18 +135,23 @@ def frontier_table(points: Sequence[Mapping]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def families_table(points: Sequence[Mapping]) -> str:
-    """Markdown: a line per planner and budget: measured speed-up of prefill and decode, and accuracy by family, with the 95 %
-    interval where there is one student (means over seeds have none)."""
+def frontier_families_table(points: Sequence[Mapping]) -> str:
+    """Returns a Markdown table with a line per planner and budget.
+
+    It gives the measured speed-up of prefill and decode, and the accuracy in each family of questions. A 95 % interval
+    is given only where there is one student, as it is not known for a mean over seeds.
+    """
     families = list(points[0]["accuracy_by_family"])
     lines = [_header("planner, budget", ("prefill", "decode", *families))]
     for group, budgets in by_planner(points).items():
         for budget, students in reversed(budgets.items()):
-            cells = [f"× {mean(point[f'{part}_speedup'] for point in students):.2f}" for part in ("prefill", "decode")]
+            cells = [
+                f"× {mean(point[f'{phase}_speedup'] for point in students):.2f}" for phase in ("prefill", "decode")
+            ]
             for family in families:
                 low, high = students[0]["interval_by_family"][family]
-                between = f" ({100 * low:.0f} to {100 * high:.0f})" if len(students) == 1 else ""
-                cells.append(percent(mean(point["accuracy_by_family"][family] for point in students)) + between)
+                interval_text = f" ({100 * low:.0f} to {100 * high:.0f})" if len(students) == 1 else ""
+                cells.append(percent(mean(point["accuracy_by_family"][family] for point in students)) + interval_text)
             lines.append(_line(f"{_name(group)}, {'its own cost' if budget is None else f'{budget:.0%}'}", cells))
     return "\n".join(lines) + "\n"
 

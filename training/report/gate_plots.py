@@ -1,27 +1,24 @@
-"""Pictures of a plan being learned: gates closing over the steps, the cost coming down to the budget, plans side by side.
+"""Plots of a plan being learned: how the gates close over the steps, and how the cost falls to the budget.
 
-As in training/report/plots.py, every function returns a matplotlib `Figure`.
+Every function returns a matplotlib `Figure` and keeps no global state.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from modeling.visual_plan import VisualPlan
-from training.report.plots import BLUE, FAINT, GREY, INK, ORANGE, WIDTH, label, percent, plain, shade
+from training.report.numbers import percent
+from training.report.style import BLUE, GREY, INK, ORANGE, WIDTH, plain
 
-PLANS_ACROSS = 5
 TITLES = {"read": "heads read by text", "attend": "heads that update visual tokens", "ffn": "FFN neurons"}
 
 
-def gates_picture(history: Sequence[Mapping]) -> Figure:
-    """What serves vision while the plan is learned: layers from top to bottom, steps from left to right.
+def gates_plot(history: Sequence[Mapping]) -> Figure:
+    """Plots what serves vision while the plan is learned. Layers run from top to bottom, steps from left to right.
 
     Args:
-        history: rows of gates.jsonl: `step` and, per kind of work, one expected share per layer.
+        history: rows of gates.jsonl. Each has `step`, and for each kind of work one expected share per layer.
     """
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     panels = figure.subplots(1, len(TITLES), sharey=True)
@@ -49,11 +46,15 @@ def gates_picture(history: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def budget_picture(metrics: Sequence[Mapping], budget: float, hard: float) -> Figure:
-    """The expected cost of the gates over the steps, its falling target, the budget, and what the hard plan costs.
+def budget_plot(metrics: Sequence[Mapping], budget: float, hard_cost: float) -> Figure:
+    """Plots the expected cost of the gates over the steps, with its falling target, the budget and the final cost.
+
+    The final cost is that of the plan that the gates were hardened into. Every cost is a share of the dense model's.
 
     Args:
-        metrics: rows of metrics.jsonl that have `step`, `cost` and `target`, shares of the dense model's.
+        metrics: rows of metrics.jsonl that have `step`, `cost` and `target`.
+        budget: the most that the plan may cost.
+        hard_cost: cost of the plan that the gates were hardened into.
     """
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
@@ -64,53 +65,10 @@ def budget_picture(metrics: Sequence[Mapping], budget: float, hard: float) -> Fi
     axes.annotate(
         f"budget {percent(budget)}", (steps[0], budget), (0, -10), textcoords="offset points", fontsize=8, color=INK
     )
-    axes.plot(steps[-1], hard, "o", color=ORANGE, label=f"hard plan, {percent(hard)}")
+    axes.plot(steps[-1], hard_cost, "o", color=ORANGE, label=f"hard plan, {percent(hard_cost)}")
     axes.set(xlabel="optimizer step", ylabel="cost left", yscale="log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_minor_formatter(PercentFormatter(1, decimals=0))
     axes.legend(frameon=False, loc="upper right")
     plain(axes, grid="y")
-    return figure
-
-
-def plans_picture(plans: Mapping[str, VisualPlan], num_units: int, intermediate_size: int) -> Figure:
-    """Plans side by side: layers from top to bottom; how many of the tokens are carried, how much of the heads reads and queries,
-    and of the FFN serves them."""
-    columns = {
-        "tokens": lambda live: live.tokens,
-        "read": lambda live: live.num_heads / num_units if live.read else 0.0,
-        "attend": lambda live: live.num_heads / num_units if live.attend else 0.0,
-        "FFN": lambda live: live.num_ffn / intermediate_size,
-    }
-    num_layers = len(next(iter(plans.values())))
-    across = min(len(plans), PLANS_ACROSS)
-    down = math.ceil(len(plans) / across)
-    figure = Figure(figsize=(max(3.0, 2.1 * across), (1.4 + 0.24 * num_layers) * down), layout="constrained")
-    panels = figure.subplots(down, across, sharey=True, squeeze=False)
-    for axes in panels.flat[len(plans) :]:
-        axes.set_visible(False)
-    for axes, (name, plan) in zip(panels.flat, plans.items(), strict=False):
-        for layer, live in enumerate(plan.live(num_units, intermediate_size)):
-            for column, share in enumerate(value(live) for value in columns.values()):
-                axes.add_patch(
-                    Rectangle(
-                        (column - 0.46, layer - 0.44),
-                        0.92,
-                        0.88,
-                        facecolor=shade(share),
-                        edgecolor=FAINT,
-                        linewidth=0.6,
-                    )
-                )
-                text = f"{100 * share:.0f}" if 0 < share < 1 else ""
-                color = "white" if share > 0.6 else INK
-                axes.text(column, layer, text, ha="center", va="center", fontsize=min(7, 160 / num_layers), color=color)
-        axes.set(xlim=(-0.6, len(columns) - 0.4), ylim=(num_layers - 0.4, -0.6), xticks=range(len(columns)))
-        axes.set_xticklabels(columns, fontsize=8)
-        axes.set_title(label(name), fontsize=9, color=INK)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
-        plain(axes)
-        axes.tick_params(length=0, labelsize=8)
-    for row in panels:
-        row[0].set_ylabel("decoder layer", fontsize=9, color=INK)
     return figure

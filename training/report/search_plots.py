@@ -1,5 +1,8 @@
-"""What a search measured and what it found, drawn from its folder (training/planners): the shares of visual tokens that the plan
-carries, VTW's curve with its tolerance, and the trials of Bayesian optimisation."""
+"""Plots of a search: what it measured and what plan it found, read from the folder of the search (training/planners).
+
+They show the share of visual tokens that each layer carries, the curve of VTW with its tolerance, and the trials of
+Bayesian optimisation.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +17,18 @@ from training.files import read_json
 from training.planners.planner import Planner
 from training.planners.tools.trials import TRIALS, read_trials
 from training.planners.vtw import CURVE, VtwPlanner
-from training.report.plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, VERMILION, WIDTH, percent, plain
+from training.report.numbers import percent
+from training.report.style import BLUE, FAINT, GREEN, GREY, INK, ORANGE, VERMILION, WIDTH, plain
 
 
-def search_picture(plan: VisualPlan, visual_flops: float, settings: Planner, folder: Path) -> Figure:
-    """Returns the plan's schedule, and below it what was measured, where the planner measures.
+def search_plot(plan: VisualPlan, visual_flops: float, settings: Planner, folder: Path) -> Figure:
+    """Plots how many visual tokens each layer of a plan carries. Below it stands what the search measured, if anything.
 
     Args:
-        visual_flops: of the plan, as a share of the dense model's.
-        folder: the search's.
+        plan: the plan that was found.
+        visual_flops: visual FLOPs of the plan, as a share of the dense model's.
+        settings: the planner that found it.
+        folder: folder of the search. It may be missing or empty.
     """
     curve, trials = folder / CURVE, folder / TRIALS
     measured = curve.exists() or trials.exists()
@@ -59,7 +65,7 @@ def _withdrawals(axes: Axes, curve: Sequence[dict], plan: VisualPlan, settings: 
     if curve[0]["kl_hold_out"] is not None:
         names["kl_hold_out"] = ("held out", ORANGE, "--")
     for key, (name, color, line) in names.items():
-        # A logarithmic axis has no place for the KL of 0 of the dense model, the curve's last point.
+        # The last point is the dense model. Its KL is 0, which a logarithmic axis cannot show.
         axes.plot(
             layers,
             [point[key] or math.nan for point in curve],
@@ -79,7 +85,7 @@ def _withdrawals(axes: Axes, curve: Sequence[dict], plan: VisualPlan, settings: 
 
 
 def _shares_tried(axes: Axes, searches: dict[str, list[tuple[float, float]]]) -> None:
-    """A share within the tolerance is worth itself, any other more than 1."""
+    """Plots the shares that were tried. The `worth` of a share within the tolerance is the share, else more than 1."""
     number, ticks = 0, []
     for name, trials in searches.items():
         ticks.append((number + (len(trials) - 1) / 2, name.rsplit(maxsplit=1)[-1]))
@@ -98,8 +104,8 @@ def _shares_tried(axes: Axes, searches: dict[str, list[tuple[float, float]]]) ->
         axes.plot((number - len(trials), number - 1), (least, least), color=ORANGE, linewidth=1.8)
         axes.axvline(number - 0.5, color=FAINT, linewidth=0.7)
     for marker, name in (
-        (dict(markerfacecolor=BLUE), "within the tolerance"),
-        (dict(markerfacecolor="none", color=GREY), "outside"),
+        ({"markerfacecolor": BLUE}, "within the tolerance"),
+        ({"markerfacecolor": "none", "color": GREY}, "outside"),
     ):
         axes.plot([], [], "o", **({"color": BLUE} | marker), label=name)
     axes.plot([], [], color=ORANGE, linewidth=1.8, label="taken")
@@ -125,7 +131,7 @@ def _slopes_tried(axes: Axes, trials: list[tuple[float, float]]) -> None:
         markeredgewidth=2,
         label=f"taken: k = {best[0]:.3g}",
     )
-    scale = "log" if min(divergences) > 0 else "linear"  # a budget that lets all tokens stay moves nothing
+    scale = "log" if min(divergences) > 0 else "linear"  # where the budget lets all tokens stay, every KL is 0
     axes.set(xlabel="k, how steeply shares fall", ylabel="KL of the answers, nats", xscale="log", yscale=scale)
     axes.figure.colorbar(points, ax=axes, label="trial")
     axes.legend(frameon=False, fontsize=9)

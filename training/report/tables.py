@@ -1,15 +1,19 @@
-"""Results as tables for a terminal."""
+"""Results as tables in the terminal."""
 
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from training.measure.evaluation import Accuracy, Evaluation
-from training.report.plots import percent
+from training.report.numbers import percent
 
 
 def families_table(evaluations: Mapping[str, Evaluation]) -> Table:
-    """Accuracy with its 95 % interval: a line per family, a column per model, all asked the same questions."""
+    """Returns accuracies with their 95 % intervals: a line per family of questions, and a column per model.
+
+    Args:
+        evaluations: name of each model -> its evaluation. All models were asked the same questions.
+    """
     table = Table("family", "questions", *evaluations)
     for family in next(iter(evaluations.values())).families:
         accuracies = [evaluation.families[family] for evaluation in evaluations.values()]
@@ -21,7 +25,11 @@ def families_table(evaluations: Mapping[str, Evaluation]) -> Table:
 
 
 def models_table(rows: Sequence[Mapping]) -> Table:
-    """What is left of the cost and of the accuracy: a line per model, as in a run's table.json."""
+    """Returns a line per model: its visual FLOPs, its accuracy, and its accuracy as a share of the dense model's.
+
+    Args:
+        rows: the rows of a run's table.json.
+    """
     table = Table("model", "distilled", "visual FLOPs", "accuracy", "of the dense model's")
     for row in rows:
         shares = (row["visual_flops"], row["accuracy"], row["relative_accuracy"])

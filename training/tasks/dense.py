@@ -1,12 +1,14 @@
-"""The story of `task: dense`: a small LLaVA trained from scratch on the embedded world.
+"""The stages of `task: dense`, which trains a small dense LLaVA from scratch on the embedded world.
 
-Each stage leaves a whole model in the run's folder, where the next one finds it:
+Each stage writes its result in the run's folder, and the next stage reads it there:
 
-    processor/               its vocabulary is the world's
-    tower/model/             the tower sees (training/tiny_llava/tower.py), the rest is as it was initialised
-    phases/NAME/model/       after each phase of questions, easy pictures first
-    evaluation/NAME.json     answers to the held-out questions: the teacher, and the teacher shown grey pictures
-    checkpoint/              the teacher in bfloat16, an ordinary Hugging Face folder, also copied to `teacher.output`
+    processor/               the processor. Its vocabulary is the words of the world
+    tower/model/             the model after the training of its vision tower (training/tiny_llava/tower.py)
+    phases/NAME/model/       the model after each phase of questions, easy pictures first
+    evaluation/teacher.json  answers of the dense model to the held-out questions
+    evaluation/grey.json     its answers to the same questions if it is shown grey pictures
+    checkpoint/              the dense model in bfloat16, an ordinary Hugging Face folder. It is copied to the recipe's
+                             `teacher.output`
 """
 
 import json
@@ -25,6 +27,7 @@ from transformers import (
     set_seed,
 )
 
+from checkpoints.whole_folder import whole_folder
 from data.collator import Collator
 from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
@@ -45,7 +48,7 @@ def stages(recipe: DenseRecipe) -> list[Stage]:
     phases = recipe.teacher.phases
     starts = ["tower", *(f"phases/{phase.name}" for phase in phases)]
     return [
-        Stage("world", "write the embedded world", write),
+        Stage("world", "write the embedded world", write_world_files),
         Stage("tower", "teach the vision tower to see", train_tower, distributed=True),
         *(
             Stage(
@@ -53,24 +56,24 @@ def stages(recipe: DenseRecipe) -> list[Stage]:
             )
             for phase, start in zip(phases, starts, strict=False)
         ),
-        Stage("evaluate", "ask the held-out questions", evaluate_teacher),
-        Stage("export", "export the teacher", export),
+        Stage("evaluate", "ask the held-out questions", evaluate_dense_model),
+        Stage("export", "export the dense model", export),
     ]
 
 
-def write(run: Run) -> dict:
-    """The world as files, and the processor, whose vocabulary is the world's."""
+def write_world_files(run: Run) -> dict:
+    """Writes the pictures and questions of the world, and a processor whose vocabulary is the words of the world."""
     settings = run.recipe.teacher
     paths = write_world(WORLDS, settings.world)
     rows = [row for path in paths.values() for row in json.loads(path.read_text(encoding="utf-8"))]
     texts = {message["value"].removeprefix("<image>\n") for row in rows for message in row["conversations"]}
-    texts |= {word.strip() for words in GROUPS.values() for word in words}  # a small world may not show them all
+    texts |= {word.strip() for words in GROUPS.values() for word in words}  # a small world may lack some of them
     build_processor(settings.model, sorted(texts)).save_pretrained(run.directory / "processor")
     return {"rows": {name: split.rows for name, split in settings.world.splits.items()}}
 
 
 def train_tower(run: Run) -> dict:
-    """The dense objective, on the scenes of a split."""
+    """Trains vision tower and projector on the scenes of a split. All other weights stay as they were initialised."""
     settings, seed = run.recipe.teacher, run.recipe.seed
     processor = load_processor(run)
     set_seed(seed)
@@ -81,26 +84,31 @@ def train_tower(run: Run) -> dict:
     folder = run.directory / "tower"
     trainer = Trainer(
         model=reader,
-        args=phase_arguments(settings.tower, folder / "trainer", seed),
+        args=training_arguments(settings.tower, folder / "trainer", seed),
         train_dataset=PatchDataset(scenes, processor),
         callbacks=[MetricsFile(folder / "metrics.jsonl")],
     )
-    return finish(trainer, model, folder)
+    return train_and_save(trainer, model, folder)
 
 
 def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
-    """One phase of questions, from the model that the stage before left in the folder `start`."""
+    """Trains one phase of questions.
+
+    Args:
+        phase: settings of the phase.
+        start: folder of the stage before, within the run's folder. Its model is trained further.
+    """
     settings = run.recipe.teacher
     processor = load_processor(run)
     folder = run.directory / "phases" / phase.name
-    # Trainer cannot restore these weights itself: on disk their names are the older ones of released LLaVA checkpoints.
+    # Trainer cannot load these weights, as files have the older names of published LLaVA checkpoints.
     weights = last_checkpoint(folder / "trainer") or run.directory / start / "model"
     model = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
     path = write_world(WORLDS, settings.world)[phase.split]
     samples, _ = load_llava_json(path, path.parent)
     dataset = ConversationDataset(samples, processor, max_length=settings.max_length)
     collator = Collator(processor)
-    arguments = phase_arguments(phase, folder / "trainer", run.recipe.seed)
+    arguments = training_arguments(phase, folder / "trainer", run.recipe.seed)
     text, tower, projector = model.model.language_model, model.model.vision_tower, model.model.multi_modal_projector
     if phase.turns == "independent" and not torch.cuda.is_available():
         text.set_attn_implementation(MASKED_ATTENTION)
@@ -127,14 +135,17 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
         optimizers=(optimizer, None),
         callbacks=[MetricsFile(folder / "metrics.jsonl")],
     )
-    return finish(trainer, model, folder)
+    return train_and_save(trainer, model, folder)
 
 
-def evaluate_teacher(run: Run) -> dict:
-    """Generated answers with the weights as they are shipped; the same with grey pictures."""
+def evaluate_dense_model(run: Run) -> dict:
+    """Asks the model the held-out questions, with their pictures and with grey ones. Returns both accuracies.
+
+    The weights are rounded to bfloat16, as in the checkpoint.
+    """
     settings = run.recipe.teacher
     processor = load_processor(run)
-    model = trained_teacher(run).float().eval()
+    model = load_trained_model(run).float().eval()
     path = write_world(WORLDS, settings.world)[settings.evaluation_split]
     samples, _ = load_llava_json(path, path.parent)
     evaluations = {}
@@ -149,27 +160,26 @@ def evaluate_teacher(run: Run) -> dict:
 
 
 def export(run: Run) -> dict:
-    """The teacher as a Hugging Face folder, whole before it stands at its place."""
+    """Writes the dense model as a Hugging Face folder, and copies it to the recipe's `teacher.output`.
+
+    If the process is killed meanwhile, no folder is left incomplete.
+    """
     output = run.recipe.teacher.output
-    folder = run.directory / "checkpoint"
-    shutil.rmtree(folder, ignore_errors=True)
-    trained_teacher(run).save_pretrained(folder)
-    load_processor(run).save_pretrained(folder)
-    (folder / "README.md").write_text(card(run), encoding="utf-8")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fresh = output.with_name(f".{output.name}.fresh")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(folder, fresh)
-    shutil.rmtree(output, ignore_errors=True)
-    fresh.rename(output)
+    checkpoint = run.directory / "checkpoint"
+    with whole_folder(checkpoint) as folder:
+        load_trained_model(run).save_pretrained(folder)
+        load_processor(run).save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(run), encoding="utf-8")
+    with whole_folder(output) as folder:
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     return {"output": str(output)}
 
 
-# ---- parts of the stages ----
+# ---- what the stages use ----
 
 
-def phase_arguments(settings: OptimizerSettings, output_dir: Path, seed: int) -> TrainingArguments:
-    """Returns a stage's optimizer settings in transformers' words."""
+def training_arguments(settings: OptimizerSettings, output_dir: Path, seed: int) -> TrainingArguments:
+    """Returns optimizer settings as transformers' `TrainingArguments`."""
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=settings.steps,
@@ -188,26 +198,30 @@ def phase_arguments(settings: OptimizerSettings, output_dir: Path, seed: int) ->
         save_steps=settings.save_steps,
         save_total_limit=1,
         remove_unused_columns=False,
-        ddp_find_unused_parameters=True,  # the tower's last norm, which LLaVA does not read
+        ddp_find_unused_parameters=True,  # LLaVA does not use the tower's last norm
         report_to=[],
         seed=seed,
     )
 
 
 def load_processor(run: Run) -> LlavaProcessor:
+    """Returns the processor of this run."""
     return AutoProcessor.from_pretrained(run.directory / "processor")
 
 
-def trained_teacher(run: Run) -> LlavaForConditionalGeneration:
-    """The model after the last phase, in bfloat16."""
+def load_trained_model(run: Run) -> LlavaForConditionalGeneration:
+    """Returns the model after the last phase, in bfloat16."""
     last = run.recipe.teacher.phases[-1].name
     return LlavaForConditionalGeneration.from_pretrained(
         run.directory / "phases" / last / "model", dtype=torch.bfloat16
     )
 
 
-def finish(trainer: Trainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
-    """Train to the end, from where an earlier run was stopped if there was one; leave the model in `folder`."""
+def train_and_save(trainer: Trainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
+    """Trains to the end, and saves the model in `folder`/model. Returns the number of steps and the mean loss.
+
+    If an earlier start of the run was stopped, training continues from its last checkpoint.
+    """
     checkpoint = last_checkpoint(folder / "trainer")
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
@@ -216,12 +230,13 @@ def finish(trainer: Trainer, model: LlavaForConditionalGeneration, folder: Path)
     return {"steps": outcome.global_step, "loss": outcome.training_loss}
 
 
-def card(run: Run) -> str:
-    """The README of the teacher's folder."""
-    teacher, grey = (Evaluation.load(run.directory / "evaluation" / f"{name}.json") for name in ("teacher", "grey"))
+def model_card(run: Run) -> str:
+    """Returns the README of the model's folder."""
+    dense, grey = (Evaluation.load(run.directory / "evaluation" / f"{name}.json") for name in ("teacher", "grey"))
     rows = [
-        f"| {family} | {score.accuracy:.1%} | {score.low:.1%} to {score.high:.1%} | {grey.families[family].accuracy:.1%} |"
-        for family, score in teacher.families.items()
+        f"| {family} | {score.accuracy:.1%} | {score.low:.1%} to {score.high:.1%} "
+        f"| {grey.families[family].accuracy:.1%} |"
+        for family, score in dense.families.items()
     ]
     table = "\n".join(rows)
     return f"""---
@@ -231,16 +246,16 @@ pipeline_tag: image-text-to-text
 ---
 # tiny-llava
 
-A `LlavaForConditionalGeneration` in small, trained from scratch on the embedded world of Squint (`data/shapes/world.py`):
-pictures of coloured shapes and a written sign, with questions in six families. It is the dense model of the
-examples and tests.
+A `LlavaForConditionalGeneration` in small, trained from scratch on the embedded world of Squint
+(`data/shapes/world.py`): pictures of coloured shapes and a written sign, with questions in six families. It is the
+dense model of the examples and tests.
 
     deepspeed train.py --recipe {run.recipe.name}.yaml
 
-Generated answers to {teacher.overall.count} held-out questions, and to the same questions about grey pictures:
+Generated answers to {dense.overall.count} held-out questions, and to the same questions about grey pictures:
 
 | family | accuracy | 95 % interval | grey pictures |
 |---|---|---|---|
 {table}
-| all | {teacher.accuracy:.1%} | {teacher.low:.1%} to {teacher.high:.1%} | {grey.accuracy:.1%} |
+| all | {dense.accuracy:.1%} | {dense.low:.1%} to {dense.high:.1%} | {grey.accuracy:.1%} |
 """

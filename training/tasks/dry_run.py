@@ -1,4 +1,4 @@
-"""What a recipe would do and cost, from its model's config alone: no weights, no data, nothing written."""
+"""Shows what a recipe would do and cost. It reads the model's config alone, and writes nothing."""
 
 import torch
 from rich.console import Console
@@ -16,26 +16,21 @@ from training.measure.costs import TEXT_TOKENS, cost_sheet
 from training.recipe.dense import DenseRecipe
 from training.recipe.frontier import FrontierRecipe
 from training.recipe.student import SparsifyRecipe, StudentRecipe
-from training.recipe.training import TrainingSettings
+from training.report.numbers import COST_LABELS, quantity
+from training.tasks.memory import activation_bytes, num_parameters, state_bytes
 
-CONVENTIONS = {
-    "A": "A: multiply-accumulates, visual tokens",
-    "B": "B: FLOPs, visual tokens",
-    "C": "C: FLOPs, decoder prefill",
-    "D": "D: FLOPs, with vision tower and projector",
-    "kv_bytes": "key/value bytes",
-}
-WORLD_SIZES = (1, 2, 4, 8)
-# Adam in mixed precision, bytes per trained weight: fp32 copy and two moments.
-OPTIMIZER_BYTES = 12
-# Bytes per token, layer and hidden value that a layer keeps for its backward, attention maps recomputed: arXiv 2205.05198.
-ACTIVATION_BYTES = 34
+NUM_PROCESSES = (1, 2, 4, 8)
+"""Numbers of processes for which memory is estimated."""
 
 console = Console()
 
 
 def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe) -> None:
-    """Print what the recipe comes to. Raises UserError where its model is not supported or its plan does not fit."""
+    """Prints what the recipe would do and cost.
+
+    Raises:
+        UserError: its model is not supported, or its plan does not fit the model.
+    """
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
     if isinstance(recipe, StudentRecipe):
         config = dense_config(recipe.model.config or recipe.model.path)
@@ -46,7 +41,7 @@ def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe) -> None:
 
 
 def build_on_meta(recipe: StudentRecipe, config: PreTrainedConfig) -> nn.Module:
-    """The student that would be trained, every tensor without memory."""
+    """Returns the student that would be trained, on the meta device, so that its tensors need no memory."""
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
     with torch.device("meta"):
         cls = sparse_class(config)
@@ -58,6 +53,7 @@ def build_on_meta(recipe: StudentRecipe, config: PreTrainedConfig) -> nn.Module:
 
 
 def parameter_table(student: nn.Module) -> Table:
+    """Returns a table of how many parameters there are, and how many of them are trained."""
     table = Table("parameters", "of them trained", title="student")
     total, trained = num_parameters(student)
     table.add_row(f"{total:,}", f"{trained:,} ({trained / total:.2%})")
@@ -65,26 +61,30 @@ def parameter_table(student: nn.Module) -> Table:
 
 
 def points_table(recipe: FrontierRecipe) -> Table:
-    """How many students a frontier has."""
+    """Returns a table of the students of a frontier."""
     table = Table("planner", "budgets", "seeds", "students", title=f"{len(recipe.students)} students")
-    for name, rival in recipe.planners.items():
-        budgets = ["its own" if budget is None else f"{budget:.0%}" for budget in recipe.budgets_of(rival)]
-        num_students = sum(planner == name for planner, *_ in recipe.points())
-        table.add_row(name, ", ".join(budgets), str(len(rival.seeds)), str(num_students))
+    for name, planner in recipe.planners.items():
+        budgets = ["its own" if budget is None else f"{budget:.0%}" for budget in recipe.budgets_of(planner)]
+        num_students = sum(point[0] == name for point in recipe.points())
+        table.add_row(name, ", ".join(budgets), str(len(planner.seeds)), str(num_students))
     return table
 
 
 def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
-    """Dense against plan; where the plan is still to be found, what its budget allows at most."""
+    """Returns a table of the costs of the dense model and of the plan.
+
+    If weights or data decide the plan, it shows the most that the budget allows.
+    """
     plan = recipe.plan.plan_of_same_cost(config)
     sheet = cost_sheet(plan or VisualPlan.dense(config.text_config.num_hidden_layers), config, bytes_per_value(recipe))
     dense = sheet["dense"]
     left = sheet["plan"] if plan else budget_costs(dense, recipe.plan.bound)
     origin = f"plan ({recipe.plan.planner})" if plan else f"plan ({recipe.plan.planner}): at most"
     grids, size = reference_images(config)[0], " x ".join(map(str, PICTURE))
-    picture = f"a picture of {size} pixels: {num_tokens(grids)} visual tokens in {len(grids)} {'grid' if len(grids) == 1 else 'grids'}"
+    num_grids = f"{len(grids)} {'grid' if len(grids) == 1 else 'grids'}"
+    picture = f"a picture of {size} pixels: {num_tokens(grids)} visual tokens in {num_grids}"
     table = Table("prefill", "dense", origin, "left", title=f"cost of {picture}, and {TEXT_TOKENS} text tokens")
-    for key, label in CONVENTIONS.items():
+    for key, label in COST_LABELS.items():
         if left[key] is None:
             table.add_row(label, quantity(dense[key]), "as the search finds", "")
         else:
@@ -93,8 +93,14 @@ def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
 
 
 def budget_costs(dense: dict, budget: Budget | None) -> dict:
-    """Upper bounds in each convention, None where the budget, if there is one, sets none. Visual FLOPs fall to their bound, the
-    work that text shares with visual tokens may stay."""
+    """Returns the most that a plan may cost in each convention, or None where the budget sets no limit.
+
+    It assumes that only visual work is saved, and nothing of what text does with visual tokens.
+
+    Args:
+        dense: costs of the dense model.
+        budget: the budget; None if the plan has none.
+    """
     bounds = budget.model_dump(exclude_none=True) if budget else {}
     at_most = dict.fromkeys(dense)
     if "visual_flops" in bounds:
@@ -110,12 +116,8 @@ def budget_costs(dense: dict, budget: Budget | None) -> dict:
 
 
 def memory_table(recipe: StudentRecipe, config: PreTrainedConfig, student: nn.Module) -> Table:
-    """Estimated memory per process in training: weights, gradients and optimizer as ZeRO cuts them, and activations."""
-    settings = recipe.training
-    total, trained = num_parameters(student)
-    width = 2 if settings.precision == "bfloat16" else 4
-    activations = activation_bytes(settings, config, recipe.data.max_length, width)
-    second_model = recipe.lora is None and recipe.distillation.needs_teacher
+    """Returns a table of the estimated memory per process in training (training/tasks/memory.py)."""
+    activations = activation_bytes(recipe.training, config, recipe.data.max_length)
     table = Table(
         "processes",
         "ZeRO-2",
@@ -123,43 +125,22 @@ def memory_table(recipe: StudentRecipe, config: PreTrainedConfig, student: nn.Mo
         "global batch",
         title=f"memory per process, estimated ({gigabytes(activations)} of it activations)",
     )
-    for size in WORLD_SIZES:
-        states = trained * (width + OPTIMIZER_BYTES) / size
-        teacher = total * width if second_model else 0
-        samples = settings.micro_batch_size * settings.gradient_accumulation_steps * size
-        sizes = [weights + teacher + states + activations for weights in (total * width, total * width / size)]
-        table.add_row(str(size), *map(gigabytes, sizes), str(samples))
+    for num_processes in NUM_PROCESSES:
+        sizes = [
+            state_bytes(recipe, student, num_processes, weights_divided=divided) + activations
+            for divided in (False, True)
+        ]
+        settings = recipe.training
+        samples = settings.micro_batch_size * settings.gradient_accumulation_steps * num_processes
+        table.add_row(str(num_processes), *map(gigabytes, sizes), str(samples))
     return table
 
 
-def activation_bytes(settings: TrainingSettings, config: PreTrainedConfig, max_length: int, width: int) -> float:
-    """Of a batch of the longest samples in the dense decoder; a sparse student keeps less."""
-    text = config.text_config
-    values = settings.micro_batch_size * max_length * text.hidden_size
-    whole_layers, inputs_kept = (
-        (1, text.num_hidden_layers) if settings.gradient_checkpointing else (text.num_hidden_layers, 0)
-    )
-    return values * (whole_layers * ACTIVATION_BYTES * width / 2 + inputs_kept * width)
-
-
-def num_parameters(model: nn.Module) -> tuple[int, int]:
-    """All, and those trained."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
-
-
 def bytes_per_value(recipe: SparsifyRecipe) -> int:
+    """Returns the size of one value in the recipe's dtype."""
     return getattr(torch, recipe.model.dtype).itemsize
 
 
 def gigabytes(count: float) -> str:
+    """Returns a number of bytes in GiB, as text."""
     return f"{count / 2**30:.1f} GiB"
-
-
-def quantity(value: float) -> str:
-    """Three digits and an SI prefix."""
-    for prefix in ("", " k", " M", " G", " T"):
-        if value < 1000:
-            break
-        value /= 1000
-    return f"{value:.3g}{prefix}"

@@ -1,42 +1,43 @@
-"""The story of `task: frontier`: students of several planners at several budgets, distilled alike; accuracy against cost.
-`task: planners` is the same with each plan twice: as it was found, and distilled.
+"""The stages of `task: frontier` and `task: planners`, which plot accuracy against cost.
 
-After the stages that every run of students shares (training/tasks/stages.py), it leaves in the run's folder, TASK being
-frontier or planners:
+Both make students of several planners at several budgets, and train them in the same way. With `task: planners` each
+plan also has a student that is not trained.
 
-    speed.json               measured speed-up of each student's plan, of prefill and of decoding
-    TASK.json                one object per student: planner, budget (null: its own cost), seed, distilled, costs, accuracy, over all
-                             questions and by family, speed-up
-    TASK.md                  the same as tables, means over seeds
+After the stages that every run of students begins with (training/tasks/stages.py), these files are written in the run's
+folder. TASK is frontier or planners.
+
+    speed.json               measured speed-up of prefill and decode under each student's plan
+    TASK.json                one object per student: planner, budget (null if it has none), seed, distilled, costs,
+                             speed-up, and accuracy over all questions and by family
+    TASK.md                  the same as tables, with means over seeds
     visual_flops.png, model_flops.png, prefill_speedup.png, plans.png
     evaluation/              every question and answer of every student
 """
-
-import json
 
 from checkpoints.build import dense_config
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import mixture
 from training.distillation.students import load_model, untrained_student
-from training.files import write_json
+from training.files import read_json, write_json, write_text
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.frontier import FrontierRecipe
-from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table
-from training.report.gate_plots import plans_picture
-from training.report.plots import save
+from training.report.frontier_plots import AXES, frontier_families_table, frontier_plot, frontier_table
+from training.report.plan_plots import plans_plot
+from training.report.style import save
 from training.run import Run, Stage, console, device
-from training.tasks.run_folder import TEACHER, evaluation_path, load_plan
-from training.tasks.stages import distil, evaluation_of, run_student, stages_before_students
+from training.tasks.run_folder import DENSE, evaluation_path, load_plan
+from training.tasks.stages import stages_before_students
+from training.tasks.student_stages import distil, evaluate_once, load_student
 
 BATCH_SIZE, REPEATS, DECODE_TOKENS = 8, 5, 8
-"""Of the timed prefills and decodes."""
+"""Samples in a batch, repetitions, and decoded tokens in the measurements of speed."""
 
 
 def stages(recipe: FrontierRecipe) -> list[Stage]:
-    """The stages of a run, in order."""
+    """Returns the stages of a run, in order."""
     return [
         *stages_before_students(recipe),
         Stage("distil", "distil the students", distil, distributed=True),
@@ -47,28 +48,32 @@ def stages(recipe: FrontierRecipe) -> list[Stage]:
 
 
 def evaluate_all(run: Run) -> dict:
-    """Asks the dense model and every student. Raises UserError where the dense model answers nothing right."""
+    """Asks the dense model and every student the held-out questions. Returns the accuracy of each.
+
+    Raises:
+        UserError: the dense model answers no question right, so that no accuracy can be relative to it.
+    """
     dense, processor = load_model(run.recipe.model)
     samples = mixture(run.recipe, "evaluation", processor).samples
-    accuracy = {TEACHER: evaluation_of(run, TEACHER, dense, processor, samples).accuracy}
-    if accuracy[TEACHER] == 0:
+    accuracy = {DENSE: evaluate_once(run, DENSE, dense, processor, samples).accuracy}
+    if accuracy[DENSE] == 0:
         raise UserError(
             f"{run.recipe.model.path}: answers none of the questions right, so there is nothing to be relative to"
         )
     for student in run.recipe.students:
-        accuracy[student.name] = evaluation_of(
-            run, student.name, run_student(run, student), processor, samples
+        accuracy[student.name] = evaluate_once(
+            run, student.name, load_student(run, student), processor, samples
         ).accuracy
     return accuracy
 
 
 def time_plans(run: Run) -> dict:
-    """Prefill and decode of the dense weights under each plan against the stock model, in turn, in this process."""
+    """Times prefill and decode of the dense weights under each plan, in turn with the dense model."""
     speed: dict[str, dict[str, float]] = {}
-    of_plan: dict[VisualPlan, dict[str, float]] = {}
+    speed_of_plan: dict[VisualPlan, dict[str, float]] = {}
     for student in run.recipe.students:
         plan = load_plan(run, student.name)
-        if plan not in of_plan:
+        if plan not in speed_of_plan:
             model = untrained_student(run.recipe.model, plan).to(device())
             (figures,) = benchmark(
                 model,
@@ -78,17 +83,17 @@ def time_plans(run: Run) -> dict:
                 repeats=REPEATS,
                 print_line=lambda line: None,
             )["batches"]
-            of_plan[plan] = {f"{part}_speedup": figures[part]["speedup"] for part in ("prefill", "decode")}
-        speed[student.name] = of_plan[plan]
+            speed_of_plan[plan] = {f"{phase}_speedup": figures[phase]["speedup"] for phase in ("prefill", "decode")}
+        speed[student.name] = speed_of_plan[plan]
     write_json(run.directory / "speed.json", speed)
     return {}
 
 
 def report(run: Run) -> dict:
-    """The figures of all students, as JSON, tables and pictures."""
+    """Writes the figures of all students as JSON, tables and plots."""
     recipe, config = run.recipe, dense_config(run.recipe.model.path)
-    speed = json.loads((run.directory / "speed.json").read_text(encoding="utf-8"))
-    teacher = Evaluation.load(evaluation_path(run, TEACHER))
+    speed = read_json(run.directory / "speed.json")
+    dense = Evaluation.load(evaluation_path(run, DENSE))
     points = []
     for planner, budget, seed, student in recipe.points():
         evaluation = Evaluation.load(evaluation_path(run, student.name))
@@ -102,7 +107,7 @@ def report(run: Run) -> dict:
                 "accuracy": evaluation.accuracy,
                 "low": evaluation.low,
                 "high": evaluation.high,
-                "relative_accuracy": relative_accuracy(evaluation, teacher),
+                "relative_accuracy": relative_accuracy(evaluation, dense),
                 "accuracy_by_family": {family: score.accuracy for family, score in evaluation.families.items()},
                 "interval_by_family": {
                     family: [score.low, score.high] for family, score in evaluation.families.items()
@@ -112,7 +117,7 @@ def report(run: Run) -> dict:
         )
     write_json(run.directory / f"{recipe.task}.json", points)
     for axis in AXES:
-        save(frontier_picture(points, axis), run.directory / f"{axis}.png")
+        save(frontier_plot(points, axis), run.directory / f"{axis}.png")
     plans: dict[str, VisualPlan] = {}
     budgets = [budget for _, budget, *_ in recipe.points() if budget is not None]
     for planner, budget, _, student in recipe.points():
@@ -120,8 +125,8 @@ def report(run: Run) -> dict:
             name = f"{planner}, its own cost" if budget is None else f"{planner} {budget:.0%}"
             plans.setdefault(name, load_plan(run, student.name))
     text = config.text_config
-    save(plans_picture(plans, text.num_key_value_heads, text.intermediate_size), run.directory / "plans.png")
-    table = f"{frontier_table(points)}\n{families_table(points)}"
-    (run.directory / f"{recipe.task}.md").write_text(table, encoding="utf-8")
+    save(plans_plot(plans, text.num_key_value_heads, text.intermediate_size), run.directory / "plans.png")
+    table = f"{frontier_table(points)}\n{frontier_families_table(points)}"
+    write_text(run.directory / f"{recipe.task}.md", table)
     console.print(table, soft_wrap=True)
     return {recipe.task: f"{recipe.task}.json"}

@@ -1,12 +1,12 @@
-"""The story of `task: sparsify`: from a dense model to an exported sparse one, and what that cost and kept.
+"""The stages of `task: sparsify`: from a dense model to a sparse checkpoint and a report.
 
-After the stages that every run of students shares (training/tasks/stages.py), it leaves in the run's folder:
+After the stages that every run of students begins with (training/tasks/stages.py), these files are written in the run's
+folder:
 
-    checkpoint/              the student, exported
+    checkpoint/              the student as a checkpoint that stands alone
     plan.json, cost.json, table.json, metrics.jsonl, benchmark.json, result.json, report.html
 """
 
-import json
 import shutil
 
 import torch
@@ -17,45 +17,50 @@ from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
 from training.distillation.datasets import calibration_batches, mixture
 from training.distillation.students import dense_processor, load_model, trained_student
-from training.files import write_json
+from training.files import read_json, write_json
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.student import STUDENT, SparsifyRecipe
 from training.report.page import write_report
-from training.report.plots import plan_picture, save
+from training.report.plan_plots import plan_plot
+from training.report.style import save
 from training.report.tables import models_table
 from training.run import Run, Stage, console, device, is_main_process
-from training.tasks.run_folder import TEACHER, evaluation_path, load_plan, plan_path, student_folder
-from training.tasks.stages import GREY, distil, evaluation_of, run_student, stages_before_students
+from training.tasks.run_folder import DENSE, GREY, evaluation_path, load_plan, plan_path, student_folder
+from training.tasks.stages import stages_before_students
+from training.tasks.student_stages import distil, evaluate_once, load_student
 
 DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
-"""The stock model's; the dense plan already costs less, as it leaves dead work out."""
+"""Cost of the stock model. The dense plan costs less, as it leaves out work whose result nothing reads."""
 
 
 def stages(recipe: SparsifyRecipe) -> list[Stage]:
-    """The stages of a run, in order."""
+    """Returns the stages of a run, in order."""
     return [
         *stages_before_students(recipe),
-        Stage("cost", "count what the plan costs", count_cost),
-        Stage("distil", "distil the students", distil_and_own, distributed=True),
+        Stage("cost", "count what the plan costs", count_costs),
+        Stage("distil", "distil the students", distil_students, distributed=True),
         Stage("evaluate", "ask all models held-out questions", evaluate_all),
         Stage("export", "export, and reload in a fresh process", export),
-        Stage("benchmark", "time dense against sparse", measure_speed),
+        Stage("benchmark", "time dense against sparse", benchmark_checkpoint),
         Stage("report", "write the report", report),
     ]
 
 
-def count_cost(run: Run) -> dict:
-    """The recipe's own plan beside the run's other results, and its costs."""
+def count_costs(run: Run) -> dict:
+    """Writes the plan of the exported student to plan.json, and its costs to cost.json.
+
+    It returns the costs as shares of the dense model's.
+    """
     plan, config = load_plan(run, STUDENT), dense_config(run.recipe.model.path)
     plan.save(run.directory / "plan.json")
     write_json(run.directory / "cost.json", cost_sheet(plan, config, getattr(torch, run.recipe.model.dtype).itemsize))
     return fractions(plan, config)
 
 
-def distil_and_own(run: Run) -> dict:
-    """Trains all, and shows the metrics of the recipe's own student beside the run's other results."""
+def distil_students(run: Run) -> dict:
+    """Trains all students, and copies the metrics of the exported one to metrics.jsonl in the run's folder."""
     distil(run)
     if is_main_process():
         shutil.copyfile(student_folder(run, STUDENT) / "trainer" / "metrics.jsonl", run.directory / "metrics.jsonl")
@@ -63,51 +68,54 @@ def distil_and_own(run: Run) -> dict:
 
 
 def evaluate_all(run: Run) -> dict:
-    """Asks the dense model, the dense model without sight, and every student; leaves the report's table."""
+    """Asks all models the held-out questions, and writes table.json. Returns the accuracy of each.
+
+    The models are the dense model, the dense model that is shown grey pictures, and every student.
+    """
     recipe = run.recipe
-    dense, processor = load_model(recipe.model)
+    model, processor = load_model(recipe.model)
     samples = mixture(recipe, "evaluation", processor).samples
-    teacher = evaluation_of(run, TEACHER, dense, processor, samples)
-    grey = evaluation_of(run, GREY, dense, processor, samples)
-    table = [table_row("dense", None, False, DENSE_COST, teacher, teacher)]
+    dense = evaluate_once(run, DENSE, model, processor, samples)
+    grey = evaluate_once(run, GREY, model, processor, samples)
+    table = [table_row("dense", None, False, DENSE_COST, dense, dense)]
     for student in recipe.students:
         plan = load_plan(run, student.name)
-        evaluation = evaluation_of(run, student.name, run_student(run, student), processor, samples)
+        evaluation = evaluate_once(run, student.name, load_student(run, student), processor, samples)
         plan_file = str(plan_path(run, student.name).relative_to(run.directory))
         table.append(
-            table_row(student.name, plan_file, student.distil, fractions(plan, dense.config), evaluation, teacher)
+            table_row(student.name, plan_file, student.distil, fractions(plan, model.config), evaluation, dense)
         )
-    table.append(table_row("dense, grey pictures", None, False, DENSE_COST, grey, teacher))
+    table.append(table_row("dense, grey pictures", None, False, DENSE_COST, grey, dense))
     write_json(run.directory / "table.json", table)
     return {row["name"]: row["accuracy"] for row in table}
 
 
 def export(run: Run) -> dict:
-    """Writes the student as a checkpoint that stands on its own; `export_checkpoint` fails where a reload differs."""
+    """Writes the student as a checkpoint that stands alone. It is loaded again in another process and compared."""
     recipe = run.recipe
     plan = load_plan(run, STUDENT)
     model = trained_student(recipe, plan, student_folder(run, STUDENT)).to(device())
     processor = dense_processor(recipe.model)
-    cost = json.loads((run.directory / "cost.json").read_text(encoding="utf-8"))
-    picture = run.directory / "plan.png"
-    save(plan_picture(plan, cost["num_units"], cost["intermediate_size"], cost["layers"]), picture)
+    cost = read_json(run.directory / "cost.json")
+    plot_path = run.directory / "plan.png"
+    save(plan_plot(plan, cost["num_units"], cost["intermediate_size"], cost["layers"]), plot_path)
     card = model_card(
         recipe.name,
         model.visual_plan,
         model.config,
         base_model=recipe.model.path,
         base_license=base_license(recipe.model.path),
-        rows=json.loads((run.directory / "table.json").read_text(encoding="utf-8")),
-        picture=picture.name,
+        rows=read_json(run.directory / "table.json"),
+        picture=plot_path.name,
     )
     probe = calibration_batches(recipe, processor)[0]
     del probe["labels"]
-    export_checkpoint(model, processor, run.directory / "checkpoint", card=card, probe=probe, picture=picture)
+    export_checkpoint(model, processor, run.directory / "checkpoint", card=card, probe=probe, picture=plot_path)
     return {"checkpoint": "checkpoint"}
 
 
-def measure_speed(run: Run) -> dict:
-    """Prefill and decode of the exported weights, dense and sparse in turn."""
+def benchmark_checkpoint(run: Run) -> dict:
+    """Times prefill and decode of the checkpoint, in turn with the dense model, and writes benchmark.json."""
     model, _ = load_checkpoint(run.directory / "checkpoint", "auto")
     figures = benchmark(
         model.to(device()),
@@ -122,21 +130,21 @@ def measure_speed(run: Run) -> dict:
 
 
 def report(run: Run) -> dict:
-    """result.json, and the page for people."""
-    teacher, student = (Evaluation.load(evaluation_path(run, name)) for name in (TEACHER, STUDENT))
+    """Writes result.json and report.html."""
+    dense, student = (Evaluation.load(evaluation_path(run, name)) for name in (DENSE, STUDENT))
     plan = load_plan(run, STUDENT)
     done = [stage.name for stage in stages(run.recipe) if stage.name != "report"]
     result = {
-        "teacher_accuracy": teacher.accuracy,
+        "teacher_accuracy": dense.accuracy,
         "student_accuracy": student.accuracy,
-        "relative_accuracy": relative_accuracy(student, teacher),
+        "relative_accuracy": relative_accuracy(student, dense),
         **fractions(plan, dense_config(run.recipe.model.path)),
         "prefill_speedup": run.result("benchmark")["prefill_speedup"],
         "seconds": {name: run.result(name)["seconds"] for name in done},
     }
     write_json(run.directory / "result.json", result)
     path = write_report(run.directory)
-    console.print(models_table(json.loads((run.directory / "table.json").read_text(encoding="utf-8"))))
+    console.print(models_table(read_json(run.directory / "table.json")))
     console.print(f"report: {path}", soft_wrap=True)
     return {"report": path.name}
 
@@ -147,9 +155,16 @@ def table_row(
     distilled: bool,
     cost: dict[str, float],
     evaluation: Evaluation,
-    teacher: Evaluation,
+    dense: Evaluation,
 ) -> dict:
-    """One row of table.json; costs are shares of the dense model's."""
+    """Returns one row of table.json.
+
+    Args:
+        plan_file: path of its plan in the run's folder; None for the dense model.
+        cost: its costs, as shares of the dense model's.
+        evaluation: its answers.
+        dense: the dense model's answers.
+    """
     return {
         "name": name,
         "plan": plan_file,
@@ -159,6 +174,6 @@ def table_row(
         "accuracy": evaluation.accuracy,
         "low": evaluation.low,
         "high": evaluation.high,
-        "relative_accuracy": relative_accuracy(evaluation, teacher),
+        "relative_accuracy": relative_accuracy(evaluation, dense),
         "families": {family: score.accuracy for family, score in evaluation.families.items()},
     }

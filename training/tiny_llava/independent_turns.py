@@ -1,9 +1,9 @@
-"""Turns of a conversation as questions of their own about the same pictures.
+"""Trains the turns of a conversation as if each were the only question about the picture.
 
-A picture costs many tokens and a question few, so a conversation asks many questions about one picture. Read as a
-conversation, later questions can be answered from earlier answers instead of the picture, and a model does learn that
-instead. Here each turn attends to the pictures and to itself alone, at the positions it would have if it were the only
-one: a batch trains what a batch of single questions would, at a fraction of the cost.
+A picture has many tokens and a question only some, so it is cheap to ask many questions about one picture. But in a
+conversation, later questions can often be answered from earlier answers, and a model learns that instead of looking at
+the picture. Here each turn attends only to the picture and to itself. It has the positions that it would have if it
+were the only turn. So a batch of conversations trains the same as a batch of single questions, in much less time.
 
 B conversations, S tokens of the longest one.
 """
@@ -17,14 +17,14 @@ from data.conversations import IGNORE_INDEX
 
 
 def independent_turns(batch: dict[str, torch.Tensor], image_token_id: int) -> dict[str, torch.Tensor]:
-    """The batch with an attention mask that keeps turns apart, and position ids to go with it.
+    """Adds an attention mask under which no turn sees another, and position ids that go with it.
 
     Args:
-        batch: of `data.collator.Collator`, padded on the right; pictures come before the first question.
-        image_token_id: the placeholder of visual tokens. All up to the last one is shared by the turns.
+        batch: a batch of `data.collator.Collator`, padded on the right. Pictures come before the first question.
+        image_token_id: id of the placeholder of visual tokens. All turns attend to the tokens up to the last of these.
 
     Returns:
-        The batch with attention_mask [B, 1, S, S] bool (query, key) and position_ids [B, S] int64.
+        A new batch, with attention_mask [B, 1, S, S] bool (query, key) and position_ids [B, S] int64.
     """
     input_ids, labels = batch["input_ids"], batch["labels"]
     padding = batch["attention_mask"] == 0  # [B, S]
@@ -38,7 +38,8 @@ def independent_turns(batch: dict[str, torch.Tensor], image_token_id: int) -> di
     turn_start = index.where(starts, 0).cummax(dim=1).values
     same_turn = turn[:, :, None] == turn[:, None, :]
     visible = (same_turn | shared[:, None, :]) & ~padding[:, None, :] & (index[:, :, None] >= index[:, None, :])
-    visible |= torch.eye(input_ids.shape[1], dtype=torch.bool)  # a padding row that sees nothing would be NaN
+    # A padding token must see itself, else its output is NaN.
+    visible |= torch.eye(input_ids.shape[1], dtype=torch.bool)
     position_ids = index.where(shared, index - turn_start + num_shared)
     return {**batch, "attention_mask": visible[:, None], "position_ids": position_ids}
 
@@ -52,21 +53,24 @@ def masked_attention(
     scaling: float,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(q·k) v under a mask of any shape, product by product.
+    """Computes softmax(scaling * q·k) v with plain matrix products. It is registered with transformers.
 
-    On a CPU this trains in half the time of the fused kernel, whose backward pass makes little of such a mask.
+    On a CPU this trains in half the time of the fused kernel, whose backward pass is slow with such a mask.
 
     Args:
-        query, key, value: [B, N, S, H].
-        attention_mask: of `independent_turns`.
+        query: [B, N, S, H], for N heads of H values.
+        key: [B, N, S, H].
+        value: [B, N, S, H].
+        attention_mask: [B, 1, S, S] bool, from `independent_turns`.
         scaling: factor of the scores.
 
     Returns:
-        [B, S, N, H], and None where other implementations return weights.
+        The output [B, S, N, H], and None in place of attention weights.
     """
     scores = (query * scaling @ key.mT).masked_fill(~attention_mask, float("-inf"))
     return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
 
 
 MASKED_ATTENTION = "masked_products"
+"""Name of `masked_attention` in transformers."""
 AttentionInterface.register(MASKED_ATTENTION, masked_attention)

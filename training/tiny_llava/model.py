@@ -1,11 +1,11 @@
-"""The embedded teacher before training: an ordinary LLaVA in small, and its processor.
+"""The tiny dense model before training: a small LLaVA, and its processor.
 
-A CLIP vision tower of a few layers, a Llama of narrow ones, and a tokenizer of whole words whose digits stand alone.
-Its conversations are LLaVA-1.5's with an end token after each answer; pictures come before the first "USER:", so that
-every turn of a conversation reads the same.
+It has a CLIP vision tower of a few layers and a Llama of narrow layers. A token is a whole word, a digit or a
+punctuation mark. A conversation has the form of LLaVA-1.5's, with an end token after each answer. Pictures come before
+the first "USER:", so that all turns of a conversation have the same form.
 
-The Llama starts where looking things up is nearly there (`_align`): the head is the embedding, queries are keys, and
-what is attended to is copied. It is an initialisation and nothing more: the model stays an ordinary LLaVA.
+The first weights of the Llama make it easy to learn to look things up (`_align`). The class and the forward pass are
+those of any LLaVA.
 
 V vocab, D hidden_size.
 """
@@ -28,10 +28,10 @@ from transformers import (
 from training.recipe.dense import TinyLlavaSettings
 
 _SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
-_WORD = 0.5  # length of a word embedding
-_CONFIDENCE = 2.0  # words are short: without it no answer can be near certain
-_COPY = 0.3  # length of what attention copies
-_LOOK = 0.9  # with 1.5 tokens look at nothing but themselves, and learn nothing
+_WORD_LENGTH = 0.5  # length of a word embedding
+_FINAL_NORM = 2.0  # weight of the last norm. Word embeddings are short: with 1.0 no answer could be nearly certain
+_COPY_LENGTH = 0.3  # length of what attention copies
+_QUERY_GAIN = 0.9  # with 1.5, tokens attend only to themselves and learn nothing
 _TEMPLATE_WORDS = ("USER: ", " ASSISTANT: ")
 _TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -44,7 +44,12 @@ _TEMPLATE = (
 
 
 def build_processor(settings: TinyLlavaSettings, texts: Iterable[str]) -> LlavaProcessor:
-    """A processor whose vocabulary is the words of `texts` (questions and answers) and of the chat template."""
+    """Returns a processor whose vocabulary is the words of `texts` and of the chat template.
+
+    Args:
+        settings: sizes of pictures and patches.
+        texts: all questions and answers.
+    """
     side = {"height": settings.image_size, "width": settings.image_size}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
@@ -53,13 +58,16 @@ def build_processor(settings: TinyLlavaSettings, texts: Iterable[str]) -> LlavaP
         tokenizer=_build_tokenizer(texts),
         patch_size=settings.patch_size,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, dropped by the strategy
+        num_additional_image_tokens=1,  # the class token, which the strategy drops
         chat_template=_TEMPLATE,
     )
 
 
 def _build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per word, digit or mark; a token that follows a space carries it, so decoding restores the text."""
+    """Returns a tokenizer with one token for each word, digit or punctuation mark.
+
+    A token that follows a space includes the space. So decoding gives back the text.
+    """
     pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="never", split=False),
@@ -67,7 +75,7 @@ def _build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         ]
     )
     spaced = [f" {text}" for text in texts]  # the template puts a space before questions and answers
-    digits = [f" {digit}{digit}" for digit in range(10)]  # first and later in a number
+    digits = [f" {digit}{digit}" for digit in range(10)]  # as the first and as a later digit of a number
     words = {word for text in (*_TEMPLATE_WORDS, *spaced, *digits) for word, _ in pre_tokenizer.pre_tokenize_str(text)}
     vocabulary = {word: index for index, word in enumerate((*_SPECIAL_TOKENS, *sorted(words)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -88,7 +96,13 @@ def _build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def build_model(
     settings: TinyLlavaSettings, processor: LlavaProcessor, max_length: int
 ) -> LlavaForConditionalGeneration:
-    """The model with random weights, for sequences of up to `max_length` tokens."""
+    """Returns the model with random weights, except for those that `_align` sets.
+
+    Args:
+        settings: sizes of the model.
+        processor: its processor, from `build_processor`.
+        max_length: longest sequence in tokens.
+    """
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
         image_size=settings.image_size,
@@ -111,10 +125,8 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 1e5,
-        },  # most of a head tells words apart over any distance
+        # With this base, most of a head's values hardly depend on distance, and can tell words apart.
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(
@@ -134,19 +146,20 @@ def build_model(
 
 @torch.no_grad()
 def _align(model: LlavaForConditionalGeneration) -> None:
-    """Start the Llama as one that looks at tokens like its own and copies what they say.
+    """Sets the first weights so that a token attends to tokens with the same words, and copies their other words.
 
-    Words are orthogonal directions (as far as V <= D) and the head reads the same directions. In every layer the query
-    of a token is its key, so it attends to tokens that share its words, and output is the transpose of value, so it takes
-    their other words over. One circuit then serves all words; from a random start there is one to be found for each.
+    Word embeddings are orthogonal if V <= D, and the head has the same weights. In every layer the query of a token
+    equals its key, so a token attends to tokens that share words with it. The output projection is the transpose of the
+    value projection, so the token takes over their other words. Such a circuit works for all words at once. From random
+    weights, a model must find one for each word.
     """
     text = model.model.language_model
-    nn.init.orthogonal_(text.embed_tokens.weight, gain=_WORD)
-    nn.init.constant_(text.norm.weight, _CONFIDENCE)
+    nn.init.orthogonal_(text.embed_tokens.weight, gain=_WORD_LENGTH)
+    nn.init.constant_(text.norm.weight, _FINAL_NORM)
     for layer in text.layers:
         attention = layer.self_attn
-        nn.init.orthogonal_(attention.q_proj.weight, gain=_LOOK)
+        nn.init.orthogonal_(attention.q_proj.weight, gain=_QUERY_GAIN)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
         nn.init.orthogonal_(attention.v_proj.weight)
-        # A normalised token is D**0.5 long: a copy must not drown what is there.
-        attention.o_proj.weight.copy_(_COPY * text.config.hidden_size**-0.5 * attention.v_proj.weight.T)
+        # A normalised token has length D**0.5. What is copied must be short beside what the token holds already.
+        attention.o_proj.weight.copy_(_COPY_LENGTH * text.config.hidden_size**-0.5 * attention.v_proj.weight.T)

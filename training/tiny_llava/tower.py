@@ -1,9 +1,10 @@
-"""A vision tower that sees, and says so in words, before a language model looks through it.
+"""Trains vision tower and projector to name what each patch of a picture shows, before questions are trained.
 
-From raw pixels with questions alone, binding a colour to a shape stays on a plateau for thousands of steps. So tower
-and projector are trained first on a dense objective: the visual token of a patch shall be the sum of the word
-embeddings of what covers it (red + cross + small + top + left). Then the language model, which sees words, has little
-left to learn about pictures. This is the place of LLaVA's first stage (arXiv 2304.08485, section 4.2).
+A model that is trained on questions alone needs thousands of steps before it knows which colour belongs to which shape.
+So tower and projector are trained first, with a target for each patch: its visual token should equal the sum of the
+embeddings of the words for what covers it (red + cross + small + top + left). The language model then has little to
+learn about pictures, as they look to it like words. LLaVA likewise trains its projector first, to align features with
+word embeddings (arXiv 2304.08485, section 4.2).
 
 B pictures, P patches, G groups of words, D hidden_size of the language model.
 """
@@ -17,16 +18,18 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from data.shapes.patches import GROUPS, NO_WORD, patch_words
 from data.shapes.scenes import Scene, draw_scene
 
-_SHARPNESS = 10.0  # a word that is there scores 1 on its own embedding, one that is not 0
-_EMPTY_WEIGHT = 0.15  # most patches are background and soon told
+_SCORE_SCALE = 10.0  # of a patch's scores, which are 1 for a word that is there and 0 for others
+_EMPTY_WEIGHT = 0.15  # most patches show only background, which is soon learnt
 
 
 class PatchReader(nn.Module):
-    """Vision tower and projector of a LLaVA model, trained in place against its word embeddings, which stay as they are.
+    """The vision tower and projector of a LLaVA model, with the loss of naming patches.
+
+    They are trained in place. The word embeddings are not trained.
 
     Args:
-        model: the whole model.
-        processor: its processor, to which every word of GROUPS is one token.
+        model: the LLaVA model.
+        processor: its processor. Its tokenizer has one token for every word of GROUPS.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor):
@@ -45,15 +48,18 @@ class PatchReader(nn.Module):
         self.word_length = embeddings.norm(dim=-1).mean().item()
 
     def forward(self, pixel_values: torch.Tensor, words: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Squared distance to the sum of embeddings, and cross entropy among the words of each group that applies.
+        """Returns the loss, and how often patches are named rightly.
+
+        The loss of a patch is the squared distance of its token from the sum of embeddings, plus the cross entropy
+        among the words of each group that has a word for the patch.
 
         Args:
             pixel_values: [B, 3, H, W] float.
-            words: [B, P, G] int64, of `data.shapes.patches.patch_words`.
+            words: [B, P, G] int64, from `data.shapes.patches.patch_words`.
 
         Returns:
-            loss: scalar fp32, mean over patches; those that show nothing weigh less.
-            right: [G] fp32, share of patches with a word of the group that are told right.
+            `loss` is an fp32 scalar, the mean over patches. Patches that show nothing have a smaller weight. `right`
+            [G] fp32 is the share of patches that are named rightly, among those that have a word of the group.
         """
         features = self.tower(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]
         tokens = self.projector(features).float() / self.word_length  # [B, P, D]
@@ -62,12 +68,12 @@ class PatchReader(nn.Module):
         right = []
         for group, name in enumerate(GROUPS):
             embeddings = self.get_buffer(name) / self.word_length
-            there = words[..., group] != NO_WORD
+            has_word = words[..., group] != NO_WORD
             word = words[..., group].clamp(min=0)
-            target = target + embeddings[word] * there[..., None]
-            scores = tokens @ embeddings.T * _SHARPNESS  # [B, P, words]
+            target = target + embeddings[word] * has_word[..., None]
+            scores = tokens @ embeddings.T * _SCORE_SCALE  # [B, P, words]
             loss = loss + F.cross_entropy(scores.mT, words[..., group], ignore_index=NO_WORD, reduction="none")
-            right.append(((scores.argmax(dim=-1) == word) & there).sum() / there.sum().clamp(min=1))
+            right.append(((scores.argmax(dim=-1) == word) & has_word).sum() / has_word.sum().clamp(min=1))
         loss = loss + (tokens - target).square().sum(dim=-1)
         covered = words[..., list(GROUPS).index("empty")] == NO_WORD
         weights = torch.where(covered, 1.0, _EMPTY_WEIGHT)
@@ -75,7 +81,12 @@ class PatchReader(nn.Module):
 
 
 class PatchDataset(Dataset):
-    """Scenes as pictures and the words for their patches, drawn when fetched."""
+    """Pictures of scenes, with the words for their patches. A picture is drawn when its item is read.
+
+    Args:
+        scenes: what the pictures show.
+        processor: prepares the pictures.
+    """
 
     def __init__(self, scenes: list[Scene], processor: LlavaProcessor):
         self.scenes = scenes
@@ -85,7 +96,7 @@ class PatchDataset(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """pixel_values [3, H, W] float32 and words [P, G] int64."""
+        """Returns pixel_values [3, H, W] float32 and words [P, G] int64."""
         image = draw_scene(self.scenes[index])
         pixel_values = self._processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
         words = torch.from_numpy(patch_words(self.scenes[index], image, self._processor.patch_size))

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from training.distillation import losses
 from training.distillation.losses import (
-    Rows,
+    SupervisedOutputs,
     cross_entropy,
     forward_kl,
     hidden_cosine,
@@ -98,8 +98,8 @@ def test_half_precision_logits_are_computed_in_fp32(student, teacher):
 
 def test_settings_choose_and_weigh_the_losses(student, teacher):
     settings = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=0, jsd_weight=2, hidden_cosine_weight=1)
-    rows = Rows(student, student), Rows(teacher, teacher)
-    found = list(weighted_token_sums(settings, torch.arange(N) % V, *rows))
+    outputs = SupervisedOutputs(student, student), SupervisedOutputs(teacher, teacher)
+    found = list(weighted_token_sums(settings, torch.arange(N) % V, *outputs))
     assert [(name, weight) for name, weight, _ in found] == [
         ("cross_entropy", 0.5),
         ("jensen_shannon", 2),
@@ -108,6 +108,6 @@ def test_settings_choose_and_weigh_the_losses(student, teacher):
     assert settings.needs_teacher
     alone = DistillationSettings(cross_entropy_weight=1, forward_kl_weight=0)
     assert not alone.needs_teacher
-    assert len(list(weighted_token_sums(alone, torch.arange(N) % V, rows[0], None))) == 1
+    assert len(list(weighted_token_sums(alone, torch.arange(N) % V, outputs[0], None))) == 1
     with pytest.raises(ValidationError, match="every weight is 0"):
         DistillationSettings(cross_entropy_weight=0, forward_kl_weight=0)

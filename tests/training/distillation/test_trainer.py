@@ -99,14 +99,14 @@ def test_the_teacher_is_the_dense_model_without_adapters(tmp_path):
     batch = tiny_batch((1, 2))
     del batch["labels"]
     one = trainer(tmp_path, model=model.train())
-    with one._teacher() as teacher:
+    with one._teacher_context() as teacher:
         logits = teacher(**batch).logits
         assert not logits.requires_grad
     torch.testing.assert_close(logits, tiny_student()(**batch).logits, rtol=0, atol=0)
     assert model.training and model.get_base_model().visual_plan == sparse_plan()
     assert (model.eval()(**batch).logits - logits).abs().max() > 0.1
     batch["pixel_values"] = batch["pixel_values"] + 1
-    with one._teacher() as teacher:
+    with one._teacher_context() as teacher:
         assert (teacher(**batch).logits - logits).abs().max() > 1e-3, "the teacher does not see the pictures"
 
 

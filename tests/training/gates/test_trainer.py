@@ -1,4 +1,4 @@
-"""Learning gates: the cost comes down to the budget, gates stay fp32, a killed run continues, kept teacher answers serve too."""
+"""Learning gates: the cost comes down to the budget, gates stay fp32, and a killed run continues."""
 
 import json
 from types import SimpleNamespace

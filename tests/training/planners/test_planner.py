@@ -71,7 +71,7 @@ assert load_recipe("debug", overrides).plan.of[0].planner == "every_second"
 
 from tests.tiny_student import tiny_batch, tiny_student
 from training.planners.tools.search import Search
-from training.report.search_plots import search_picture
+from training.report.search_plots import search_plot
 from training.tasks.dry_run import dry_run
 from training.tasks.stages import stages_before_students
 from pathlib import Path
@@ -80,7 +80,7 @@ dry_run(recipe)
 assert [stage.name for stage in stages_before_students(recipe)][:2] == ["data", "plan"], "it reads no statistics"
 found = recipe.plan.find(Search(tiny_student(num_layers=4), [tiny_batch((1,))]))
 assert [layer.read for layer in found.layers] == [False, True, False, True], found
-search_picture(found, 0.6, recipe.plan, Path(sys.argv[1]))
+search_plot(found, 0.6, recipe.plan, Path(sys.argv[1]))
 print("all of it")
 """
 

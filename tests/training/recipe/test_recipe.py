@@ -54,12 +54,18 @@ WRONG = {
     "trainin.max_steps=3": r"debug.yaml: unknown key trainin, did you mean training\?; allowed: calibration, ",
     "training.max_step=3": r"unknown key training.max_step, did you mean training.max_steps\?",
     "data.train.0.spilt=train": r"unknown key data.train.0.spilt, did you mean data.train.0.split\?",
-    "data.world.splits.test.row=3": r"unknown key data.world.splits.test.row, did you mean data.world.splits.test.rows\?",
+    "data.world.splits.test.row=3": (
+        r"unknown key data.world.splits.test.row, did you mean data.world.splits.test.rows\?"
+    ),
     "plan.budget.visual_flop=0.1": r"unknown key plan.budget.visual_flop, did you mean plan.budget.visual_flops\?",
     "compare.1.plan.budgt=1": r"unknown key compare.1.plan.budgt, did you mean compare.1.plan.budget\?",
     "task=sparsfy": r"task: got 'sparsfy'; allowed: 'dense', 'sparsify'",
-    "plan.planner=gredy": r"plan.planner: got 'gredy'; allowed: 'fastv', 'file', 'g_search', 'greedy', .*'yopo', 'gates'",
-    "plan={planner: vtw, budget: {visual_flops: 0.5}, hold_out: 0.5}": r"plan: a budget decides without measuring: hold_out go with tolerance",
+    "plan.planner=gredy": (
+        r"plan.planner: got 'gredy'; allowed: 'fastv', 'file', 'g_search', 'greedy', .*'yopo', 'gates'"
+    ),
+    "plan={planner: vtw, budget: {visual_flops: 0.5}, hold_out: 0.5}": (
+        r"plan: a budget decides without measuring: hold_out go with tolerance"
+    ),
     "plan={planner: stack, of: [{planner: vica, budget: {visual_flop: 1}}, {planner: file, path: x}]}": (
         r"unknown key plan.of.0.budget.visual_flop, did you mean plan.of.0.budget.visual_flops\?"
     ),
@@ -140,7 +146,8 @@ OPEN = (
     "{planner: g_search, tolerance: 0.01}",
     "{planner: vtw, tolerance: 0.01}",
     "{planner: stack, of: [{planner: vica, budget: {visual_flops: 1}}, {planner: fastv, keep: 0.5}]}",
-    "{planner: stack, of: [{planner: file, path: recipes/plans/lists.json}, {planner: yopo, budget: {visual_flops: 0.12}}]}",
+    "{planner: stack, of: [{planner: file, path: recipes/plans/lists.json}, "
+    "{planner: yopo, budget: {visual_flops: 0.12}}]}",
 )
 
 

@@ -15,18 +15,10 @@ from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from training.measure.evaluation import Evaluation, Record
-from training.report.page import (
-    NUM_SAMPLES,
-    choose_samples,
-    cost_rows,
-    curves,
-    figure,
-    is_right,
-    quantity,
-    read_inputs,
-    stage_rows,
-    write_report,
-)
+from training.report.inputs import read_inputs
+from training.report.numbers import quantity
+from training.report.page import cost_rows, curves, figure_text, stage_rows, write_report
+from training.report.samples import NUM_SAMPLES, choose_samples, is_right
 
 HOSTILE = "<script>alert(1)</script><img src=http://example.org/a.png> $\\frac{a}{$ & \"q\" 'r'"
 
@@ -45,7 +37,11 @@ PLAN = VisualPlan(
 
 
 def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
-    """A run's folder as a pipeline leaves it: real pictures, invented figures; `text` stands wherever text may stand."""
+    """Returns a run's folder as `task: sparsify` leaves it, with real pictures and invented figures.
+
+    Args:
+        text: stands at the end of every text that the page shows.
+    """
     rng = random.Random(0)
     world = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=num_questions)})
     questions = write_world(directory / "world", world)["test"]
@@ -131,8 +127,14 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     lines.append({"step": 300, "train_runtime": 301.2})
     gates = directory / "gates" / "student"
     (gates / "trainer").mkdir(parents=True)
-    hardening = {"budget": {"visual_flops": 0.12}, "expected_cost": 0.121, "cost": 0.1187, "unused_share_of_budget": 0.0108,
-                 "soft": {"kl": 0.0173, "agreement": 0.99}, "hard": {"kl": 0.0211, "agreement": 0.98}}  # fmt: skip
+    hardening = {
+        "budget": {"visual_flops": 0.12},
+        "expected_cost": 0.121,
+        "cost": 0.1187,
+        "unused_share_of_budget": 0.0108,
+        "soft": {"kl": 0.0173, "agreement": 0.99},
+        "hard": {"kl": 0.0211, "agreement": 0.98},
+    }
     (gates / "hardening.json").write_text(json.dumps(hardening))
     opened = {step: math.exp(-step / 50) for step in range(10, 150, 10)}
     kinds = ("read", "attend", "ffn")
@@ -186,9 +188,9 @@ def test_the_page_holds_the_run_and_needs_nothing_else(run):
         "0.0173",
     ):
         assert expected in page, expected
-    pictures = re.findall(r'<img [^>]*src="([^"]*)"', page)
-    assert len(pictures) == 7 + NUM_SAMPLES
-    assert all(source.startswith("data:image/png;base64,iVBOR") for source in pictures)
+    images = re.findall(r'<img [^>]*src="([^"]*)"', page)
+    assert len(images) == 7 + NUM_SAMPLES
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in images)
     assert "http" not in re.sub(r'http-equiv|base64,[^"]*', "", page)
 
 
@@ -262,18 +264,18 @@ def test_samples_show_right_and_wrong_answers_of_all_families():
         families = ("existence", "attribute", "relation")
         return [Record(str(i), families[i % 3], "?", "red", "red", score, None) for i, score in enumerate(scores)]
 
-    teacher = records([1.0] * 60)
-    half = choose_samples(teacher, records([1.0] * 30 + [0.0] * 30))
+    dense = records([1.0] * 60)
+    half = choose_samples(dense, records([1.0] * 30 + [0.0] * 30))
     assert len(half) == NUM_SAMPLES
     assert [is_right(student) for _, student in half] == [True] * 6 + [False] * 6
     assert {student.family for _, student in half[:6]} == {"existence", "attribute", "relation"}
     assert {student.family for _, student in half[6:]} == {"existence", "attribute", "relation"}
 
-    one_wrong = choose_samples(teacher, records([1.0] * 59 + [0.5]))
+    one_wrong = choose_samples(dense, records([1.0] * 59 + [0.5]))
     assert [is_right(student) for _, student in one_wrong] == [True] * 11 + [False]
-    all_wrong = choose_samples(teacher, records([0.0] * 60))
+    all_wrong = choose_samples(dense, records([0.0] * 60))
     assert len(all_wrong) == NUM_SAMPLES
-    assert len(choose_samples(teacher[:5], records([1.0, 0.0] * 30)[:5])) == 5
+    assert len(choose_samples(dense[:5], records([1.0, 0.0] * 30)[:5])) == 5
 
 
 def test_curves_are_the_loss_and_its_parts():
@@ -289,7 +291,7 @@ def test_costs_that_were_not_counted_are_left_out():
     dense = {"A": 100, "B": 200, "C": 4000, "D": None, "kv_bytes": 64}
     plan = {"A": 25, "B": 50, "C": 3000, "D": None, "kv_bytes": 32}
     rows = cost_rows({"dense": dense, "plan": plan})
-    assert [row[0][:2] for row in rows] == ["A:", "B:", "C:", "by"]
+    assert [row[0][:2] for row in rows] == ["A:", "B:", "C:", "ke"]
     assert rows[2][1:] == ("4 k", "3 k", "75.0 %")
 
 
@@ -310,4 +312,4 @@ def test_quantities(value, text):
 
 @pytest.mark.parametrize(("value", "unit", "text"), [(0.5, "%", "50.0 %"), (2.314, "×", "2.31 ×"), (None, "×", "–")])
 def test_figures(value, unit, text):
-    assert figure(value, unit) == text
+    assert figure_text(value, unit) == text

@@ -1,11 +1,14 @@
-"""What the pictures say, where it can be wrong; what they look like is for the eye."""
+"""What the plots show. How they look is left to a person's eye."""
 
 import pytest
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from training.measure.evaluation import Accuracy
-from training.report.plots import _plan_rows, curves_picture, families_picture, percent, plan_picture, png, save
+from training.report.numbers import percent
+from training.report.plan_plots import _plan_rows, plan_plot
+from training.report.result_plots import curves_plot, families_plot
+from training.report.style import png, save
 
 PLAN = VisualPlan(
     (
@@ -36,12 +39,12 @@ def test_cells_tell_done_from_unplanned_from_dead():
 
 def test_a_plan_of_other_sizes_is_refused():
     with pytest.raises(ValueError, match="got 5 layers, the model has 4"):
-        plan_picture(PLAN, 2, 8, [1.0] * 4)
+        plan_plot(PLAN, 2, 8, [1.0] * 4)
 
 
 def test_names_are_text_and_files_are_whole(tmp_path):
     value = Accuracy(0.5, 0.4, 0.6, 10)
-    figure = families_picture({"a $\\frac{$ name $ " * 9: {"reading": value}, "b": {"reading": value}})
+    figure = families_plot({"a $\\frac{$ name $ " * 9: {"reading": value}, "b": {"reading": value}})
     save(figure, tmp_path / "families.png")
     assert (tmp_path / "families.png").read_bytes() == png(figure)
     assert [path.name for path in tmp_path.iterdir()] == ["families.png"]
@@ -49,7 +52,7 @@ def test_names_are_text_and_files_are_whole(tmp_path):
 
 def test_curves_of_any_length():
     for length in (1, 2, 50):
-        assert png(curves_picture({"loss": [(step, 1 / step) for step in range(1, length + 1)]})).startswith(b"\x89PNG")
+        assert png(curves_plot({"loss": [(step, 1 / step) for step in range(1, length + 1)]})).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.1234, "12.3 %"), (1, "100.0 %"), (None, "–")])

@@ -1,4 +1,4 @@
-"""The story of `task: dense`, small: every stage, a stop in between, and what comes out."""
+"""`task: dense` in small: every stage, a stop in between, and what comes out."""
 
 import json
 
@@ -22,16 +22,16 @@ def worlds(tmp_path, monkeypatch):
 
 def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(tmp_path):
     recipe = tiny_dense_recipe(tmp_path / "teacher")
-    story = stages(recipe)
-    assert [stage.name for stage in story] == ["world", "tower", "apart", "together", "evaluate", "export"]
+    all_stages = stages(recipe)
+    assert [stage.name for stage in all_stages] == ["world", "tower", "apart", "together", "evaluate", "export"]
 
     def stop(run):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(recipe, [*story[:3], Stage("together", "stopped", stop)], tmp_path / "run")
+        execute(recipe, [*all_stages[:3], Stage("together", "stopped", stop)], tmp_path / "run")
     assert not (tmp_path / "teacher").exists()
-    run = execute(recipe, story, tmp_path / "run")
+    run = execute(recipe, all_stages, tmp_path / "run")
 
     assert run.result("apart")["steps"] == run.result("together")["steps"] == 2
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "teacher")
@@ -53,8 +53,8 @@ def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
     phase = {"name": "one", "split": "train", "steps": 4, "save_steps": 2, "micro_batch_size": 4, "learning_rate": 1e-3}
     phase |= {"tower_learning_rate": 1e-4, "word_learning_rate": 1e-4, "turns": "independent"}
     recipe = tiny_dense_recipe(tmp_path / "teacher", phases=[phase])
-    story = stages(recipe)[:3]
-    whole = execute(recipe, story, tmp_path / "whole")
+    all_stages = stages(recipe)[:3]
+    whole = execute(recipe, all_stages, tmp_path / "whole")
 
     calls = []
     step = training.tasks.dense.Trainer.training_step
@@ -68,8 +68,8 @@ def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(training.tasks.dense.Trainer, "training_step", stopped_step)
         with pytest.raises(KeyboardInterrupt):
-            execute(recipe, story, tmp_path / "stopped")
-    stopped = execute(recipe, story, tmp_path / "stopped")
+            execute(recipe, all_stages, tmp_path / "stopped")
+    stopped = execute(recipe, all_stages, tmp_path / "stopped")
 
     weights = [load_file(run.directory / "phases" / "one" / "model" / "model.safetensors") for run in (whole, stopped)]
     start = load_file(whole.directory / "tower" / "model" / "model.safetensors")
@@ -78,7 +78,7 @@ def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
     assert any(not torch.equal(start[name], value) for name, value in weights[0].items())
 
 
-def test_an_older_teacher_is_replaced_whole(tmp_path):
+def test_an_older_model_is_replaced_whole(tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "old.bin").touch()
     execute(tiny_dense_recipe(tmp_path / "teacher"), stages(tiny_dense_recipe(tmp_path / "teacher")), tmp_path / "run")

@@ -8,8 +8,8 @@ import yaml
 import training.tasks.frontier
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES, load_recipe
-from training.report.frontier_plots import AXES, families_table, frontier_picture, frontier_table, interval
-from training.report.plots import png
+from training.report.frontier_plots import AXES, frontier_families_table, frontier_plot, frontier_table, interval
+from training.report.style import png
 from training.run import execute
 from training.tasks.frontier import stages
 
@@ -151,7 +151,7 @@ def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(dense_folde
         execute(recipe, stages(recipe), tmp_path / "run")
 
 
-def test_a_rival_out_of_reach_of_its_budget_stops_the_run_before_anything_is_learned(tmp_path):
+def test_a_budget_out_of_reach_of_a_planner_stops_the_run_before_anything_is_learned(tmp_path):
     planners = {**SMALL["planners"], "uniform": {"plan": {"planner": "uniform", "budget": {"visual_flops": 1.0}}}}
     recipe = load_recipe(
         str(small_recipe(tmp_path, "checkpoints/tiny-llava", budgets=[0.5, 0.3, 0.05], planners=planners))
@@ -226,8 +226,8 @@ def test_the_table_and_the_pictures_hold_every_planner():
     points.append(point("b $x$", 0.25, 0, 0.8))
     table = frontier_table(points)
     assert "| b $x$ | 80.0 % (78.0 to 82.0), at 22.5 % | – |" in table and table.count("\n") == 4
-    by_family = families_table(points)
+    by_family = frontier_families_table(points)
     assert "| b $x$, 25% | × 1.50 | × 1.10 | 40.0 % (25 to 75) | 50.0 % (40 to 60) |" in by_family
     assert "| a, 2% | × 1.50 | × 1.10 | 45.6 % | 50.0 % |" in by_family and by_family.count("\n") == 5
     for axis in AXES:
-        assert png(frontier_picture(points, axis)).startswith(b"\x89PNG")
+        assert png(frontier_plot(points, axis)).startswith(b"\x89PNG")

@@ -67,8 +67,13 @@ def test_the_result_is_one_flat_object(run):
 def test_the_table_has_every_model(run):
     table = json.loads((run.directory / "table.json").read_text())
     assert [(row["name"], row["distilled"]) for row in table] == [
-        ("dense", False), ("student", True), ("untrained", False), ("yopo", True), ("random", False), ("dense, grey pictures", False),
-    ]  # fmt: skip
+        ("dense", False),
+        ("student", True),
+        ("untrained", False),
+        ("yopo", True),
+        ("random", False),
+        ("dense, grey pictures", False),
+    ]
     for row in table[1:-1]:
         VisualPlan.load(run.directory / row["plan"])
     assert table[1]["visual_flops"] == table[2]["visual_flops"], "the same plan, untrained"

@@ -1,4 +1,4 @@
-"""Kept teacher answers: the same losses as a teacher that is asked in every step."""
+"""Stored answers of the teacher: students learn the same as from a teacher that computes them in every step."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from tests.tiny_student import tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, DATASET, gradients
-from training.distillation.kept_answers import AnsweredDataset, keep_answers
+from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
 from training.recipe.distillation import DistillationSettings
 
 
@@ -19,30 +19,32 @@ class Conversations(list):
 
 CONVERSATIONS = Conversations(DATASET)
 LOSSES = DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0)
-KEPT = LOSSES.model_copy(update={"keep_answers": True})
+STORED = LOSSES.model_copy(update={"keep_answers": True})
 
 
 @pytest.fixture
 def answers(tmp_path):
     path = tmp_path / "answers.safetensors"
-    keep_answers(tiny_student(), DATASET, COLLATOR, path, batch_size=3, autocast=None)
+    write_teacher_answers(tiny_student(), DATASET, COLLATOR, path, batch_size=3, autocast=None)
     return path
 
 
-def test_a_student_learns_the_same_from_kept_answers(tmp_path, answers):
-    asked, logged = gradients(tmp_path / "asked", losses=LOSSES)
-    kept, logged_kept = gradients(tmp_path / "kept", losses=KEPT, dataset=AnsweredDataset(CONVERSATIONS, answers))
-    assert logged_kept["forward_kl"] == pytest.approx(logged["forward_kl"], rel=1e-5)
-    for name in asked:
-        torch.testing.assert_close(kept[name], asked[name], rtol=1e-4, atol=1e-6)
+def test_a_student_learns_the_same_from_stored_answers(tmp_path, answers):
+    computed, logged = gradients(tmp_path / "computed", losses=LOSSES)
+    stored, logged_stored = gradients(
+        tmp_path / "stored", losses=STORED, dataset=AnsweredDataset(CONVERSATIONS, answers)
+    )
+    assert logged_stored["forward_kl"] == pytest.approx(logged["forward_kl"], rel=1e-5)
+    for name in computed:
+        torch.testing.assert_close(stored[name], computed[name], rtol=1e-4, atol=1e-6)
 
 
 def test_other_answers_teach_something_else(tmp_path, answers):
     """Negative control: answers of another model."""
     other = tmp_path / "other.safetensors"
-    keep_answers(tiny_student(seed=1), DATASET, COLLATOR, other, batch_size=3, autocast=None)
+    write_teacher_answers(tiny_student(seed=1), DATASET, COLLATOR, other, batch_size=3, autocast=None)
     losses = [
-        gradients(tmp_path / path.stem, losses=KEPT, dataset=AnsweredDataset(CONVERSATIONS, path))[1]["forward_kl"]
+        gradients(tmp_path / path.stem, losses=STORED, dataset=AnsweredDataset(CONVERSATIONS, path))[1]["forward_kl"]
         for path in (answers, other)
     ]
     assert abs(losses[0] - losses[1]) > 1e-2
@@ -53,7 +55,7 @@ def test_answers_to_other_data_are_refused(answers):
         AnsweredDataset(Conversations(DATASET[1:]), answers)
 
 
-def test_what_is_not_kept_cannot_be_learnt_from():
+def test_what_is_not_stored_cannot_be_learnt_from():
     for wrong in ({"hidden_cosine_weight": 0.1, "forward_kl_weight": 1.0}, {"forward_kl_weight": 0.0}):
         with pytest.raises(ValidationError, match="keep_answers"):
             DistillationSettings(**{"cross_entropy_weight": 0.5, "keep_answers": True} | wrong)

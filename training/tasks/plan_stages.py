@@ -1,0 +1,133 @@
+"""The stages in which plans are found or learned. Students that share a plan get it once.
+
+Each stage reads what earlier stages left in the run's folder, and leaves its own files there
+(training/tasks/run_folder.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from checkpoints.build import dense_config
+from data.collator import Collator
+from modeling.visual_plan import VisualPlan
+from training.distillation.datasets import calibration_batches
+from training.distillation.students import dense_processor, dense_student
+from training.gates.learning import gated_student, hardened_plan, learn_gates
+from training.measure.calibration import Calibration, calibrate
+from training.measure.costs import fractions
+from training.measure.latency import measure_latency
+from training.planners.tools.search import Search
+from training.recipe.gates import GateSettings
+from training.recipe.student import CompareSettings
+from training.run import Run
+from training.tasks.run_folder import (
+    CALIBRATION,
+    LATENCY,
+    gates_folder,
+    load_latency,
+    plan_path,
+    search_folder,
+)
+from training.tasks.shared_plans import (
+    bounds_latency,
+    plan_key,
+    reads_statistics,
+    recipe_of_student,
+    students_to_learn,
+)
+from training.tasks.student_stages import training_data
+
+
+def measure_dense(run: Run) -> dict:
+    """Writes the statistics and timings that plans are found from, and the plans that learning starts from.
+
+    Raises:
+        UserError: a budget cannot be met, or learning cannot start from a plan.
+    """
+    recipe = run.recipe
+    model, processor = dense_student(recipe.model), dense_processor(recipe.model)
+    if bounds_latency(recipe):
+        measure_latency(model).save(run.directory / LATENCY)
+    if not reads_statistics(recipe):
+        return {}
+    batches = calibration_batches(recipe, processor)
+    statistics = calibrate(model, batches, run.directory / "calibration")
+    statistics.save(run.directory / CALIBRATION)
+    search = Search(model, batches, statistics, load_latency(run))
+    starts = {None: VisualPlan.dense(model.config.text_config.num_hidden_layers)}
+    for student in students_to_learn(recipe):
+        if student.plan.start not in starts:  # students with different seeds may share it
+            starts[student.plan.start] = student.plan.start.find(search)
+        start = starts[student.plan.start]
+        start.save(gates_folder(run, student.name) / "start.json")
+        # This only checks: a start or budget that learning would refuse is refused now, before any search.
+        gated_student(recipe, student.plan, statistics, start, search.latency)
+    return {"read_share": statistics.read_share.tolist()}
+
+
+def find_plans(run: Run) -> dict:
+    """Writes the plans that are found, for students whose plan is not learned. Returns the costs of each plan."""
+    model, processor = dense_student(run.recipe.model), dense_processor(run.recipe.model)
+    statistics = Calibration.load(run.directory / CALIBRATION) if reads_statistics(run.recipe) else None
+    search = Search(model, calibration_batches(run.recipe, processor), statistics, load_latency(run))
+
+    def found(student: CompareSettings) -> VisualPlan:
+        return student.plan.find(replace(search, folder=search_folder(run, student.name)))
+
+    return _save_plans(run, found, learned=False)
+
+
+def learn_plans(run: Run) -> dict:
+    """Trains gates and LoRA adapters for every plan that is learned. All processes execute it together."""
+    recipe = run.recipe
+    processor = dense_processor(recipe.model)
+    dataset, collator = training_data(run, processor), Collator(processor)
+    statistics = Calibration.load(run.directory / CALIBRATION)
+    for student in students_to_learn(recipe):
+        learn_gates(
+            recipe_of_student(recipe, student),
+            student.plan,
+            statistics,
+            load_latency(run),
+            dataset,
+            collator,
+            gates_folder(run, student.name),
+        )
+    return {}
+
+
+def harden_plans(run: Run) -> dict:
+    """Writes the plans that learned gates are hardened into. Returns the costs of each plan."""
+    recipe = run.recipe
+    batches = calibration_batches(recipe, dense_processor(recipe.model))
+    statistics = Calibration.load(run.directory / CALIBRATION)
+
+    def hardened(student: CompareSettings) -> VisualPlan:
+        folder = gates_folder(run, student.name)
+        return hardened_plan(
+            recipe_of_student(recipe, student), student.plan, statistics, load_latency(run), batches, folder
+        )
+
+    return _save_plans(run, hardened, learned=True)
+
+
+def _save_plans(run: Run, find: Callable[[CompareSettings], VisualPlan], *, learned: bool) -> dict:
+    """Finds and saves plans, and returns the costs of each student's plan, as shares of the dense model's.
+
+    Args:
+        find: finds the plan of a student. It is called once for students that share a plan.
+        learned: whether this is for the students whose plan is learned, or for all others.
+    """
+    config = dense_config(run.recipe.model.path)
+    found: dict[str, VisualPlan] = {}
+    costs = {}
+    for student in run.recipe.students:
+        if isinstance(student.plan, GateSettings) is learned:
+            key = plan_key(student)
+            if key not in found:
+                found[key] = find(student)
+            path = plan_path(run, student.name)
+            path.parent.mkdir(exist_ok=True)
+            found[key].save(path)
+            costs[student.name] = fractions(found[key], config)
+    return costs

@@ -1,0 +1,104 @@
+"""The stages in which students are distilled and evaluated, and what they need.
+
+Each stage reads what earlier stages left in the run's folder, and leaves its own files there
+(training/tasks/run_folder.py).
+"""
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from data.collator import Collator
+from data.conversations import Sample
+from training.distillation.datasets import mixture
+from training.distillation.students import (
+    dense_processor,
+    dense_student,
+    train_student,
+    trained_student,
+    untrained_student,
+)
+from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
+from training.gates.learning import learned_adapters
+from training.measure.evaluation import Evaluation, evaluate
+from training.recipe.gates import GateSettings
+from training.recipe.student import CompareSettings
+from training.run import Run, device
+from training.tasks.run_folder import (
+    ANSWERS,
+    GREY,
+    evaluation_path,
+    gates_folder,
+    load_plan,
+    student_folder,
+)
+from training.tasks.shared_plans import name_of_learned_plan, recipe_of_student
+
+
+def ask_teacher(run: Run) -> dict:
+    """Writes the teacher's answers to the training data."""
+    recipe = run.recipe
+    model, processor = dense_student(recipe.model), dense_processor(recipe.model)
+    write_teacher_answers(
+        model,
+        mixture(recipe, "train", processor),
+        Collator(processor),
+        run.directory / ANSWERS,
+        batch_size=recipe.training.micro_batch_size,
+        autocast=torch.bfloat16 if recipe.training.precision == "bfloat16" else None,
+    )
+    return {}
+
+
+def distil(run: Run) -> dict:
+    """Trains every student that is distilled. All processes execute it together."""
+    recipe = run.recipe
+    processor = dense_processor(recipe.model)
+    dataset, collator = training_data(run, processor), Collator(processor)
+    for student in recipe.students:
+        if student.distil:
+            plan, folder = load_plan(run, student.name), student_folder(run, student.name)
+            adapters = None
+            # The student continues with the adapters that were learned together with its gates. Full fine-tuning has
+            # no adapters.
+            if isinstance(student.plan, GateSettings) and recipe.lora is not None:
+                adapters = learned_adapters(gates_folder(run, name_of_learned_plan(recipe, student)))
+            train_student(recipe_of_student(recipe, student), plan, dataset, collator, folder, adapters)
+    return {}
+
+
+def training_data(run: Run, processor: ProcessorMixin) -> Dataset:
+    """Returns the training data, with the teacher's answers if the recipe keeps them."""
+    dataset = mixture(run.recipe, "train", processor)
+    return AnsweredDataset(dataset, run.directory / ANSWERS) if run.recipe.distillation.keep_answers else dataset
+
+
+def load_student(run: Run, student: CompareSettings) -> PreTrainedModel:
+    """Returns the student as this run made it, on the CPU."""
+    plan = load_plan(run, student.name)
+    if not student.distil:
+        return untrained_student(run.recipe.model, plan)
+    return trained_student(run.recipe, plan, student_folder(run, student.name))
+
+
+def evaluate_once(
+    run: Run, name: str, model: PreTrainedModel, processor: ProcessorMixin, samples: list[Sample]
+) -> Evaluation:
+    """Returns the evaluation of a model. It is read from its file if an earlier start of the run has written it.
+
+    Args:
+        name: name of the file. `GREY` means that the model is shown grey pictures.
+    """
+    path = evaluation_path(run, name)
+    if not path.exists():
+        settings = run.recipe.evaluation
+        evaluate(
+            model.to(device()),
+            processor,
+            samples,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            pixel_transform="grey" if name == GREY else None,
+            title=name,
+        ).save(path)
+    return Evaluation.load(path)
