@@ -7,6 +7,7 @@ the disk to agree, and no accelerator waits while another works.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -15,6 +16,25 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 OnAllRanks = Callable[..., list[Any]]
 """Takes a task's name and arguments, does it on every rank, and returns the results in the order of ranks."""
+
+
+_patient_group: dist.ProcessGroup | None = None
+"""All ranks, on the CPU, for messages that may be hours apart. None takes the default group."""
+
+
+def open_patient_group(timeout: timedelta) -> None:
+    """Makes the group over which ranks wait for each other between and within stages. Every rank calls this.
+
+    The default group also serves the collectives of a training, where a rank that does not come has died.
+    """
+    global _patient_group
+    _patient_group = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def wait_for_rank_0() -> None:
+    """Waits until all ranks have come here. On the CPU, since an NCCL barrier would keep accelerators busy."""
+    if dist.is_initialized():
+        dist.barrier(group=_patient_group)
 
 
 def rank() -> int:
@@ -47,7 +67,7 @@ def of_all_ranks(value: Result) -> list[Result]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient_group)
     return values
 
 
@@ -101,7 +121,7 @@ def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
 def _broadcast(message: Any = None) -> Any:
     """Returns rank 0's message on every rank."""
     box = [message]
-    dist.broadcast_object_list(box, src=0, device="cpu")
+    dist.broadcast_object_list(box, src=0, device="cpu", group=_patient_group)
     return box[0]
 
 
@@ -116,7 +136,7 @@ def _gathered(task: Callable[..., Any], arguments: Sequence[Any]) -> list[Any]:
     except Exception as raised:
         error, result = raised, None
     gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    dist.gather_object((result, error), gathered)
+    dist.gather_object((result, error), gathered, group=_patient_group)
     if error is not None:
         raise error
     for number, (_, other) in enumerate(gathered or ()):

@@ -14,7 +14,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -24,15 +25,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from modeling.user_error import UserError
+from training.compiled_ops import clear_killed_builds
 from training.files import read_json, write_json, write_text
+from training.ranks import from_rank_0, open_patient_group, rank, wait_for_rank_0
 
 RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
-# One rank may work for hours (a search, an evaluation) while the others wait.
-WAIT_BETWEEN_STAGES = timedelta(days=7)
+WAIT_IN_TRAINING = timedelta(minutes=30)
+"""How long a collective of the training may take. A rank that does not come for so long has died or hangs."""
+WAIT_FOR_RANK_0 = timedelta(days=7)
+"""How long the others wait where rank 0 works alone for hours, as in an export."""
 
 console = Console()
 
@@ -75,8 +81,17 @@ def is_main_process() -> bool:
 
 
 def start_single_process() -> None:
-    """Sets the environment variables of a single process, unless a launcher has set them. DeepSpeed needs them."""
+    """Sets the environment variables of a single process, unless a launcher has set them. DeepSpeed needs them.
+
+    Raises:
+        UserError: `srun` started several tasks without a launcher. Each would take itself for the whole run.
+    """
     if "RANK" not in os.environ:
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+            raise UserError(
+                f"srun started {os.environ['SLURM_NTASKS']} tasks, and none of them knows of the others; "
+                "start one task per machine with `torchrun train.py ...` or `deepspeed train.py ...` in it"
+            )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -99,18 +114,21 @@ def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: b
         UserError: `directory` belongs to a run with another recipe, or is no run's folder.
     """
     assert len({stage.name for stage in stages}) == len(stages), [stage.name for stage in stages]
+    _clear_killed_builds()
     _join_processes()
     try:
-        if is_main_process():
-            _open_directory(recipe, directory, restart)
-        _wait_for_all()
-        run = Run(recipe, directory)
-        for number, stage in enumerate(stages, start=1):
-            _execute_stage(run, stage, f"stage {number} of {len(stages)}: {stage.title}")
-            _wait_for_all()
-        if is_main_process():
-            console.print(f"finished: {directory}", soft_wrap=True)
-        return run
+        with _only_run_in(directory):
+            if is_main_process():
+                _open_directory(recipe, directory, restart)
+            wait_for_rank_0()
+            _refuse_unshared(directory)
+            run = Run(recipe, directory)
+            for number, stage in enumerate(stages, start=1):
+                _execute_stage(run, stage, f"stage {number} of {len(stages)}: {stage.title}")
+                wait_for_rank_0()
+            if is_main_process():
+                console.print(f"finished: {directory}", soft_wrap=True)
+            return run
     finally:
         # If this is left to the end of the interpreter, a rank can crash in a destructor after all work is done.
         if dist.is_initialized():
@@ -120,7 +138,7 @@ def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: b
 def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
     """Executes a stage and writes its result, unless it is there. `banner` is printed first."""
     path = run.result_path(stage.name)
-    if path.exists():
+    if from_rank_0(path.exists()):
         if is_main_process():
             console.print(
                 f"{banner} (done before, {run.result(stage.name)['seconds']:.0f} s)", style="dim", soft_wrap=True
@@ -134,6 +152,41 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
     result = stage.run(run)
     if is_main_process():
         write_json(path, {**result, "seconds": round(time.perf_counter() - start, 3)})
+
+
+@contextmanager
+def _only_run_in(directory: Path) -> Iterator[None]:
+    """Holds the run's folder for this run. Raises UserError on rank 0 if another run holds it.
+
+    The lock is released when its process ends, however it ends.
+    """
+    if not is_main_process():
+        yield
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory.with_name(f".{directory.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{directory}: another process runs in it; wait for it, or choose another name") from None
+    with lock:
+        yield
+
+
+def _refuse_unshared(directory: Path) -> None:
+    """Raises UserError on a rank that does not see rank 0's folder: stages read what others wrote."""
+    env = directory / "env.json"
+    written = from_rank_0(env.read_text(encoding="utf-8") if is_main_process() else None)
+    if not env.exists() or env.read_text(encoding="utf-8") != written:
+        raise UserError(f"{directory}: rank {rank()} does not see what rank 0 wrote there; use a shared file system")
+
+
+def _clear_killed_builds() -> None:
+    """Clears what killed compilations of DeepSpeed's op left behind, on each machine once."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        for folder in clear_killed_builds(several_machines=world > local > 1):
+            console.print(f"cleared a compilation that was killed: {folder}", soft_wrap=True)
 
 
 def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
@@ -156,8 +209,10 @@ def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
 
 
 def _is_recipe(written: Any, recipe: BaseModel) -> bool:
-    """Whether a run folder's recipe.yaml is this recipe. Fields that it lacks, as it was written before there were any, are
-    at their defaults."""
+    """Returns whether a run folder's recipe.yaml is this recipe.
+
+    A recipe.yaml of an earlier version may lack fields. They then have their defaults.
+    """
     try:
         return type(recipe).model_validate(written) == recipe
     except ValidationError:
@@ -207,11 +262,5 @@ def _join_processes() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT_BETWEEN_STAGES)
-
-
-def _wait_for_all() -> None:
-    """Waits until all ranks have come here."""
-    if dist.is_initialized():
-        # A CPU tensor is reduced by gloo. An NCCL barrier would keep the accelerators busy while it waits.
-        dist.all_reduce(torch.zeros(1))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT_IN_TRAINING)
+    open_patient_group(WAIT_FOR_RANK_0)

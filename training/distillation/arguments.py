@@ -1,10 +1,13 @@
 """A recipe's `training` section as transformers' `TrainingArguments`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
+from modeling.user_error import UserError
 from training.recipe.training import TrainingSettings
 
 
@@ -44,3 +47,14 @@ def training_arguments(settings: TrainingSettings, output_dir: Path, seed: int, 
         disable_tqdm=True,  # ProgressBar shows the same, without a line for each log
         seed=seed,
     )
+
+
+def refuse_missing_trackers(names: Sequence[str]) -> None:
+    """Raises UserError if a tracker that is asked for is not installed, or is not one that transformers knows."""
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in available:
+            raise UserError(
+                f"training.report_to: got {name!r}, which is not installed or not known; installed: "
+                f"{', '.join(available) or 'none'}"
+            )

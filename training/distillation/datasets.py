@@ -6,11 +6,13 @@ from typing import Literal
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from data.collator import Collator
+from data.collator import Collator, PictureInEveryBatch
 from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture
 from data.shapes.world import WORLDS, write_world
 from modeling.user_error import UserError
+from training.distillation.teacher_answers import AnsweredDataset
+from training.ranks import world_size
 from training.recipe.data import SourceSettings
 from training.recipe.student import StudentRecipe
 
@@ -72,3 +74,17 @@ def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[
         images = path.parent if source.split else source.images
         sources.append(Source(path=path, images=images, weight=source.weight, num_samples=source.num_samples))
     return sources
+
+
+def training_collator(dataset: ConversationDataset | AnsweredDataset, processor: ProcessorMixin) -> Collator:
+    """Returns what makes batches in training.
+
+    With several processes, and with samples with and without pictures, every batch gets a picture (see
+    `PictureInEveryBatch`). The added row is the shortest sample that has one.
+    """
+    collator = Collator(processor)
+    conversations = dataset.conversations if isinstance(dataset, AnsweredDataset) else dataset
+    with_picture = [index for index, sample in enumerate(conversations.samples) if sample.images]
+    if world_size() == 1 or len(with_picture) in (0, len(conversations)):
+        return collator
+    return PictureInEveryBatch(collator, dataset[min(with_picture, key=conversations.lengths.__getitem__)])

@@ -108,7 +108,7 @@ class AnsweredDataset(Dataset):
     """
 
     def __init__(self, dataset: ConversationDataset, path: Path):
-        self._dataset = dataset
+        self.conversations = dataset
         self._file = safe_open(path, framework="pt")
         names = (name for name in self._file.keys() if name.endswith(OFFSETS))  # noqa: SIM118 - it is no dict
         self._offsets = {name.removesuffix(OFFSETS): self._file.get_tensor(name).tolist() for name in names}
@@ -117,10 +117,10 @@ class AnsweredDataset(Dataset):
             raise UserError(f"{path}: answers to {num_samples} samples, the data has {len(dataset)}")
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        item = self._dataset.tokens(index)
+        item = self.conversations.tokens(index)
         for name, offsets in self._offsets.items():
             if offsets[index] < offsets[index + 1]:
                 item[name] = self._file.get_slice(name)[offsets[index] : offsets[index + 1]]

@@ -26,10 +26,11 @@ from training.gates.hardening import harden
 from training.gates.start import base_plan, check_budget, gates_at_start
 from training.gates.student import GatedStudent
 from training.gates.trainer import GateTrainer
-from training.measure.answer_kl import AnswerKL
+from training.measure.answer_kl import AnswerKL, OwnAnswers, mean_distance
 from training.measure.calibration import Calibration
 from training.measure.latency import LatencyTable
 from training.measure.price import PlanPrice
+from training.ranks import OnAllRanks, in_order, led_by_rank_0, own_share
 from training.recipe.gates import GateSettings
 from training.recipe.lora import LoraSettings
 from training.recipe.student import StudentRecipe
@@ -117,8 +118,10 @@ def hardened_plan(
     latency: LatencyTable | None,
     batches: Sequence[dict],
     folder: Path,
-) -> VisualPlan:
+) -> VisualPlan | None:
     """Returns the plan that the gates in `folder` are hardened into, and writes hardening.json there.
+
+    Every process calls this, and measures its share of the batches. Only rank 0 gets the plan, and the others None.
 
     Arguments that are not explained here are those of `learn_gates`.
 
@@ -131,24 +134,32 @@ def hardened_plan(
     assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     gated.to(device()).eval()
     base, model = base_plan(start), gated.student.get_base_model()
+    own = OwnAnswers(model, own_share(batches))
     with adapters_off(gated.student):
-        answer_kl = AnswerKL(model, batches)  # computes the dense model's answers now
+        own.prepare()  # the dense model's own answers
     gated.student.merge_adapter()
-    soft, expected_cost = answer_kl.distance(base, gated.gates()), gated.expected_cost().item()
-    plan = harden(gated.gates.cpu(), base, gated.price, settings, answer_kl, recipe.seed)
-    cost = gated.price(plan)
-    write_json(
-        folder / "hardening.json",
-        {
-            "budget": settings.budget.model_dump(exclude_none=True),
-            "expected_cost": expected_cost,
-            "cost": cost,
-            "unused_share_of_budget": 1 - cost / settings.budget.share,
-            "soft": soft,
-            "hard": answer_kl.distance(plan),
-        },
-    )
-    return plan
+    soft_gates, expected_cost = gated.gates(), gated.expected_cost().item()
+    gates = gated.gates.cpu()
+
+    def story(on_all_ranks: OnAllRanks) -> VisualPlan:
+        answer_kl = AnswerKL(model, batches, on_all_ranks)
+        soft = mean_distance(in_order(on_all_ranks("soft")))
+        plan = harden(gates, base, gated.price, settings, answer_kl, recipe.seed)
+        cost = gated.price(plan)
+        write_json(
+            folder / "hardening.json",
+            {
+                "budget": settings.budget.model_dump(exclude_none=True),
+                "expected_cost": expected_cost,
+                "cost": cost,
+                "unused_share_of_budget": 1 - cost / settings.budget.share,
+                "soft": soft,
+                "hard": answer_kl.distance(plan),
+            },
+        )
+        return plan
+
+    return led_by_rank_0({**own.tasks, "soft": lambda: own.divergences(base, soft_gates)}, story)
 
 
 def learned_adapters(folder: Path) -> dict[str, torch.Tensor]:

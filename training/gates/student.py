@@ -61,6 +61,10 @@ class GatedStudent(nn.Module):
         self.penalty = self.lagrangian(self.cost, self.target, self.target_is_final)
         return GatedOutput(logits=outputs.logits, penalty=self.penalty)
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Has the student's decoder compute activations again in the backward pass. transformers.Trainer calls it."""
+        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
     def expected_cost(self) -> torch.Tensor:
         """Returns the expected cost, a differentiable scalar. The dense model costs 1."""
         base = self.student.get_base_model().visual_plan

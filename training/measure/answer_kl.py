@@ -183,13 +183,7 @@ class AnswerKL:
             plan: the plan in force.
             gates: gates on top of the plan, one for each layer. None means no gates.
         """
-        total, agreeing, num_tokens = 0.0, 0, 0
-        # In the order of batches, so that rounding does not depend on the number of ranks.
-        for divergence in in_order(self._on_all_ranks("divergences", plan, gates)):
-            total += divergence.kl
-            agreeing += divergence.num_agreeing
-            num_tokens += divergence.num_tokens
-        return {"kl": total / num_tokens, "agreement": agreeing / num_tokens}
+        return mean_distance(in_order(self._on_all_ranks("divergences", plan, gates)))
 
     def accuracy(self, plan: VisualPlan) -> float:
         """Returns the share of answers in [0, 1] that are right in every token, given the true tokens before it.
@@ -198,3 +192,13 @@ class AnswerKL:
         """
         counts = in_order(self._on_all_ranks("right_answers", plan))
         return sum(right for right, _ in counts) / sum(count for _, count in counts)
+
+
+def mean_distance(batches: Sequence[Divergence]) -> dict[str, float]:
+    """Returns `kl` and `agreement` as `AnswerKL.distance`, given the divergences of batches in their order.
+
+    They are added in that order, so that rounding does not depend on the number of ranks.
+    """
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    kl, agreeing = sum(batch.kl for batch in batches), sum(batch.num_agreeing for batch in batches)
+    return {"kl": kl / num_tokens, "agreement": agreeing / num_tokens}

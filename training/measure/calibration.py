@@ -60,7 +60,7 @@ class Calibration:
         return self.activity.mean(dim=(0, 2))
 
     def save(self, path: Path) -> None:
-        """Writes the statistics to a safetensors file. If the process is killed meanwhile, `path` is as it was before."""
+        """Writes the statistics to a safetensors file, whole or not at all."""
         with whole_file(path) as file:
             save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, file)
 

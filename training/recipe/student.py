@@ -73,6 +73,15 @@ class StudentRecipe(BaseRecipe):
     """How models are evaluated."""
 
     @model_validator(mode="after")
+    def _updates_are_not_rounded_away(self):
+        if self.lora is None and self.model.dtype == "bfloat16" and self.training.deepspeed is None:
+            raise ValueError(
+                "lora: got null with model.dtype bfloat16 and without training.deepspeed, so that no fp32 weights are "
+                "kept and updates round away; allowed: a DeepSpeed config, or model.dtype float32"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _kept_answers_stay_true(self):
         if self.distillation.keep_answers and self.lora is None:
             raise ValueError(

@@ -14,11 +14,13 @@ folder. TASK is frontier or planners.
     evaluation/              every question and answer of every student
 """
 
+from functools import partial
+
 from checkpoints.build import dense_config
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import mixture
-from training.distillation.students import load_model, untrained_student
+from training.distillation.students import dense_processor, load_model, untrained_student
 from training.files import read_json, write_json, write_text
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
@@ -41,7 +43,7 @@ def stages(recipe: FrontierRecipe) -> list[Stage]:
     return [
         *stages_before_students(recipe),
         Stage("distil", "distil the students", distil, distributed=True),
-        Stage("evaluate", "ask all models held-out questions", evaluate_all),
+        Stage("evaluate", "ask all models held-out questions", evaluate_all, distributed=True),
         Stage("time", "time the prefill of each plan", time_plans),
         Stage("report", "draw the frontier", report),
     ]
@@ -53,16 +55,17 @@ def evaluate_all(run: Run) -> dict:
     Raises:
         UserError: the dense model answers no question right, so that no accuracy can be relative to it.
     """
-    dense, processor = load_model(run.recipe.model)
+    processor = dense_processor(run.recipe.model)
     samples = mixture(run.recipe, "evaluation", processor).samples
-    accuracy = {DENSE: evaluate_once(run, DENSE, dense, processor, samples).accuracy}
+    dense = evaluate_once(run, DENSE, lambda: load_model(run.recipe.model)[0], processor, samples)
+    accuracy = {DENSE: dense.accuracy}
     if accuracy[DENSE] == 0:
         raise UserError(
             f"{run.recipe.model.path}: answers none of the questions right, so there is nothing to be relative to"
         )
     for student in run.recipe.students:
         accuracy[student.name] = evaluate_once(
-            run, student.name, load_student(run, student), processor, samples
+            run, student.name, partial(load_student, run, student), processor, samples
         ).accuracy
     return accuracy
 

@@ -4,22 +4,22 @@ Each stage reads what earlier stages left in the run's folder, and leaves its ow
 (training/tasks/run_folder.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from checkpoints.build import dense_config
-from data.collator import Collator
 from modeling.visual_plan import VisualPlan
-from training.distillation.datasets import calibration_batches
+from training.distillation.datasets import calibration_batches, training_collator
 from training.distillation.students import dense_processor, dense_student
 from training.gates.learning import gated_student, hardened_plan, learn_gates
 from training.measure.calibration import Calibration, calibrate
 from training.measure.costs import fractions
 from training.measure.latency import measure_latency
-from training.planners.tools.search import Search
+from training.planners.tools.search import Search, search_tasks
+from training.ranks import OnAllRanks, led_by_rank_0
 from training.recipe.gates import GateSettings
 from training.recipe.student import CompareSettings
-from training.run import Run
+from training.run import Run, is_main_process
 from training.tasks.run_folder import (
     CALIBRATION,
     LATENCY,
@@ -46,42 +46,56 @@ def measure_dense(run: Run) -> dict:
     """
     recipe = run.recipe
     model, processor = dense_student(recipe.model), dense_processor(recipe.model)
-    if bounds_latency(recipe):
-        measure_latency(model).save(run.directory / LATENCY)
-    if not reads_statistics(recipe):
-        return {}
     batches = calibration_batches(recipe, processor)
-    statistics = calibrate(model, batches, run.directory / "calibration")
-    statistics.save(run.directory / CALIBRATION)
-    search = Search(model, batches, statistics, load_latency(run))
-    starts = {None: VisualPlan.dense(model.config.text_config.num_hidden_layers)}
+
+    def story(on_all_ranks: OnAllRanks) -> dict:
+        if bounds_latency(recipe):
+            measure_latency(model).save(run.directory / LATENCY)
+        if not reads_statistics(recipe):
+            return {}
+        statistics = calibrate(model, batches, run.directory / "calibration", on_all_ranks)
+        statistics.save(run.directory / CALIBRATION)
+        _find_starts(run, Search(model, batches, statistics, load_latency(run), ranks=on_all_ranks))
+        return {"read_share": statistics.read_share.tolist()}
+
+    return led_by_rank_0(search_tasks(model, batches), story) or {}
+
+
+def _find_starts(run: Run, search: Search) -> None:
+    """Writes the plans that learning starts from. Raises UserError if learning cannot start from one."""
+    recipe = run.recipe
+    starts = {None: VisualPlan.dense(search.config.text_config.num_hidden_layers)}
     for student in students_to_learn(recipe):
         if student.plan.start not in starts:  # students with different seeds may share it
             starts[student.plan.start] = student.plan.start.find(search)
         start = starts[student.plan.start]
         start.save(gates_folder(run, student.name) / "start.json")
         # This only checks: a start or budget that learning would refuse is refused now, before any search.
-        gated_student(recipe, student.plan, statistics, start, search.latency)
-    return {"read_share": statistics.read_share.tolist()}
+        gated_student(recipe, student.plan, search.calibration, start, search.latency)
 
 
 def find_plans(run: Run) -> dict:
     """Writes the plans that are found, for students whose plan is not learned. Returns the costs of each plan."""
     model, processor = dense_student(run.recipe.model), dense_processor(run.recipe.model)
-    statistics = Calibration.load(run.directory / CALIBRATION) if reads_statistics(run.recipe) else None
-    search = Search(model, calibration_batches(run.recipe, processor), statistics, load_latency(run))
+    batches = calibration_batches(run.recipe, processor)
 
-    def found(student: CompareSettings) -> VisualPlan:
-        return student.plan.find(replace(search, folder=search_folder(run, student.name)))
+    def story(on_all_ranks: OnAllRanks) -> dict:
+        statistics = Calibration.load(run.directory / CALIBRATION) if reads_statistics(run.recipe) else None
+        search = Search(model, batches, statistics, load_latency(run), ranks=on_all_ranks)
+        students = [student for student in run.recipe.students if not isinstance(student.plan, GateSettings)]
+        return _save_plans(
+            run, students, lambda student: student.plan.find(replace(search, folder=search_folder(run, student.name)))
+        )
 
-    return _save_plans(run, found, learned=False)
+    return led_by_rank_0(search_tasks(model, batches), story) or {}
 
 
 def learn_plans(run: Run) -> dict:
     """Trains gates and LoRA adapters for every plan that is learned. All processes execute it together."""
     recipe = run.recipe
     processor = dense_processor(recipe.model)
-    dataset, collator = training_data(run, processor), Collator(processor)
+    dataset = training_data(run, processor)
+    collator = training_collator(dataset, processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
     for student in students_to_learn(recipe):
         learn_gates(
@@ -101,33 +115,36 @@ def harden_plans(run: Run) -> dict:
     recipe = run.recipe
     batches = calibration_batches(recipe, dense_processor(recipe.model))
     statistics = Calibration.load(run.directory / CALIBRATION)
-
-    def hardened(student: CompareSettings) -> VisualPlan:
-        folder = gates_folder(run, student.name)
-        return hardened_plan(
-            recipe_of_student(recipe, student), student.plan, statistics, load_latency(run), batches, folder
+    plans = {
+        plan_key(student): hardened_plan(
+            recipe_of_student(recipe, student),
+            student.plan,
+            statistics,
+            load_latency(run),
+            batches,
+            gates_folder(run, student.name),
         )
+        for student in students_to_learn(recipe)
+    }
+    if not is_main_process():
+        return {}
+    students = [student for student in recipe.students if isinstance(student.plan, GateSettings)]
+    return _save_plans(run, students, lambda student: plans[plan_key(student)])
 
-    return _save_plans(run, hardened, learned=True)
 
-
-def _save_plans(run: Run, find: Callable[[CompareSettings], VisualPlan], *, learned: bool) -> dict:
+def _save_plans(run: Run, students: Sequence[CompareSettings], find: Callable[[CompareSettings], VisualPlan]) -> dict:
     """Finds and saves plans, and returns the costs of each student's plan, as shares of the dense model's.
 
     Args:
         find: finds the plan of a student. It is called once for students that share a plan.
-        learned: whether this is for the students whose plan is learned, or for all others.
     """
     config = dense_config(run.recipe.model.path)
     found: dict[str, VisualPlan] = {}
     costs = {}
-    for student in run.recipe.students:
-        if isinstance(student.plan, GateSettings) is learned:
-            key = plan_key(student)
-            if key not in found:
-                found[key] = find(student)
-            path = plan_path(run, student.name)
-            path.parent.mkdir(exist_ok=True)
-            found[key].save(path)
-            costs[student.name] = fractions(found[key], config)
+    for student in students:
+        key = plan_key(student)
+        if key not in found:
+            found[key] = find(student)
+        found[key].save(plan_path(run, student.name))
+        costs[student.name] = fractions(found[key], config)
     return costs

@@ -8,6 +8,7 @@ folder:
 """
 
 import shutil
+from functools import partial
 
 import torch
 
@@ -41,7 +42,7 @@ def stages(recipe: SparsifyRecipe) -> list[Stage]:
         *stages_before_students(recipe),
         Stage("cost", "count what the plan costs", count_costs),
         Stage("distil", "distil the students", distil_students, distributed=True),
-        Stage("evaluate", "ask all models held-out questions", evaluate_all),
+        Stage("evaluate", "ask all models held-out questions", evaluate_all, distributed=True),
         Stage("export", "export, and reload in a fresh process", export),
         Stage("benchmark", "time dense against sparse", benchmark_checkpoint),
         Stage("report", "write the report", report),
@@ -73,20 +74,19 @@ def evaluate_all(run: Run) -> dict:
     The models are the dense model, the dense model that is shown grey pictures, and every student.
     """
     recipe = run.recipe
-    model, processor = load_model(recipe.model)
+    config, processor = dense_config(recipe.model.path), dense_processor(recipe.model)
     samples = mixture(recipe, "evaluation", processor).samples
-    dense = evaluate_once(run, DENSE, model, processor, samples)
-    grey = evaluate_once(run, GREY, model, processor, samples)
+    dense = evaluate_once(run, DENSE, lambda: load_model(recipe.model)[0], processor, samples)
+    grey = evaluate_once(run, GREY, lambda: load_model(recipe.model)[0], processor, samples)
     table = [table_row("dense", None, False, DENSE_COST, dense, dense)]
     for student in recipe.students:
         plan = load_plan(run, student.name)
-        evaluation = evaluate_once(run, student.name, load_student(run, student), processor, samples)
+        evaluation = evaluate_once(run, student.name, partial(load_student, run, student), processor, samples)
         plan_file = str(plan_path(run, student.name).relative_to(run.directory))
-        table.append(
-            table_row(student.name, plan_file, student.distil, fractions(plan, model.config), evaluation, dense)
-        )
+        table.append(table_row(student.name, plan_file, student.distil, fractions(plan, config), evaluation, dense))
     table.append(table_row("dense, grey pictures", None, False, DENSE_COST, grey, dense))
-    write_json(run.directory / "table.json", table)
+    if is_main_process():
+        write_json(run.directory / "table.json", table)
     return {row["name"]: row["accuracy"] for row in table}
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import asdict
 
+from training.distillation.arguments import refuse_missing_trackers
 from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor
 from training.files import write_json
+from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings
 from training.recipe.student import StudentRecipe
 from training.run import Run, Stage
@@ -24,14 +26,14 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
     if reads_statistics(recipe) or bounds_latency(recipe):
         has_start = any(student.plan.start is not None for student in learned)
         title = "measure the dense model" + (", and find the plans that learning starts from" if has_start else "")
-        stages.append(Stage("calibrate", title, measure_dense))
+        stages.append(Stage("calibrate", title, measure_dense, distributed=True))
     if any(not isinstance(student.plan, GateSettings) for student in recipe.students):
-        stages.append(Stage("plan", "find the plans", find_plans))
+        stages.append(Stage("plan", "find the plans", find_plans, distributed=True))
     if recipe.distillation.keep_answers:
         stages.append(Stage("ask", "ask the dense model for all its answers", ask_teacher))
     if learned:
         stages.append(Stage("learn", "learn which visual work is needed", learn_plans, distributed=True))
-        stages.append(Stage("harden", "harden what was learned into plans", harden_plans))
+        stages.append(Stage("harden", "harden what was learned into plans", harden_plans, distributed=True))
     return stages
 
 
@@ -39,13 +41,16 @@ def read_data(run: Run) -> dict:
     """Reads and checks every sample that a later stage reads. Writes which samples are left out, and counts them.
 
     Raises:
-        UserError: the data is bad.
+        UserError: the data is bad, an answer could not be scored, or a tracker of the training is not installed.
     """
     recipe = run.recipe
+    refuse_missing_trackers(recipe.training.report_to)
     processor = dense_processor(recipe.model)
     used, left_out = {}, {}
     for role in ("train", "calibration", "evaluation"):
         dataset = mixture(recipe, role, processor)
+        if role == "evaluation":
+            refuse_unscorable(dataset.samples)
         used[role], left_out[role] = len(dataset), [*dataset.bad, *dataset.too_long]
     rows = {role: [asdict(sample) for sample in samples] for role, samples in left_out.items()}
     write_json(run.directory / "left_out.json", rows)

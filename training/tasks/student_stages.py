@@ -4,13 +4,15 @@ Each stage reads what earlier stages left in the run's folder, and leaves its ow
 (training/tasks/run_folder.py).
 """
 
+from collections.abc import Callable
+
 import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from data.collator import Collator
 from data.conversations import Sample
-from training.distillation.datasets import mixture
+from data.dataset import ConversationDataset
+from training.distillation.datasets import mixture, training_collator
 from training.distillation.students import (
     dense_processor,
     dense_student,
@@ -21,9 +23,10 @@ from training.distillation.students import (
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
 from training.gates.learning import learned_adapters
 from training.measure.evaluation import Evaluation, evaluate
+from training.ranks import from_rank_0
 from training.recipe.gates import GateSettings
 from training.recipe.student import CompareSettings
-from training.run import Run, device
+from training.run import Run, device, is_main_process
 from training.tasks.run_folder import (
     ANSWERS,
     GREY,
@@ -54,7 +57,8 @@ def distil(run: Run) -> dict:
     """Trains every student that is distilled. All processes execute it together."""
     recipe = run.recipe
     processor = dense_processor(recipe.model)
-    dataset, collator = training_data(run, processor), Collator(processor)
+    dataset = training_data(run, processor)
+    collator = training_collator(dataset, processor)
     for student in recipe.students:
         if student.distil:
             plan, folder = load_plan(run, student.name), student_folder(run, student.name)
@@ -67,7 +71,7 @@ def distil(run: Run) -> dict:
     return {}
 
 
-def training_data(run: Run, processor: ProcessorMixin) -> Dataset:
+def training_data(run: Run, processor: ProcessorMixin) -> ConversationDataset | AnsweredDataset:
     """Returns the training data, with the teacher's answers if the recipe keeps them."""
     dataset = mixture(run.recipe, "train", processor)
     return AnsweredDataset(dataset, run.directory / ANSWERS) if run.recipe.distillation.keep_answers else dataset
@@ -82,23 +86,33 @@ def load_student(run: Run, student: CompareSettings) -> PreTrainedModel:
 
 
 def evaluate_once(
-    run: Run, name: str, model: PreTrainedModel, processor: ProcessorMixin, samples: list[Sample]
+    run: Run,
+    name: str,
+    load: Callable[[], PreTrainedModel],
+    processor: ProcessorMixin,
+    samples: list[Sample],
 ) -> Evaluation:
     """Returns the evaluation of a model. It is read from its file if an earlier start of the run has written it.
 
+    Every process calls this, and answers its share of the questions.
+
     Args:
         name: name of the file. `GREY` means that the model is shown grey pictures.
+        load: returns the model. It is called only if the model is asked.
     """
     path = evaluation_path(run, name)
-    if not path.exists():
+    found = from_rank_0(Evaluation.load(path) if is_main_process() and path.exists() else None)
+    if found is None:
         settings = run.recipe.evaluation
-        evaluate(
-            model.to(device()),
+        found = evaluate(
+            load().to(device()),
             processor,
             samples,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             pixel_transform="grey" if name == GREY else None,
             title=name,
-        ).save(path)
-    return Evaluation.load(path)
+        )
+        if is_main_process():
+            found.save(path)
+    return found
