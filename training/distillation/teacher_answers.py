@@ -8,11 +8,12 @@ V vocab, N visual tokens of a sample, D hidden size.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from data.dataset import ConversationDataset
 from modeling.class_attention import ScoredFeatures, class_attention_of
 from modeling.user_error import UserError
 from modeling.whole_file import whole_file
+from training.ranks import rank, wait_for_rank_0, world_size
 
 FEATURES = "features_"
 """Begins the name of a tensor of visual features. It is followed by the kind of visual input ("image", "video")."""
@@ -31,6 +33,8 @@ CLASS_ATTENTION = "class_attention_"
 likewise."""
 OFFSETS = "/offsets"
 """Ends the name of a tensor that says at which row of another tensor each sample begins."""
+COUNTS, NUM_SAMPLES = "/counts", "/samples"
+"""In the part of one process: how many rows of a tensor each sample has, and how many samples there are."""
 
 
 @torch.no_grad()
@@ -45,7 +49,8 @@ def write_teacher_answers(
 ) -> None:
     """Writes what `AnsweredDataset` reads: the teacher's logits and features for every sample.
 
-    If the process is killed meanwhile, `path` is as it was before.
+    Every process calls this, and the teacher answers its share of the batches. If a process is killed meanwhile, `path`
+    is as it was before.
 
     Args:
         teacher: a sparse class under the dense plan. It is put in eval mode.
@@ -55,10 +60,14 @@ def write_teacher_answers(
         batch_size: samples in one forward pass.
         autocast: dtype of the forward pass; None for the dtype of the weights.
     """
+    parts = [path.with_name(f"{path.stem}.{number}.part") for number in range(world_size())]
     tensors: dict[str, list[torch.Tensor]] = defaultdict(list)
     lengths: list[dict[str, int]] = []  # for each sample, its number of rows in each tensor
     teacher.eval()
-    for start in tqdm(range(0, len(dataset), batch_size), desc="teacher", unit="batch"):
+    starts = range(0, len(dataset), batch_size)
+    number, count = rank() % world_size(), world_size()
+    own = starts[len(starts) * number // count : len(starts) * (number + 1) // count]  # adjacent, so that parts join
+    for start in tqdm(own, desc="teacher", unit="batch", disable=rank() != 0):
         samples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         batch = {name: value.to(teacher.device) for name, value in collator(samples).items()}
         supervised = predicts_answer(batch["labels"])
@@ -80,12 +89,30 @@ def write_teacher_answers(
             tokens = {prefix + kind: count for kind, count in counts.items() for prefix in (FEATURES, CLASS_ATTENTION)}
             pictures = {name: len(value) for name, value in pictures_of(sample).items()}
             lengths.append({"teacher_logits": int(answer.sum()), **tokens, **pictures})
-    joined = {name: torch.cat(values) for name, values in tensors.items()}
-    offsets = {
-        name + OFFSETS: torch.tensor([0, *(sample.get(name, 0) for sample in lengths)]).cumsum(0) for name in joined
-    }
+    rows = {name: torch.cat(values) for name, values in tensors.items()}
+    counts = {name + COUNTS: torch.tensor([sample.get(name, 0) for sample in lengths]) for name in rows}
+    with whole_file(parts[number]) as file:
+        save_file(rows | counts | {NUM_SAMPLES: torch.tensor(len(lengths))}, file)
+    wait_for_rank_0()  # until all parts are written
+    if number == 0:
+        _join_parts(parts, path)
+    wait_for_rank_0()
+
+
+def _join_parts(parts: Sequence[Path], path: Path) -> None:
+    """Writes the answers of all processes to one file, and removes theirs."""
+    loaded = [load_file(part) for part in parts]
+    names = sorted({name.removesuffix(COUNTS) for part in loaded for name in part if name.endswith(COUNTS)})
+    joined = {}
+    for name in names:
+        joined[name] = torch.cat([part[name] for part in loaded if name in part])
+        none = [torch.zeros(int(part[NUM_SAMPLES]), dtype=torch.long) for part in loaded]
+        counts = [part.get(name + COUNTS, without) for part, without in zip(loaded, none, strict=True)]
+        joined[name + OFFSETS] = torch.cat([torch.zeros(1, dtype=torch.long), *counts]).cumsum(0)
     with whole_file(path) as file:
-        save_file(joined | offsets, file)
+        save_file(joined, file)
+    for part in parts:
+        part.unlink()
 
 
 class AnsweredDataset(Dataset):

@@ -30,7 +30,7 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
     if any(not isinstance(student.plan, GateSettings) for student in recipe.students):
         stages.append(Stage("plan", "find the plans", find_plans, distributed=True))
     if recipe.distillation.keep_answers:
-        stages.append(Stage("ask", "ask the dense model for all its answers", ask_teacher))
+        stages.append(Stage("ask", "ask the dense model for all its answers", ask_teacher, distributed=True))
     if learned:
         stages.append(Stage("learn", "learn which visual work is needed", learn_plans, distributed=True))
         stages.append(Stage("harden", "harden what was learned into plans", harden_plans, distributed=True))

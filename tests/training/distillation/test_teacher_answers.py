@@ -3,7 +3,9 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
+from tests.processes import run_processes
 from tests.tiny_student import tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, DATASET, gradients
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
@@ -59,3 +61,18 @@ def test_what_is_not_stored_cannot_be_learnt_from():
     for wrong in ({"hidden_cosine_weight": 0.1, "forward_kl_weight": 1.0}, {"forward_kl_weight": 0.0}):
         with pytest.raises(ValidationError, match="keep_answers"):
             DistillationSettings(**{"cross_entropy_weight": 0.5, "keep_answers": True} | wrong)
+
+
+def write(folder) -> None:
+    write_teacher_answers(tiny_student(), DATASET, COLLATOR, folder / "a.safetensors", batch_size=3, autocast=None)
+
+
+@pytest.mark.parametrize("count", [2, 4])  # of three batches: the last process of four has none
+def test_several_processes_write_what_one_writes(tmp_path, count):
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "alone")
+    run_processes(count, write, tmp_path / "together")
+    one, several = (load_file(tmp_path / name / "a.safetensors") for name in ("alone", "together"))
+    assert one.keys() == several.keys() and all(torch.equal(one[name], several[name]) for name in one)
+    assert [path.name for path in (tmp_path / "together").iterdir()] == ["a.safetensors"]
