@@ -1,0 +1,66 @@
+"""What keeps a run from harm: one run in a folder, tasks that know of each other, trackers that are there."""
+
+import subprocess
+import sys
+
+import pytest
+
+from modeling.user_error import UserError
+from training.distillation.arguments import refuse_missing_trackers
+from training.recipe.base import BaseRecipe
+from training.recipe.file import RECIPES, load_recipe
+from training.run import Stage, execute, start_single_process
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from training.recipe.base import BaseRecipe
+from training.run import Stage, execute
+
+def wait(run):
+    print("inside", flush=True)
+    time.sleep(600)
+
+execute(BaseRecipe(name="run", seed=0), [Stage("wait", "wait", wait)], Path(sys.argv[1]))
+"""
+ONE = [Stage("one", "one", lambda run: {})]
+
+
+def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path):
+    folder = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder)], cwd=RECIPES.parent, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        while "inside" not in (line := other.stdout.readline()):
+            assert line or other.poll() is None, "the other run ended before it began"
+        for restart in (False, True):
+            with pytest.raises(UserError, match="another process runs in it"):
+                execute(BaseRecipe(name="run", seed=0), ONE, folder, restart=restart)
+    finally:
+        other.kill()
+        other.wait()
+    execute(BaseRecipe(name="run", seed=0), ONE, folder)
+    assert (folder / "stages" / "one.json").exists()
+
+
+def test_tasks_of_srun_without_a_launcher_are_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    with pytest.raises(UserError, match="srun started 8 tasks, and none of them knows of the others"):
+        start_single_process()
+
+
+def test_trackers_that_are_not_installed_are_refused():
+    refuse_missing_trackers(["tensorboard"])
+    with pytest.raises(UserError, match=r"training.report_to: got 'wandbb', which is not installed or not known"):
+        refuse_missing_trackers(["tensorboard", "wandbb"])
+
+
+def test_full_fine_tuning_in_bfloat16_without_fp32_weights_is_refused(monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    with pytest.raises(UserError, match="updates round away"):
+        load_recipe("debug", ["lora=null", "model.dtype=bfloat16"])
+    load_recipe("debug", ["lora=null", "model.dtype=bfloat16", "training.deepspeed=recipes/deepspeed/zero2.json"])
+    load_recipe("debug", ["lora=null"])
