@@ -10,10 +10,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
-from training.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, plain, save
 
 from modeling.user_error import UserError
 from training import cli
+from training.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, plain, save
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "frontier.png"
