@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.utils import find_adapter_config_file
 
 from checkpoints.config import LOADING_ERRORS, read_config
 from checkpoints.families import sparse_class, sparse_classes, supported
@@ -41,6 +42,11 @@ def load_dense(
             its tokenizer does not fit.
     """
     config = dense_config(path)
+    if find_adapter_config_file(path) is not None:
+        raise UserError(
+            f"{path}: holds adapter_config.json, so that transformers would load an adapter on top of the model; "
+            "merge the adapter into the weights, or remove its files"
+        )
     try:
         model, report = sparse_class(config).stock_class.from_pretrained(
             path,

@@ -354,3 +354,10 @@ def test_a_generation_config_that_cannot_be_saved_is_refused_when_it_is_loaded(t
     (tmp_path / "dense" / "generation_config.json").write_text(json.dumps({"length_penalty": 2.0}))
     with pytest.raises(UserError, match="(?s)generation_config.json: .*length_penalty"):
         load_dense(tmp_path / "dense", torch.float32)
+
+
+def test_an_adapter_left_in_the_models_folder_is_refused(tmp_path):
+    save_tiny_dense(tmp_path / "dense")
+    (tmp_path / "dense" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="holds adapter_config.json.*merge the adapter"):
+        load_dense(tmp_path / "dense", torch.float32)

@@ -107,6 +107,17 @@ def test_gates_are_fp32_whatever_the_model(tmp_path):
     }
 
 
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    """The backward pass computes activations again, under the same draw of the gates."""
+    kept, again = (trainer(tmp_path / str(on), steps=3, gradient_checkpointing=on) for on in (False, True))
+    for one in (kept, again):
+        one.train()
+    assert again.model.student.get_base_model().model.language_model.gradient_checkpointing
+    expected = kept.model.state_dict()
+    for name, value in again.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_multipliers_climb_while_the_cost_is_above_its_target(tmp_path):
     one = trainer(tmp_path, steps=4)
     one.train()
