@@ -61,9 +61,9 @@ class GatedStudent(nn.Module):
         self.penalty = self.lagrangian(self.cost, self.target, self.target_is_final)
         return GatedOutput(logits=outputs.logits, penalty=self.penalty)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Has the student's decoder compute activations again in the backward pass. transformers.Trainer calls it."""
-        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """Has the student compute activations again in the backward pass. transformers.Trainer calls it."""
+        self.student.gradient_checkpointing_enable(*args, **kwargs)
 
     def expected_cost(self) -> torch.Tensor:
         """Returns the expected cost, a differentiable scalar. The dense model costs 1."""
