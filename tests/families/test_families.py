@@ -48,6 +48,7 @@ from training.recipe.lora import LoraSettings
 from training.recipe.training import TrainingSettings
 
 FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
+FIRST_OF_FAMILY = (LLAVA[0], LLAVA_NEXT[0], QWEN2_VL, INTERNVL[0])
 LAYERS, UNITS, NEURONS = 3, 2, 24
 RANKED = VisualPlan.from_dict(
     {
@@ -245,7 +246,14 @@ def questions(tmp_path_factory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"), world)["questions"]
 
 
-@families
+@pytest.mark.parametrize(
+    "family",
+    [
+        # One text model of each family in every run of the tests, the others where there is time.
+        pytest.param(family, id=family.name, marks=[] if family in FIRST_OF_FAMILY else [pytest.mark.slow])
+        for family in FAMILIES
+    ],
+)
 def test_the_commands_answer(family: TinyFamily, run_script, questions, tmp_path):
     """A dense model in its family's own files is made sparse, compared in a fresh process, asked and timed."""
     dense, sparse, plan_file = (tmp_path / name for name in ("dense", "sparse", "plan.json"))

@@ -69,6 +69,7 @@ def test_every_planner_budget_and_seed_is_a_point(run):
     assert len(answers) == 1 + len(points) and "learned-0.3-1" in answers
 
 
+@pytest.mark.slow  # as the frontier above, with twice as many students
 def test_plans_stand_untrained_and_distilled(tmp_path):
     planners = {
         "fastv": {"plan": {"planner": "fastv", "budget": {"visual_flops": 1.0}, "layer": 1}, "budgets": [0.5]},
