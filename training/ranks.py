@@ -5,7 +5,6 @@ Every rank does the task on its own samples, and rank 0 gets the results of all.
 the disk to agree, and no accelerator waits while another works.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -39,7 +38,7 @@ def wait_for_rank_0() -> None:
 
 def rank() -> int:
     """Returns this process's number among the processes of the run, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
@@ -49,7 +48,7 @@ def world_size() -> int:
 
 def own_share(items: Sequence[Item]) -> list[tuple[int, Item]]:
     """Returns the items that are this rank's, each with its number in the sequence."""
-    return [(number, item) for number, item in enumerate(items) if number % world_size() == rank() % world_size()]
+    return [(number, item) for number, item in enumerate(items) if number % world_size() == rank()]
 
 
 def in_order(shares: Sequence[Sequence[tuple[int, Result]]]) -> list[Result]:

@@ -77,7 +77,7 @@ class Stage:
 
 def is_main_process() -> bool:
     """Returns whether this process is rank 0."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def start_single_process() -> None:

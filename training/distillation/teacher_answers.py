@@ -65,7 +65,7 @@ def write_teacher_answers(
     lengths: list[dict[str, int]] = []  # for each sample, its number of rows in each tensor
     teacher.eval()
     starts = range(0, len(dataset), batch_size)
-    number, count = rank() % world_size(), world_size()
+    number, count = rank(), world_size()
     own = starts[len(starts) * number // count : len(starts) * (number + 1) // count]  # adjacent, so that parts join
     for start in tqdm(own, desc="teacher", unit="batch", disable=rank() != 0):
         samples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]

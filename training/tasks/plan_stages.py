@@ -46,7 +46,7 @@ def measure_dense(run: Run) -> dict:
     """
     recipe = run.recipe
     model, processor = dense_student(recipe.model), dense_processor(recipe.model)
-    batches = calibration_batches(recipe, processor)
+    batches = calibration_batches(recipe, processor) if reads_statistics(recipe) else []
 
     def story(on_all_ranks: OnAllRanks) -> dict:
         if bounds_latency(recipe):
