@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS, predicts_answer
 from modeling.user_error import UserError
@@ -150,6 +150,17 @@ class DistillationTrainer(Trainer):
         finally:
             # Otherwise ZeRO-3 would divide every model that this process loads later.
             unset_hf_deepspeed_config()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As in Trainer. Of adapters on frozen weights, only the adapters are gathered.
+
+        transformers would copy all weights to the CPU, on every rank, where DeepSpeed does not divide them.
+        """
+        if self.is_deepspeed_enabled and isinstance(self.model, PeftModel) and not is_deepspeed_zero3_enabled():
+            trained = self.deepspeed.module_state_dict(exclude_frozen_parameters=True)
+            self._save(output_dir, state_dict={name: value.detach().clone() for name, value in trained.items()})
+        else:
+            super().save_model(output_dir, _internal_call)
 
     @torch.no_grad()
     def _with_encoded_pictures(self, inputs: dict) -> dict:
