@@ -32,7 +32,15 @@ DENSE = VisualPlan.dense(3)
 
 
 def trainer(
-    folder, steps=6, callbacks=(), dtype=torch.float32, share=0.2, cls=GateTrainer, dataset=DATASET, **training
+    folder,
+    steps=6,
+    callbacks=(),
+    dtype=torch.float32,
+    share=0.2,
+    cls=GateTrainer,
+    dataset=DATASET,
+    collator=COLLATOR,
+    **training,
 ) -> GateTrainer:
     settings = GateSettings(planner="gates", budget={"visual_flops": share}, steps=steps, ffn_blocks=4)
     values = {
@@ -62,7 +70,7 @@ def trainer(
         settings=settings,
         args=training_arguments(TrainingSettings(**values | training), folder, seed=5, name="gates"),
         train_dataset=dataset,
-        data_collator=COLLATOR,
+        data_collator=collator,
         distillation=DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0),
         callbacks=list(callbacks),
     )
