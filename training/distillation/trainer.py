@@ -57,7 +57,7 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
-        assert not (distillation.needs_teacher and teacher is None and not isinstance(self.student, PeftModel)), (
+        assert not (distillation.needs_teacher and teacher is None and not isinstance(self.model, PeftModel)), (
             "no teacher"
         )
         # compute_loss divides by the number of tokens in the whole step. This makes Trainer count them, and not divide
@@ -73,11 +73,6 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(ProgressBar())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
-
-    @property
-    def student(self) -> PeftModel | PreTrainedModel:
-        """The student. A subclass may train a module around it."""
-        return self.model
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns this micro-batch's part of the step's loss, a scalar.
@@ -95,7 +90,7 @@ class DistillationTrainer(Trainer):
 
         inputs = {**inputs, "logits_mask": supervised}
         stored_logits = inputs.pop("teacher_logits", None)
-        if isinstance(self.student, PeftModel):
+        if isinstance(self.model, PeftModel):
             inputs = self._with_encoded_pictures(inputs)
         teacher_outputs = None
         if stored_logits is not None:
@@ -103,7 +98,7 @@ class DistillationTrainer(Trainer):
         elif self.distillation.needs_teacher:
             with self._teacher_context() as teacher:
                 teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
-        student_outputs = _supervised_outputs(model, self.student, inputs)
+        student_outputs = _supervised_outputs(model, self.model, inputs)
 
         loss = torch.zeros((), device=labels.device)
         token_sums = weighted_token_sums(self.distillation, targets, student_outputs, teacher_outputs)
@@ -173,7 +168,7 @@ class DistillationTrainer(Trainer):
         if self.distillation.keep_answers:
             return text | encoded_pictures(pictures)
         with self.accelerator.autocast():
-            return text | self.student.get_base_model().encode_pictures(pictures)
+            return text | self.model.get_base_model().encode_pictures(pictures)
 
     @contextmanager
     def _teacher_context(self) -> Iterator[nn.Module]:
@@ -183,7 +178,7 @@ class DistillationTrainer(Trainer):
                 yield self.teacher
                 return
             # The bare module is called, as DDP and DeepSpeed expect a backward pass after each forward pass.
-            student = self.student
+            student = self.model
             base = student.get_base_model()
             training = student.training
             student.eval()

@@ -11,7 +11,7 @@ from checkpoints.build import dense_config
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import calibration_batches, training_collator
 from training.distillation.students import dense_processor, dense_student
-from training.gates.learning import gated_student, hardened_plan, learn_gates
+from training.gates.learning import budgeted_gates, hardened_plan, learn_gates
 from training.measure.calibration import Calibration, calibrate
 from training.measure.costs import fractions
 from training.measure.latency import measure_latency
@@ -74,7 +74,7 @@ def _find_starts(run: Run, search: Search) -> None:
         start = starts[student.plan.start]
         start.save(gates_folder(run, student.name) / "start.json")
         # This only checks: a start or budget that learning would refuse is refused now, before any search.
-        gated_student(recipe, student.plan, search.calibration, start, search.latency)
+        budgeted_gates(search.config, student.plan, search.calibration, start, search.latency)
 
 
 def find_plans(run: Run) -> dict:
