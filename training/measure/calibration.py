@@ -191,7 +191,9 @@ def _batch_statistics(model: PreTrainedModel, samples: dict) -> tuple[Tensor, Te
     is_visual[visual.valid.nonzero()[:, 0], visual.index[visual.valid]] = True  # [B, T]
     # Visual rows stand on the left in `slots`, so the first one is where the sample's first picture begins.
     readers = mask.bool() & ~is_visual & (torch.arange(mask.shape[1], device=mask.device) > visual.slots[:, :1])
-    beyond = max(side for grid in visual.grids for side in grid)  # larger than any distance within a grid
+    beyond = max(
+        side for grids in visual.grids for grid in grids for side in grid
+    )  # larger than any distance within a grid
     distance = _distances(visual, beyond)  # [B, V, V]
 
     activity, neuron_sums, neighborhood_sums = [], [], []

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
-from modeling.visual_layout import VisualTokens, split_streams
+from modeling.stream_split import split_streams
+from modeling.visual_layout import VisualTokens
 
 
 @dataclass(frozen=True)
