@@ -25,10 +25,12 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS, predicts_answer
+from modeling.host_memory import to_device, to_host
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.callbacks import MetricsFile, ProgressBar, last_checkpoint
 from training.distillation.lora import adapters_off
+from training.distillation.loss_watch import LossWatch
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
 from training.distillation.teacher_answers import encoded_pictures
 from training.recipe.distillation import DistillationSettings
@@ -67,6 +69,7 @@ class DistillationTrainer(Trainer):
         self.teacher = teacher
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_sums_begin = 0
+        self._watch = LossWatch(self.accelerator)
         if teacher is not None:
             _check_vocabulary(teacher, model)
             teacher.requires_grad_(False).eval().to(self.args.device)
@@ -80,18 +83,19 @@ class DistillationTrainer(Trainer):
         It is multiplied by the number of ranks, as gradients are averaged over ranks.
         """
         assert not return_outputs, "there is no evaluation loop in this trainer"
-        labels = inputs["labels"]
+        # Rows and sizes follow from tokens, masks and grids. These are read at once and stay on the host, so that no
+        # forward waits for the device.
+        names = [name for name, value in inputs.items() if not value.is_floating_point()]
+        on_host = dict(zip(names, to_host(*(inputs[name] for name in names)), strict=True))
+        device, labels = inputs["labels"].device, on_host["labels"]
         supervised = predicts_answer(labels)  # [B, S]
-        targets = labels.roll(-1, dims=1)[supervised]  # [N]
-        if num_items_in_batch == 0:
-            raise UserError(
-                f"step {self.state.global_step + 1}: no token of its batches is supervised, nothing to train on"
-            )
+        targets = to_device(labels.roll(-1, dims=1)[supervised], device)  # [N]
 
         inputs = {**inputs, "logits_mask": supervised}
         stored_logits = inputs.pop("teacher_logits", None)
         if isinstance(self.model, PeftModel):
             inputs = self._with_encoded_pictures(inputs)
+        inputs |= {name: value for name, value in on_host.items() if name in inputs}
         teacher_outputs = None
         if stored_logits is not None:
             teacher_outputs = SupervisedOutputs(stored_logits, None)
@@ -100,7 +104,7 @@ class DistillationTrainer(Trainer):
                 teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
         student_outputs = _supervised_outputs(model, self.model, inputs)
 
-        loss = torch.zeros((), device=labels.device)
+        loss = torch.zeros((), device=device)
         token_sums = weighted_token_sums(self.distillation, targets, student_outputs, teacher_outputs)
         for name, weight, token_sum in token_sums:
             mean = token_sum / num_items_in_batch
@@ -118,18 +122,23 @@ class DistillationTrainer(Trainer):
         self._metric_sums[name] = self._metric_sums.get(name, 0) + value
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As in Trainer. Raises UserError if the loss is not finite."""
+        """As in Trainer. Whether the loss is finite is found out at the next log or checkpoint."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}; "
-                f"the learning rate (now {self._get_learning_rate():.2g}) may be too high, "
-                "or the data or weights hold NaN"
-            )
+        self._watch.add(self.state.global_step + 1, loss, num_items_in_batch)
         return loss
 
+    def _save_checkpoint(self, *args, **kwargs):
+        """As in Trainer. Raises UserError if a loss was not finite, so that no checkpoint has weights from after it."""
+        self._watch.look(self._get_learning_rate())
+        super()._save_checkpoint(*args, **kwargs)
+
     def log(self, logs, start_time=None):
-        """As in Trainer, with each accumulated metric: its mean over the steps since the last log."""
+        """As in Trainer, with each accumulated metric: its mean over the steps since the last log.
+
+        Raises:
+            UserError: a loss since the last log was not finite.
+        """
+        self._watch.look(self._get_learning_rate())
         num_steps = self.state.global_step - self._metric_sums_begin
         if self._metric_sums and num_steps:
             for name, metric_sum in self._metric_sums.items():

@@ -105,7 +105,9 @@ class _Sums:
         # Visual rows stand on the left in `slots`, so the first one is where the sample's first picture begins.
         after_picture = torch.arange(mask.shape[1], device=mask.device) > visual.slots[:, :1]
         self._readers = (mask.bool() & (self._grid < 0) & after_picture).float()  # [B, T]
-        self._beyond = max(side for grid in visual.grids for side in grid)  # larger than any distance within a grid
+        self._beyond = max(
+            side for grids in visual.grids for grid in grids for side in grid
+        )  # larger than any distance within a grid
         self._num_units = text.num_key_value_heads
         self._num_heads = text.num_attention_heads
         layers, batch = text.num_hidden_layers, len(mask)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from modeling.visual_layout import VisualTokens, split_streams
+from modeling.stream_split import split_streams
+from modeling.visual_layout import VisualTokens
 
 BLOCK_ROWS = 128
 """Query rows of one block. Their probabilities are held at once, [B, H, BLOCK_ROWS, T] in fp32."""

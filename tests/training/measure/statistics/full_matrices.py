@@ -17,7 +17,7 @@ def statistics_of_full_matrices(model, samples: dict) -> BatchStatistics:
     is_visual = torch.zeros_like(mask, dtype=torch.bool)
     is_visual[visual.valid.nonzero()[:, 0], visual.index[visual.valid]] = True  # [B, T]
     readers = mask.bool() & ~is_visual & (torch.arange(mask.shape[1]) > visual.slots[:, :1])
-    beyond = max(side for grid in visual.grids for side in grid)
+    beyond = max(side for grids in visual.grids for grid in grids for side in grid)
     rows, columns = ((x[:, :, None] - x[:, None]).abs() for x in (visual.row, visual.column))
     distance = torch.maximum(rows, columns).masked_fill(visual.grid[:, :, None] != visual.grid[:, None], beyond)
     activity, neuron_sums, neighborhood = [], [], []
