@@ -28,6 +28,7 @@ def training_arguments(settings: TrainingSettings, output_dir: Path, seed: int, 
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         average_tokens_across_devices=True,
+        train_sampling_strategy="group_by_length" if settings.group_by_modality_length else "random",
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_schedule,
         warmup_steps=settings.warmup_ratio,  # transformers takes a number below 1 as a share of all steps

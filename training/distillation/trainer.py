@@ -28,8 +28,10 @@ from data.collator import TEXT_KEYS, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.callbacks import MetricsFile, ProgressBar, last_checkpoint
+from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
+from training.distillation.sample_order import GroupedOrder, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
 from training.recipe.distillation import DistillationSettings
 
@@ -78,6 +80,20 @@ class DistillationTrainer(Trainer):
     def student(self) -> PeftModel | PreTrainedModel:
         """The student. A subclass may train a module around it."""
         return self.model
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Returns the order of the samples. A training that continues finds it again, in any epoch."""
+        args, dataset = self.args, self.train_dataset
+
+        def epoch() -> int:
+            return int(self.state.epoch or 0)
+
+        if args.train_sampling_strategy != "group_by_length":
+            return SampleOrder(len(dataset), args.seed, epoch)
+        conversations = conversations_of(dataset)
+        has_picture = [bool(sample.images) for sample in conversations.samples]
+        step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return GroupedOrder(conversations.lengths, has_picture, step_samples, args.seed, epoch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns this micro-batch's part of the step's loss, a scalar.
