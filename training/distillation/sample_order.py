@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
+from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
@@ -84,3 +85,14 @@ class GroupedOrder(SampleOrder):
     def _longest(self, samples: Sequence[int]) -> int:
         """Returns the length of the longest of `samples`."""
         return max(self._lengths[index] for index in samples)
+
+
+class OrderedTrainer(Trainer):
+    """A trainer that takes the samples in a `SampleOrder`, and finds the order again when it continues."""
+
+    def epoch(self) -> int:
+        """Returns the number of the epoch that is being trained, from 0."""
+        return int(self.state.epoch or 0)
+
+    def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
+        return SampleOrder(len(self.train_dataset), self.args.seed, self.epoch)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback
 from transformers.integrations import unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS, predicts_answer
@@ -31,12 +31,12 @@ from training.distillation.callbacks import MetricsFile, ProgressBar, last_check
 from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
-from training.distillation.sample_order import GroupedOrder, SampleOrder
+from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
 from training.recipe.distillation import DistillationSettings
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(OrderedTrainer):
     """Trains a sparse student on the answers in the data and on the teacher's distributions.
 
     Args:
@@ -81,19 +81,14 @@ class DistillationTrainer(Trainer):
         """The student. A subclass may train a module around it."""
         return self.model
 
-    def _get_train_sampler(self, train_dataset=None):
-        """Returns the order of the samples. A training that continues finds it again, in any epoch."""
-        args, dataset = self.args, self.train_dataset
-
-        def epoch() -> int:
-            return int(self.state.epoch or 0)
-
+    def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
+        args = self.args
         if args.train_sampling_strategy != "group_by_length":
-            return SampleOrder(len(dataset), args.seed, epoch)
-        conversations = conversations_of(dataset)
+            return super()._get_train_sampler()
+        conversations = conversations_of(self.train_dataset)
         has_picture = [bool(sample.images) for sample in conversations.samples]
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return GroupedOrder(conversations.lengths, has_picture, step_samples, args.seed, epoch)
+        return GroupedOrder(conversations.lengths, has_picture, step_samples, args.seed, self.epoch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns this micro-batch's part of the step's loss, a scalar.
