@@ -45,7 +45,7 @@ def training_arguments(settings: TrainingSettings, output_dir: Path, seed: int, 
         dataloader_num_workers=settings.num_workers,
         remove_unused_columns=False,
         report_to=list(settings.report_to),
-        disable_tqdm=True,  # ProgressBar shows the same, without a line for each log
+        disable_tqdm=True,  # TrainingProgress shows the same, without a line for each log
         seed=seed,
     )
 

@@ -27,12 +27,13 @@ from transformers.integrations import unset_hf_deepspeed_config
 from data.collator import TEXT_KEYS, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.callbacks import MetricsFile, ProgressBar, last_checkpoint
+from training.distillation.callbacks import MetricsFile, TrainingProgress, last_checkpoint
 from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
 from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
+from training.distillation.throughput import Throughput
 from training.recipe.distillation import DistillationSettings
 
 
@@ -69,11 +70,12 @@ class DistillationTrainer(OrderedTrainer):
         self.teacher = teacher
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_sums_begin = 0
+        self._throughput: Throughput | None = None
         if teacher is not None:
             _check_vocabulary(teacher, model)
             teacher.requires_grad_(False).eval().to(self.args.device)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ProgressBar())
+        self.add_callback(TrainingProgress())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
 
     @property
@@ -89,6 +91,14 @@ class DistillationTrainer(OrderedTrainer):
         has_picture = [bool(sample.images) for sample in conversations.samples]
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return GroupedOrder(conversations.lengths, has_picture, step_samples, args.seed, self.epoch)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in Trainer. What is trained on is counted."""
+        if self._throughput is None:
+            self._throughput = Throughput(self.accelerator, self.state.global_step, self.state.max_steps)
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._throughput.count(batches)
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns this micro-batch's part of the step's loss, a scalar.
@@ -145,12 +155,17 @@ class DistillationTrainer(OrderedTrainer):
         return loss
 
     def log(self, logs, start_time=None):
-        """As in Trainer, with each accumulated metric: its mean over the steps since the last log."""
+        """As in Trainer, with each accumulated metric: its mean over the steps since the last log.
+
+        A log of training also has what `Throughput` counted.
+        """
         num_steps = self.state.global_step - self._metric_sums_begin
         if self._metric_sums and num_steps:
             for name, metric_sum in self._metric_sums.items():
                 logs[name] = (self.accelerator.reduce(metric_sum, "sum") / num_steps).item()
             self._metric_sums = {}
+        if "loss" in logs and self._throughput is not None:
+            logs |= self._throughput.since_last_log(self.state.global_step)
         super().log(logs, start_time)
 
     def train(self, **kwargs):

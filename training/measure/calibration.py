@@ -20,7 +20,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from data.collator import pictures_of
@@ -29,7 +28,8 @@ from modeling.visual_plan import VisualPlan
 from modeling.whole_file import whole_file
 from training.measure.answer_kl import AnswerKL, OwnAnswers, samples_with_images
 from training.measure.dense_forward import decoder_inputs, dense_layers
-from training.ranks import OnAllRanks, alone, in_order, own_share, rank
+from training.progress import Progress
+from training.ranks import OnAllRanks, alone, in_order, own_share
 
 FORMAT_VERSION = 1
 """Version of the statistics. A new one makes cached files of older versions unused."""
@@ -128,7 +128,7 @@ def _unit_kl(model: PreTrainedModel, answer_kl: AnswerKL) -> Tensor:
     units = range(config.num_key_value_heads)
     kls = [
         answer_kl(dense.replace(layer, heads=tuple(other for other in units if other != unit)))
-        for layer in tqdm(range(len(dense)), desc="shutting each unit", unit="layer")
+        for layer in Progress(range(len(dense)), desc="shutting each unit", unit="layer")
         for unit in units
     ]
     return torch.tensor(kls).view(len(dense), -1)
@@ -149,7 +149,7 @@ class BatchStatistics(NamedTuple):
 def own_statistics(model: PreTrainedModel, batches: Sequence[tuple[int, dict]]) -> list[tuple[int, BatchStatistics]]:
     """Returns the statistics of each of this rank's batches that has a picture, with the batch's number."""
     found = []
-    for number, batch in tqdm(batches, desc="calibrating", unit="batch", disable=rank() != 0):
+    for number, batch in Progress(batches, desc="calibrating", unit="batch"):
         samples = samples_with_images(batch, model.visual_tokens(model.config).values())
         if len(samples["input_ids"]) > 0:
             on_device = {key: value.to(model.device) for key, value in samples.items()}

@@ -18,12 +18,11 @@ import heapq
 from itertools import count
 from typing import TYPE_CHECKING, Literal
 
-from tqdm.auto import tqdm
-
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
 from training.planners.tools.move_estimate import ESTIMATED_MOVES, optimistic_kl_change
 from training.planners.tools.moves import Move, Moves
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.measure.answer_kl import AnswerKL
@@ -49,7 +48,7 @@ class GreedyPlanner(BudgetPlanner):
         """
         price = search.price_within(self.budget)
         moves = Moves(search.config, search.calibration)
-        with tqdm(desc="greedy plan", unit="plan") as progress:
+        with Progress(desc="greedy plan", unit="plan") as progress:
             walks = _Walks(moves, search.calibration, search.answer_kl, price, self.budget.share, progress)
             ends = [walks.walk(start) for start in (moves.dense, moves.all_frozen)]
             return moves.with_units(min(ends, key=walks.kl))
@@ -65,7 +64,7 @@ class _Walks:
         answer_kl: AnswerKL,
         price: PlanPrice,
         budget: float,
-        progress: tqdm,
+        progress: Progress,
     ):
         self._moves = moves
         self._calibration = calibration
