@@ -3,11 +3,14 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from training import progress
 from training.progress import Progress
+
+ROOT = Path(__file__).parents[2]
 
 
 class Clock:
@@ -68,6 +71,14 @@ def test_only_rank_0_prints(capsys, monkeypatch):
     monkeypatch.setattr(progress, "rank", lambda: 1)
     assert list(Progress(range(3), desc="counting", unit="sample")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_all_bars_are_of_this_kind():
+    sources = {path: path.read_text(encoding="utf-8") for top in ("data", "checkpoints", "training", "scripts")
+               for path in (ROOT / top).rglob("*.py")}  # fmt: skip
+    assert [path for path, text in sources.items() if re.search("import tqdm|from tqdm|rich.progress", text)] == [
+        ROOT / "training" / "progress.py"
+    ]
 
 
 def test_lines_in_a_pipe():

@@ -34,6 +34,7 @@ from training.distillation.losses import SupervisedOutputs, weighted_token_sums
 from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
 from training.distillation.throughput import Throughput
+from training.distillation.trackers import tracker_run
 from training.recipe.distillation import DistillationSettings
 
 
@@ -172,7 +173,8 @@ class DistillationTrainer(OrderedTrainer):
         """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one."""
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         try:
-            return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+            with tracker_run(self.args):
+                return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         finally:
             # Otherwise ZeRO-3 would divide every model that this process loads later.
             unset_hf_deepspeed_config()

@@ -102,7 +102,9 @@ def learn_gates(
     )
     trainer = GateTrainer(
         model=gated_student(recipe, settings, calibration, VisualPlan.load(folder / "start.json"), latency),
-        args=training_arguments(training, folder / "trainer", recipe.seed, f"gates of {folder.name}"),
+        args=training_arguments(
+            training, folder / "trainer", recipe.seed, f"{recipe.name}/gates of {folder.name}", recipe
+        ),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,
