@@ -92,7 +92,7 @@ def test_a_wrong_room_import_is_noticed():
 
 FLOORS = (
     {"compiled_ops", "files", "journal", "ranks", "schema"},
-    {"cli", "run"},
+    {"cli", "progress", "run"},
     {"measure"},
     {"planners"},
     {"recipe"},

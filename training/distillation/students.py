@@ -122,7 +122,9 @@ def train_student(
             teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
     trainer = DistillationTrainer(
         model=student,
-        args=training_arguments(recipe.training, folder / "trainer", recipe.seed, folder.name),
+        args=training_arguments(
+            recipe.training, folder / "trainer", recipe.seed, f"{recipe.name}/{folder.name}", recipe
+        ),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,

@@ -21,22 +21,26 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS, predicts_answer
 from modeling.host_memory import to_device, to_host
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.callbacks import MetricsFile, ProgressBar, last_checkpoint
+from training.distillation.callbacks import MetricsFile, TrainingProgress, last_checkpoint
+from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
 from training.distillation.loss_watch import LossWatch
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
+from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
+from training.distillation.throughput import Throughput
+from training.distillation.trackers import tracker_run
 from training.recipe.distillation import DistillationSettings
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(OrderedTrainer):
     """Trains a sparse student on the answers in the data and on the teacher's distributions.
 
     Args:
@@ -70,12 +74,30 @@ class DistillationTrainer(Trainer):
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_sums_begin = 0
         self._watch = LossWatch(self.accelerator)
+        self._throughput: Throughput | None = None
         if teacher is not None:
             _check_vocabulary(teacher, model)
             teacher.requires_grad_(False).eval().to(self.args.device)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ProgressBar())
+        self.add_callback(TrainingProgress())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
+
+    def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
+        args = self.args
+        if args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler()
+        conversations = conversations_of(self.train_dataset)
+        has_picture = [bool(sample.images) for sample in conversations.samples]
+        step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return GroupedOrder(conversations.lengths, has_picture, step_samples, args.seed, self.epoch)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in Trainer. What is trained on is counted."""
+        if self._throughput is None:
+            self._throughput = Throughput(self.accelerator, self.state.global_step, self.state.max_steps)
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._throughput.count(batches)
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns this micro-batch's part of the step's loss, a scalar.
@@ -135,6 +157,8 @@ class DistillationTrainer(Trainer):
     def log(self, logs, start_time=None):
         """As in Trainer, with each accumulated metric: its mean over the steps since the last log.
 
+        A log of training also has what `Throughput` counted.
+
         Raises:
             UserError: a loss since the last log was not finite.
         """
@@ -144,13 +168,16 @@ class DistillationTrainer(Trainer):
             for name, metric_sum in self._metric_sums.items():
                 logs[name] = (self.accelerator.reduce(metric_sum, "sum") / num_steps).item()
             self._metric_sums = {}
+        if "loss" in logs and self._throughput is not None:
+            logs |= self._throughput.since_last_log(self.state.global_step)
         super().log(logs, start_time)
 
     def train(self, **kwargs):
         """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one."""
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         try:
-            return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+            with tracker_run(self.args):
+                return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         finally:
             # Otherwise ZeRO-3 would divide every model that this process loads later.
             unset_hf_deepspeed_config()

@@ -111,7 +111,9 @@ def learn_gates(
     trainer = GateTrainer(
         model=student,
         gates=budgeted_gates(student.config, settings, calibration, start, latency),
-        args=training_arguments(training, folder / "trainer", recipe.seed, f"gates of {folder.name}"),
+        args=training_arguments(
+            training, folder / "trainer", recipe.seed, f"{recipe.name}/gates of {folder.name}", recipe
+        ),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,

@@ -17,7 +17,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modeling.whole_file import whole_file
@@ -26,6 +25,7 @@ from training.measure.answer_kl import OwnAnswers, has_answer, refuse_no_answers
 from training.measure.fingerprint import fingerprint
 from training.measure.statistics.batch_statistics import BatchStatistics, own_statistics
 from training.measure.statistics.unit_kl import UnitKL, own_unit_kl
+from training.progress import Progress
 from training.ranks import OnAllRanks, alone, in_order, own_share, world_size
 
 FORMAT_VERSION = 2
@@ -124,7 +124,9 @@ def _unit_kl(num_batches: int, on_all_ranks: OnAllRanks, journal: Journal) -> Te
     Every rank measures one batch at a time, and what was measured is kept in the journal.
     """
     missing = [number for number in range(num_batches) if str(number) not in journal]
-    with tqdm(desc="shutting each unit", unit="batch", total=num_batches, initial=num_batches - len(missing)) as bar:
+    with Progress(
+        desc="shutting each unit", unit="batch", total=num_batches, initial=num_batches - len(missing)
+    ) as bar:
         while missing:
             asked, missing = missing[: world_size()], missing[world_size() :]
             found = dict(pair for share in on_all_ranks("unit_kl", asked) for pair in share)

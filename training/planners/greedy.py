@@ -18,12 +18,11 @@ import heapq
 from itertools import count
 from typing import TYPE_CHECKING, Literal
 
-from tqdm.auto import tqdm
-
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
 from training.planners.tools.move_estimate import ESTIMATED_MOVES, optimistic_kl_change
 from training.planners.tools.moves import Move, Moves
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.measure.answer_kl import AnswerKL
@@ -52,13 +51,15 @@ class GreedyPlanner(BudgetPlanner):
         price = search.price_within(self.budget)
         moves = Moves(search.config, search.calibration)
         starts = (moves.dense, moves.all_frozen)
-        with tqdm(desc="greedy plan", unit="%", total=100) as bar:
-            walks = _Walks(moves, search.calibration, search.answer_kl, price, self.budget, _Progress(bar, len(starts)))
+        with Progress(desc="greedy plan", unit="%", total=100) as bar:
+            walks = _Walks(
+                moves, search.calibration, search.answer_kl, price, self.budget, _WalkProgress(bar, len(starts))
+            )
             ends = [walks.walk(start) for start in starts]
             return moves.with_units(min(ends, key=walks.kl))
 
 
-class _Progress:
+class _WalkProgress:
     """Shows in a bar, in percent, how much of the price above the budget was saved. All walks have equal parts of it.
 
     Args:
@@ -66,7 +67,7 @@ class _Progress:
         num_walks: how many walks there will be.
     """
 
-    def __init__(self, bar: tqdm, num_walks: int):
+    def __init__(self, bar: Progress, num_walks: int):
         self._bar, self._num_walks, self._num_ended = bar, num_walks, 0
 
     def step(self, saved: float, text: str) -> None:
@@ -90,7 +91,7 @@ class _Walks:
         answer_kl: AnswerKL,
         price: PlanPrice,
         budget: Budget,
-        progress: _Progress,
+        progress: _WalkProgress,
     ):
         self._moves = moves
         self._calibration = calibration

@@ -19,6 +19,9 @@ class TrainingSettings(Strict):
     """Samples per process in one forward pass."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes per optimizer step. The global batch is this x `micro_batch_size` x the number of processes."""
+    group_by_modality_length: bool = False
+    """Make batches of samples of similar length, all with pictures or all without. They hold less padding, and ranks
+    wait less for each other. false: batches of random samples."""
     learning_rate: float = Field(gt=0)
     """The highest learning rate, reached at the end of the warm-up."""
     lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"

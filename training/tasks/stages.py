@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from training.distillation.arguments import refuse_missing_trackers
 from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor
+from training.distillation.trackers import refuse_missing_trackers
 from training.files import write_json
 from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.collator import pictures_of
@@ -22,7 +21,7 @@ from training.measure.statistics.dense_forward import (
     decoder_inputs,
     dense_blocks,
 )
-from training.ranks import rank
+from training.progress import Progress
 
 
 class BatchStatistics(NamedTuple):
@@ -44,7 +43,7 @@ def own_statistics(model: PreTrainedModel, batches: Sequence[tuple[int, dict]]) 
         model: a sparse model with the dense weights. It is put in eval mode.
     """
     found = []
-    for number, batch in tqdm(batches, desc="calibrating", unit="batch", disable=rank() != 0):
+    for number, batch in Progress(batches, desc="calibrating", unit="batch"):
         samples = samples_with_images(batch, model.visual_tokens(model.config).values())
         if len(samples["input_ids"]) > 0:
             on_device = {key: value.to(model.device) for key, value in samples.items()}
