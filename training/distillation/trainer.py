@@ -16,6 +16,7 @@ B batch, S tokens of a padded row, N supervised positions of a batch, V vocab, D
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,10 +28,12 @@ from transformers.integrations import unset_hf_deepspeed_config
 from data.collator import TEXT_KEYS, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.callbacks import MetricsFile, ProgressBar, last_checkpoint
+from training import stops
+from training.distillation.callbacks import MetricsFile, ProgressBar
 from training.distillation.lora import adapters_off
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
 from training.distillation.teacher_answers import encoded_pictures
+from training.distillation.trainer_checkpoints import TrainerCheckpoints, last_checkpoint
 from training.recipe.distillation import DistillationSettings
 
 
@@ -73,6 +76,7 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(ProgressBar())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
+        self.add_callback(TrainerCheckpoints())
 
     @property
     def student(self) -> PeftModel | PreTrainedModel:
@@ -142,8 +146,17 @@ class DistillationTrainer(Trainer):
             self._metric_sums = {}
         super().log(logs, start_time)
 
+    def get_train_dataloader(self):
+        """As in Trainer. Its workers do not hear the signals that stop a run, and load on until the step has ended."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = partial(stops.deaf, loader.worker_init_fn)
+        return loader
+
     def train(self, **kwargs):
-        """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one."""
+        """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one.
+
+        Every process calls this. Stopped is raised if one of them was told to stop, after a checkpoint was saved.
+        """
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         try:
             return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
