@@ -149,7 +149,8 @@ class DistillationTrainer(Trainer):
     def get_train_dataloader(self):
         """As in Trainer. Its workers do not hear the signals that stop a run, and load on until the step has ended."""
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = partial(stops.deaf, loader.worker_init_fn)
+        base = getattr(loader, "base_dataloader", loader)  # accelerate keeps the loader that starts the workers there
+        base.worker_init_fn = partial(stops.deaf, base.worker_init_fn)
         return loader
 
     def train(self, **kwargs):

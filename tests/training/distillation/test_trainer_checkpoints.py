@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import time
 
 import pytest
 from transformers import Trainer, TrainerCallback
@@ -67,8 +69,9 @@ def test_a_signal_saves_at_the_end_of_its_step(tmp_path, listening, monkeypatch,
     def tell_all():
         loading = [child.pid for child in multiprocessing.active_children()]
         assert len(loading) == workers
-        for pid in (os.getpid(), *loading) * 2:  # a scheduler tells the whole group, and the launcher once more
-            os.kill(pid, number)
+        for _ in range(2):  # a scheduler tells the whole group, and the launcher once more
+            subprocess.run(["kill", f"-{number.value}", *map(str, (*loading, os.getpid()))], check=True)
+        time.sleep(0.5)
 
     stopping = At(2, tell_all)
     with pytest.raises(stops.Stopped):
