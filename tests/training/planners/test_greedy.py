@@ -117,7 +117,7 @@ class Bar:
 
 
 def test_the_bar_names_the_measure_and_ends_at_its_total(student, calibration, monkeypatch):
-    monkeypatch.setattr(training.planners.greedy, "tqdm", Bar)
+    monkeypatch.setattr(training.planners.greedy, "Progress", Bar)
     planner = GreedyPlanner(planner="greedy", budget={"kv_bytes": 0.92})
     search = Search(student, BATCHES, calibration)
     plan = planner.find(search)
