@@ -45,7 +45,7 @@ def gated(settings: GateSettings, dtype=torch.float32) -> GatedStudent:
     return GatedStudent(add_lora(model, LoraSettings(rank=2, alpha=4)), gates, cost)
 
 
-def trainer(folder, steps=6, callbacks=(), dtype=torch.float32, share=0.2, **training) -> GateTrainer:
+def trainer(folder, steps=6, callbacks=(), dtype=torch.float32, share=0.2, validation=None, **training) -> GateTrainer:
     settings = GateSettings(planner="gates", budget={"visual_flops": share}, steps=steps, ffn_blocks=4)
     values = {
         "max_steps": steps,
@@ -67,6 +67,7 @@ def trainer(folder, steps=6, callbacks=(), dtype=torch.float32, share=0.2, **tra
         data_collator=COLLATOR,
         distillation=DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0),
         callbacks=list(callbacks),
+        validation=validation,
     )
 
 
