@@ -91,7 +91,7 @@ def test_a_wrong_room_import_is_noticed():
 # ---- rooms within training ----
 
 FLOORS = (
-    {"compiled_ops", "files", "ranks", "schema"},
+    {"compiled_ops", "files", "journal", "ranks", "schema"},
     {"cli", "progress", "run"},
     {"measure"},
     {"planners"},

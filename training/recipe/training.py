@@ -32,7 +32,8 @@ class TrainingSettings(Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients with a larger L2 norm than this are scaled down to it."""
+    """Gradients with a larger L2 norm than this are scaled down to it. While gates are learned, those of gates and
+    multipliers are scaled apart from those of the adapters."""
     precision: Literal["bfloat16", "float32"]
     """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
     gradient_checkpointing: bool = False

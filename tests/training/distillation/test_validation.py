@@ -18,6 +18,7 @@ from tests.training.gates.test_trainer import trainer as gate_trainer
 from training.distillation import validation as validation_module
 from training.distillation.callbacks import read_metrics
 from training.distillation.lora import adapters_off, add_lora
+from training.distillation.trainer import DistillationTrainer
 from training.distillation.validation import Validation, hold_out
 from training.recipe.distillation import DistillationSettings
 from training.recipe.lora import LoraSettings
@@ -112,11 +113,17 @@ def learned(model):
     return model
 
 
+def looked_at(one: DistillationTrainer) -> dict[str, float]:
+    """What the trainer finds before any training, when it has no learning rate yet."""
+    one._get_learning_rate = lambda: 0.0
+    return one.evaluate()
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_loss_and_agreement_are_those_of_the_samples_one_by_one(tmp_path, lora):
     model, teacher = (learned(student()), None) if lora else (full_student(), tiny_student())
     one = trainer(tmp_path, model=model, teacher=teacher, losses=LOSSES, micro_batch_size=2, validation=validation())
-    found = one.evaluate()
+    found = looked_at(one)
 
     def teacher_logits(inputs):
         if not lora:
@@ -134,15 +141,15 @@ def test_loss_and_agreement_are_those_of_the_samples_one_by_one(tmp_path, lora):
 def test_a_student_like_its_teacher_agrees_with_it(tmp_path):
     model = student()
     model.get_base_model().set_visual_plan(VisualPlan.dense(3))
-    found = trainer(tmp_path, model=model, losses=LOSSES, validation=validation()).evaluate()
+    found = looked_at(trainer(tmp_path, model=model, losses=LOSSES, validation=validation()))
     assert found["eval_agreement"] == 1 and found["eval_forward_kl"] == pytest.approx(0, abs=1e-5)
 
 
 def test_agreement_is_measured_where_no_loss_needs_the_teacher(tmp_path):
     losses = DistillationSettings(cross_entropy_weight=1.0, forward_kl_weight=0.0)
-    found = trainer(tmp_path / "lora", losses=losses, validation=validation()).evaluate()
+    found = looked_at(trainer(tmp_path / "lora", losses=losses, validation=validation()))
     assert {"eval_loss", "eval_cross_entropy", "eval_agreement"} <= found.keys()
-    alone = trainer(tmp_path / "full", model=full_student(), losses=losses, validation=validation()).evaluate()
+    alone = looked_at(trainer(tmp_path / "full", model=full_student(), losses=losses, validation=validation()))
     assert "eval_agreement" not in alone, "there is no teacher"
 
 
