@@ -44,7 +44,6 @@ def training_arguments(
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
-        save_total_limit=1,
         dataloader_num_workers=settings.num_workers,
         remove_unused_columns=False,
         report_to=list(settings.report_to),

@@ -1,4 +1,4 @@
-"""What a trainer shows and writes while it trains: its progress, metrics.jsonl, and checkpoints."""
+"""What a trainer shows and writes while it trains: its progress and metrics.jsonl."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,11 @@ class MetricsFile(TrainerCallback):
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
+        # The summary knows only the steps since this start. Its mean loss would pass for that of the whole training,
+        # and where the training was stopped it is none at all.
+        is_summary = "train_loss" in logs
+        logs = {name: value for name, value in logs.items() if name != "train_loss"}
+        if state.is_world_process_zero and not (is_summary and state.global_step < state.max_steps):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -68,10 +72,3 @@ def read_metrics(path: Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
-
-
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """Returns the newest checkpoint that is complete, or None if there is none."""
-    # transformers writes the trainer's state last.
-    complete = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -16,6 +16,7 @@ B batch, S tokens of a padded row, N supervised positions of a batch, V vocab, D
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,8 @@ from data.collator import TEXT_KEYS, predicts_answer
 from modeling.host_memory import to_device, to_host
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.callbacks import MetricsFile, TrainingProgress, ValidateEvery, last_checkpoint
+from training import stops
+from training.distillation.callbacks import MetricsFile, TrainingProgress, ValidateEvery
 from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
 from training.distillation.loss_watch import LossWatch
@@ -37,6 +39,7 @@ from training.distillation.sample_order import GroupedOrder, OrderedTrainer, Sam
 from training.distillation.teacher_answers import encoded_pictures
 from training.distillation.throughput import Throughput
 from training.distillation.trackers import tracker_run
+from training.distillation.trainer_checkpoints import TrainerCheckpoints, last_checkpoint
 from training.distillation.validation import Validation
 from training.recipe.distillation import DistillationSettings
 
@@ -88,6 +91,7 @@ class DistillationTrainer(OrderedTrainer):
             self.add_callback(ValidateEvery(validation.steps))
         self.add_callback(TrainingProgress())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
+        self.add_callback(TrainerCheckpoints())
 
     def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
         args = self.args
@@ -222,8 +226,18 @@ class DistillationTrainer(OrderedTrainer):
             logs |= self._throughput.since_last_log(self.state.global_step)
         super().log(logs, start_time)
 
+    def get_train_dataloader(self):
+        """As in Trainer. Its workers do not hear the signals that stop a run, and load on until the step has ended."""
+        loader = super().get_train_dataloader()
+        base = getattr(loader, "base_dataloader", loader)  # accelerate keeps the loader that starts the workers there
+        base.worker_init_fn = partial(stops.deaf, base.worker_init_fn)
+        return loader
+
     def train(self, **kwargs):
-        """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one."""
+        """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one.
+
+        Every process calls this. Stopped is raised if one of them was told to stop, after a checkpoint was saved.
+        """
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         try:
             with tracker_run(self.args):

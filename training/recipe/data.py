@@ -1,21 +1,21 @@
 """The `data` section of a recipe."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from data.shapes.world import WorldSettings
-from training.schema import Strict
+from training.schema import MayChange, Strict
 
 
 class SourceSettings(Strict):
     """One source of samples: a file of rows (`path` and `images`), or a split of the embedded world (`split`)."""
 
-    path: Path | None = None
+    path: Annotated[Path | None, MayChange.WITH_EQUAL_CONTENT] = None
     """A JSON list of rows, or JSON lines (`.jsonl`), in one of the schemas of data/schemas.py, which its columns tell.
     null: the source is `split`."""
-    images: Path | None = None
+    images: Annotated[Path | None, MayChange.ALWAYS] = None
     """Folder that the image paths in the file start from. Images outside it are refused. It is given with
     `path`."""
     split: str | None = None
