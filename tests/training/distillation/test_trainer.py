@@ -40,7 +40,7 @@ def student(rank: int = 2):
 
 
 def trainer(
-    folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), teacher=None, **settings
+    folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), teacher=None, validation=None, **settings
 ) -> DistillationTrainer:
     values = {
         "max_steps": 1,
@@ -62,6 +62,7 @@ def trainer(
         distillation=losses,
         callbacks=list(callbacks),
         teacher=teacher,
+        validation=validation,
     )
 
 
