@@ -4,6 +4,7 @@ import argparse
 import warnings
 from pathlib import Path
 
+from training import stops
 from training.cli import run
 from training.tasks.forecast.assumptions import add_options, assumptions
 
@@ -17,12 +18,14 @@ def main() -> None:
     parser.add_argument(
         "--restart", action="store_true", help="delete what an earlier run of this name left, begin again"
     )
+    parser.add_argument("--yes", action="store_true", help="with --restart: do not ask before deleting")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     add_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides a field of the recipe")
     arguments = parser.parse_intermixed_args()
     assumed = assumptions(arguments)
 
+    stops.listen()
     # Libraries warn each other about their next major versions. A user of this script can do nothing about it.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)  # comes with every trainer
@@ -49,7 +52,7 @@ def main() -> None:
     from training.run import execute, start_single_process
 
     start_single_process()
-    execute(recipe, stages(recipe), Path("runs") / recipe.name, restart=arguments.restart)
+    execute(recipe, stages(recipe), Path("runs") / recipe.name, restart=arguments.restart, confirmed=arguments.yes)
 
 
 if __name__ == "__main__":

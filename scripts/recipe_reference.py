@@ -18,6 +18,7 @@ from training import cli
 from training.planners import PLANNERS
 from training.recipe import Recipe
 from training.recipe.gates import GateSettings
+from training.schema import MayChange
 
 HEAD = """# The fields of a recipe
 
@@ -80,6 +81,7 @@ def section(title: str, model: type[BaseModel], place: str = "") -> str:
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         meaning = re.sub(r"<(?=\w)", "&lt;", one_line(field.description))
+        meaning = " ".join([meaning, *(mark.value for mark in field.metadata if isinstance(mark, MayChange))])
         cells = (f"`{f'{place}.{name}'.lstrip('.')}`", type_of(field), default_of(field), meaning)
         rows.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
     return "\n".join([f"### `{title}`", "", *says, f"Read by `{source}.py`.", "", *rows, ""])
@@ -163,6 +165,8 @@ def bounds_of(metadata: Sequence[Any]) -> str:
     """Returns bounds in words, with a space before them."""
     words = []
     for bound in metadata:
+        if isinstance(bound, MayChange):
+            continue
         given = {name: getattr(bound, name, None) for name in BOUNDS}
         known = [f"{sign} {given[name]}" for name, sign in BOUNDS.items() if given[name] is not None]
         if getattr(bound, "pattern", None) is not None:

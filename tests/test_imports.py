@@ -91,8 +91,10 @@ def test_a_wrong_room_import_is_noticed():
 # ---- rooms within training ----
 
 FLOORS = (
-    {"compiled_ops", "files", "ranks", "schema"},
-    {"cli", "run"},
+    {"compiled_ops", "files", "fingerprints", "journal", "ranks", "schema", "stops"},
+    {"changes", "cli", "progress"},
+    {"starts"},
+    {"run"},
     {"measure"},
     {"planners"},
     {"recipe"},

@@ -1,23 +1,30 @@
-"""How every command line ends: a user's mistake gives one line and exit code 2.
+"""How every command line ends: a user's mistake gives one line and exit code 2, and a stop one line and its own code.
 
-Only `UserError` is caught. Any other error is a mistake in this project, and keeps its traceback.
+Any other error is a mistake in this project, and keeps its traceback.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from modeling.user_error import UserError
+from training.stops import INTERRUPTED, STOPPED, Stopped
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and exits with code 0.
 
-    If `main` raises UserError, the exit code is 2 and one line `error: ...` is written to stderr.
+    If `main` raises UserError, the exit code is 2 and one line `error: ...` is written to stderr. If a signal ends it,
+    the code is that of training/stops.py and the line is `stopped: ...`.
     """
     try:
         main()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except (Stopped, KeyboardInterrupt) as stop:
+        if stop.args or "RANK" not in os.environ:  # only one rank of several says it
+            print(f"\nstopped: {' '.join(map(str, stop.args)) or 'Ctrl-C'}", file=sys.stderr)
+        sys.exit(STOPPED if isinstance(stop, Stopped) else INTERRUPTED)
     sys.exit(0)

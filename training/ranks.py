@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 Result = TypeVar("Result")
@@ -68,6 +69,15 @@ def of_all_ranks(value: Result) -> list[Result]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_patient_group)
     return values
+
+
+def any_rank(value: bool) -> bool:
+    """Returns whether `value` is true on any rank. Every rank calls this; it is cheap enough for every step."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(int(value))
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_patient_group)
+    return bool(found)
 
 
 def alone(tasks: Mapping[str, Callable[..., Any]]) -> OnAllRanks:

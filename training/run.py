@@ -1,8 +1,8 @@
 """Executes the stages of a run one after the other, in the run's folder.
 
-The folder (`runs/<name>/`) holds the resolved recipe and the environment. Both are written before anything is loaded.
-Every finished stage has a result file under `stages/`. If a run is started again with the same recipe, stages that have
-a result are skipped. A stage may write other files. They must be complete before it returns.
+The folder (`runs/<name>/`) holds the resolved recipe and the environment. Both are written before anything is loaded
+(training/starts.py). Every finished stage has a result file under `stages/`. If a run is started again, stages that
+have a result are skipped. A stage may write other files. They must be complete before it returns.
 
 There may be several processes, one per accelerator, started by `deepspeed` or `torchrun`. Then rank 0 executes the
 stages while the other ranks wait. Only stages marked `distributed` are executed by all ranks together.
@@ -11,6 +11,7 @@ stages while the other ranks wait. Only stages marked `distributed` are executed
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -24,15 +25,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from modeling.user_error import UserError
+from training import stops
 from training.compiled_ops import clear_killed_builds, on_several_machines
-from training.files import read_json, write_json, write_text
+from training.files import read_json, write_json
 from training.ranks import from_rank_0, of_all_ranks, open_patient_group, rank, wait_for_rank_0
+from training.starts import STARTS, checkpoints_in_progress, open_folder
 
 RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
 WAIT_IN_TRAINING = timedelta(minutes=30)
@@ -98,38 +99,56 @@ def start_single_process() -> None:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def execute(recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: bool = False) -> Run:
+def execute(
+    recipe: Any, stages: Sequence[Stage], directory: Path, *, restart: bool = False, confirmed: bool = False
+) -> Run:
     """Executes the stages in order. Those that an earlier start has finished are skipped.
 
     Args:
-        recipe: a frozen pydantic model. Two recipes are the same if their `model_dump(mode="json")` is the same.
+        recipe: a frozen pydantic model.
         stages: the stages in order. Their names differ.
         directory: the run's folder. It is made if it is missing.
         restart: whether to delete what an earlier run left in `directory`, and begin again.
+        confirmed: whether the user has agreed to delete it. If not, he is asked.
 
     Returns:
         The run, with a result for every stage.
 
     Raises:
-        UserError: `directory` belongs to a run with another recipe, or is no run's folder.
+        UserError: as `training.starts.open_folder`.
+        Stopped: a signal ended the run. On rank 0 the message says what is kept and how to go on.
+        KeyboardInterrupt: likewise, for Ctrl-C.
     """
     assert len({stage.name for stage in stages}) == len(stages), [stage.name for stage in stages]
     _clear_killed_builds()
     _join_processes()
+    begun = 0  # number of the stage that was begun last
     try:
         with _only_run_in(directory):
             if is_main_process():
-                _open_directory(recipe, directory, restart)
+                names = [stage.name for stage in stages]
+                open_folder(recipe, directory, environment(), names, restart=restart, confirmed=confirmed)
             wait_for_rank_0()
             _refuse_unshared(directory)
             run = Run(recipe, directory)
-            for number, stage in enumerate(stages, start=1):
-                _execute_stage(run, stage, f"stage {number} of {len(stages)}: {stage.title}")
+            for begun, stage in enumerate(stages, start=1):
+                stops.raise_if_received()
+                _execute_stage(run, stage, f"stage {begun} of {len(stages)}: {stage.title}")
                 wait_for_rank_0()
             if is_main_process():
                 console.print(f"finished: {directory}", soft_wrap=True)
             return run
+    except UserError:
+        raise
+    except BaseException:
+        # An exception after a signal is most often a connection that another rank closed as it stopped.
+        stop = stops.received()
+        if stop is None:
+            raise
+        kind = KeyboardInterrupt if stop == signal.SIGINT else stops.Stopped
+        raise kind(*([_last_words(stop, begun, stages, directory)] if is_main_process() else [])) from None
     finally:
+        stops.wait_until_all_know()
         # If this is left to the end of the interpreter, a rank can crash in a destructor after all work is done.
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -152,6 +171,17 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
     result = stage.run(run)
     if is_main_process():
         write_json(path, {**result, "seconds": round(time.perf_counter() - start, 3)})
+
+
+def _last_words(stop: signal.Signals, begun: int, stages: Sequence[Stage], directory: Path) -> str:
+    """Returns one line for a run that was stopped: where, what is kept and how to go on."""
+    where = f"in stage {begun} of {len(stages)}, {stages[begun - 1].title}" if begun else "before its first stage"
+    steps = {path.parent: int(path.name.rpartition("-")[2]) for path in checkpoints_in_progress(directory)}
+    kept = ", ".join(f"step {step} of {folder.relative_to(directory)}" for folder, step in sorted(steps.items()))
+    return (
+        f"{stop.name} {where}. {directory} keeps {max(begun - 1, 0)} finished stages{' and ' if kept else ''}{kept}; "
+        "the same command goes on there"
+    )
 
 
 @contextmanager
@@ -178,9 +208,9 @@ def _refuse_unshared(directory: Path) -> None:
 
     It is raised on every rank. Otherwise the others would begin to work, and wait for one that has ended.
     """
-    env = directory / "env.json"
-    written = from_rank_0(env.read_text(encoding="utf-8") if is_main_process() else None)
-    sees = env.exists() and env.read_text(encoding="utf-8") == written
+    starts = directory / STARTS
+    written = from_rank_0(starts.read_text(encoding="utf-8") if is_main_process() else None)
+    sees = starts.exists() and starts.read_text(encoding="utf-8") == written
     blind = sorted({machine for machine in of_all_ranks(None if sees else platform.node()) if machine is not None})
     if blind:
         raise UserError(
@@ -193,36 +223,6 @@ def _clear_killed_builds() -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for folder in clear_killed_builds(on_several_machines()):
             console.print(f"cleared a compilation that was killed: {folder}", soft_wrap=True)
-
-
-def _open_directory(recipe: Any, directory: Path, restart: bool) -> None:
-    """Makes the run's folder with recipe and environment. Raises UserError if something else is there."""
-    recipe_path = directory / "recipe.yaml"
-    resolved = recipe.model_dump(mode="json")
-    if restart and recipe_path.exists():
-        shutil.rmtree(directory)
-    if recipe_path.exists():
-        if not _is_recipe(yaml.safe_load(recipe_path.read_text(encoding="utf-8")), recipe):
-            raise UserError(
-                f"{directory} holds a run with another recipe (compare {recipe_path}): "
-                "choose another name (name=...) or begin again with --restart"
-            )
-    elif directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} exists and is not a run's folder (no recipe.yaml in it): choose another name")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "env.json", environment())
-    write_text(recipe_path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-
-
-def _is_recipe(written: Any, recipe: BaseModel) -> bool:
-    """Returns whether a run folder's recipe.yaml is this recipe.
-
-    A recipe.yaml of an earlier version may lack fields. They then have their defaults.
-    """
-    try:
-        return type(recipe).model_validate(written) == recipe
-    except ValidationError:
-        return False
 
 
 def device() -> torch.device:
@@ -268,5 +268,8 @@ def _join_processes() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT_IN_TRAINING)
+    store, number, count = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=WAIT_IN_TRAINING, store=store, rank=number, world_size=count)
     open_patient_group(WAIT_FOR_RANK_0)
+    stops.join(store, count)

@@ -1,4 +1,6 @@
-"""The base of every section of a recipe: frozen, and closed to keys it does not know."""
+"""The base of every section of a recipe: frozen, closed to keys it does not know, and clear about what may change."""
+
+from enum import Enum
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,3 +12,14 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class MayChange(Enum):
+    """Marks a field, in its Annotated type, that may have another value when a run is started again.
+
+    A field without it decides results, and a run folder refuses another value. The text is that of docs/recipes.md.
+    """
+
+    ALWAYS = "It may change between two starts of a run."
+    AT_EQUAL_GLOBAL_BATCH = "It may change between two starts of a run, if the global batch stays the same."
+    WITH_EQUAL_CONTENT = "It may change between two starts of a run, if the content stays the same."

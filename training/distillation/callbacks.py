@@ -1,35 +1,31 @@
-"""What a trainer shows and writes while it trains: a progress bar, metrics.jsonl, and checkpoints."""
+"""What a trainer shows and writes while it trains: its progress and metrics.jsonl."""
 
 import json
 from pathlib import Path
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from training.files import write_text
+from training.progress import Progress
 
 
-class ProgressBar(TrainerCallback):
-    """Shows one progress bar over all steps, with the last loss that was logged."""
+class TrainingProgress(TrainerCallback):
+    """Shows the progress over all steps, with what was logged last: the loss, samples per second and the time left."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=args.run_name,
-            unit="step",
-            disable=not state.is_world_process_zero,
-        )
+        self.progress = Progress(desc=args.run_name, unit="step", total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
+        self.progress.update(state.global_step - self.progress.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4g}")
+            self.progress.set_postfix_str(
+                f"loss {logs['loss']:.4g}, {logs['samples_per_second']:.3g} samples/s", refresh=False
+            )
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+        self.progress.close()
 
 
 class MetricsFile(TrainerCallback):
@@ -50,7 +46,11 @@ class MetricsFile(TrainerCallback):
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
+        # The summary knows only the steps since this start. Its mean loss would pass for that of the whole training,
+        # and where the training was stopped it is none at all.
+        is_summary = "train_loss" in logs
+        logs = {name: value for name, value in logs.items() if name != "train_loss"}
+        if state.is_world_process_zero and not (is_summary and state.global_step < state.max_steps):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -61,10 +61,3 @@ def read_metrics(path: Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
-
-
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """Returns the newest checkpoint that is complete, or None if there is none."""
-    # transformers writes the trainer's state last.
-    complete = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -6,7 +6,6 @@ then.
 """
 
 import gc
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,9 +20,12 @@ from checkpoints.families import sparse_class
 from checkpoints.processor import load_processor
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
+from training import stops
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import add_lora, permuted_adapters
 from training.distillation.trainer import DistillationTrainer
+from training.distillation.trainer_checkpoints import delete_checkpoints
+from training.ranks import from_rank_0
 from training.recipe.model import ModelSettings
 from training.recipe.student import StudentRecipe
 from training.run import device, is_main_process
@@ -103,7 +105,7 @@ def train_student(
     Raises:
         UserError: as `DistillationTrainer`.
     """
-    if (folder / "weights").exists():
+    if from_rank_0((folder / "weights").exists()):  # on a shared disk, ranks may see different things
         return
     set_seed(recipe.seed)
     # The models are loaded before the training arguments are made. With ZeRO-3, these make from_pretrained divide
@@ -121,7 +123,9 @@ def train_student(
             teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
     trainer = DistillationTrainer(
         model=student,
-        args=training_arguments(recipe.training, folder / "trainer", recipe.seed, folder.name),
+        args=training_arguments(
+            recipe.training, folder / "trainer", recipe.seed, f"{recipe.name}/{folder.name}", recipe
+        ),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,
@@ -133,17 +137,18 @@ def train_student(
 def train_and_save(trainer: DistillationTrainer, folder: Path) -> None:
     """Trains to the end, and saves what was trained in `folder`/weights. Every process calls this.
 
-    The trainer's checkpoints are deleted then. weights/ is complete if it is there.
+    The trainer's checkpoints are deleted then. weights/ is complete if it is there. Stopped is raised if a process was
+    told to stop meanwhile.
     """
-    trainer.train()
-    partial = folder / "weights.partial"
-    trainer.save_model(str(partial))
-    trainer.accelerator.wait_for_everyone()
-    if is_main_process():
-        partial.rename(folder / "weights")
-        for checkpoint in (folder / "trainer").glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    trainer.accelerator.wait_for_everyone()
+    with stops.deferred():
+        trainer.train()
+        partial = folder / "weights.partial"
+        trainer.save_model(str(partial))
+        trainer.accelerator.wait_for_everyone()
+        if is_main_process():
+            partial.rename(folder / "weights")
+            delete_checkpoints(folder / "trainer")
+        trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer
     gc.collect()  # DeepSpeed's engine and hooks refer to each other, and the next model needs the memory

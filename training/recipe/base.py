@@ -15,3 +15,7 @@ class BaseRecipe(Strict):
     """Name of the run. Its folder is runs/<name>."""
     seed: int = Field(ge=0)
     """Seed of everything random: initial weights, the choice and order of samples, dropout and gates."""
+
+    def global_batches(self, processes: int) -> dict[str, int]:
+        """Returns the number of samples in an optimizer step, by the section that trains."""
+        return {}

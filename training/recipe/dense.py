@@ -1,13 +1,13 @@
 """The recipe of `task: dense`, which trains a small dense LLaVA from scratch on the embedded world."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from data.shapes.world import WorldSettings
 from training.recipe.base import BaseRecipe
-from training.schema import Strict
+from training.schema import MayChange, Strict
 
 
 class TinyLlavaSettings(Strict):
@@ -53,7 +53,7 @@ class OptimizerSettings(Strict):
     """Gradients with a larger L2 norm than this are scaled down to it."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
-    save_steps: int = Field(default=250, ge=1)
+    save_steps: Annotated[int, MayChange.ALWAYS] = Field(default=250, ge=1)
     """Steps from one checkpoint to the next. A run that was killed continues from its last checkpoint."""
 
 
@@ -89,7 +89,7 @@ class DenseSettings(Strict):
     """Second training: the whole model learns to answer questions, in one or more phases."""
     evaluation_split: str
     """Name of the split of `teacher.world` whose questions the finished model is asked."""
-    evaluation_batch_size: int = Field(ge=1)
+    evaluation_batch_size: Annotated[int, MayChange.ALWAYS] = Field(ge=1)
     """Questions that are answered together."""
 
     @model_validator(mode="after")
@@ -114,3 +114,8 @@ class DenseRecipe(BaseRecipe):
     """What the run does: it trains a small dense model from scratch."""
     teacher: DenseSettings
     """The dense model. Other recipes can use it as their teacher."""
+
+    def global_batches(self, processes: int) -> dict[str, int]:
+        """Returns the number of samples in an optimizer step, by the section that trains."""
+        sections = {"tower": self.teacher.tower, **{f"phase {phase.name}": phase for phase in self.teacher.phases}}
+        return {name: section.micro_batch_size * processes for name, section in sections.items()}

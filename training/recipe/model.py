@@ -1,14 +1,14 @@
 """The `model` section of a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from training.schema import Strict
+from training.schema import MayChange, Strict
 
 
 class ModelSettings(Strict):
     """The dense model. It is the teacher, and students start from its weights."""
 
-    path: str
+    path: Annotated[str, MayChange.WITH_EQUAL_CONTENT]
     """Folder of the dense model, or its name on the Hugging Face Hub."""
     config: str | None = None
     """JSON file of the model's config, for --dry-run without the weights. null: the config at `path` is read."""

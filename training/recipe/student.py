@@ -1,6 +1,6 @@
 """The recipe of `task: sparsify`, and the sections of every recipe that turns a dense model into sparse students."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from training.recipe.gates import GateSettings, PlannerSettings
 from training.recipe.lora import LoraSettings
 from training.recipe.model import ModelSettings
 from training.recipe.training import TrainingSettings
-from training.schema import Strict
+from training.schema import MayChange, Strict
 
 STUDENT = "student"
 """Name of the student that the recipe's own `plan` gives, among the models that are compared."""
@@ -22,7 +22,7 @@ class CalibrationSettings(Strict):
 
     num_samples: int = Field(ge=1)
     """Number of samples on which the dense model's statistics are taken and plans are tried."""
-    batch_size: int = Field(ge=1)
+    batch_size: Annotated[int, MayChange.ALWAYS] = Field(ge=1)
     """Samples in one forward pass. It does not change the result."""
 
 
@@ -42,7 +42,7 @@ class CompareSettings(Strict):
 class EvaluationSettings(Strict):
     """How models are asked the questions of `data.evaluation`."""
 
-    batch_size: int = Field(ge=1)
+    batch_size: Annotated[int, MayChange.ALWAYS] = Field(ge=1)
     """Questions that are answered together."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer that a model may generate, in tokens. null: each family of questions has its own limit, taken from
@@ -104,6 +104,11 @@ class StudentRecipe(BaseRecipe):
     def students(self) -> tuple[CompareSettings, ...]:
         """All students of the run, each with the settings of its plan."""
         raise NotImplementedError
+
+    def global_batches(self, processes: int) -> dict[str, int]:
+        """Returns the number of samples in an optimizer step, by the section that trains."""
+        training = self.training
+        return {"training": training.micro_batch_size * training.gradient_accumulation_steps * processes}
 
     def training_of(self, student: CompareSettings) -> TrainingSettings:
         """Returns the settings of the student's distillation, without the steps in which its plan is learned."""

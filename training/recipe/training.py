@@ -1,11 +1,11 @@
 """The `training` section of a recipe."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from training.schema import Strict
+from training.schema import MayChange, Strict
 
 
 class TrainingSettings(Strict):
@@ -15,10 +15,13 @@ class TrainingSettings(Strict):
     """Optimizer steps in which a student is trained. null: `num_epochs` says how long."""
     num_epochs: float | None = Field(default=None, gt=0)
     """Passes over the training data in which a student is trained. null: `max_steps` says how long."""
-    micro_batch_size: int = Field(ge=1)
+    micro_batch_size: Annotated[int, MayChange.AT_EQUAL_GLOBAL_BATCH] = Field(ge=1)
     """Samples per process in one forward pass."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: Annotated[int, MayChange.AT_EQUAL_GLOBAL_BATCH] = Field(default=1, ge=1)
     """Forward passes per optimizer step. The global batch is this x `micro_batch_size` x the number of processes."""
+    group_by_modality_length: bool = False
+    """Make batches of samples of similar length, all with pictures or all without. They hold less padding, and ranks
+    wait less for each other. false: batches of random samples."""
     learning_rate: float = Field(gt=0)
     """The highest learning rate, reached at the end of the warm-up."""
     lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
@@ -29,20 +32,21 @@ class TrainingSettings(Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients with a larger L2 norm than this are scaled down to it."""
+    """Gradients with a larger L2 norm than this are scaled down to it. While gates are learned, those of gates and
+    multipliers are scaled apart from those of the adapters."""
     precision: Literal["bfloat16", "float32"]
     """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, MayChange.ALWAYS] = False
     """Compute activations again in the backward pass rather than hold them: less memory, more time."""
-    deepspeed: str | None
+    deepspeed: Annotated[str | None, MayChange.WITH_EQUAL_CONTENT]
     """JSON file of a DeepSpeed config, such as one of recipes/deepspeed/. null: training without DeepSpeed."""
-    logging_steps: int = Field(default=10, ge=1)
+    logging_steps: Annotated[int, MayChange.ALWAYS] = Field(default=10, ge=1)
     """Optimizer steps from one row of metrics.jsonl to the next."""
-    save_steps: int = Field(default=500, ge=1)
+    save_steps: Annotated[int, MayChange.ALWAYS] = Field(default=500, ge=1)
     """Optimizer steps from one checkpoint to the next. A run that was killed continues from its last checkpoint."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: Annotated[int, MayChange.ALWAYS] = Field(default=0, ge=0)
     """Extra processes per rank that load and encode samples. 0: the training process does it itself."""
-    report_to: tuple[str, ...] = ("tensorboard",)
+    report_to: Annotated[tuple[str, ...], MayChange.ALWAYS] = ("tensorboard",)
     """Trackers that metrics are sent to, by the names that transformers knows (tensorboard, wandb, mlflow, ...).
     metrics.jsonl is written in any case."""
 

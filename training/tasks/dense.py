@@ -22,7 +22,6 @@ from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -33,7 +32,10 @@ from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
 from data.shapes.patches import GROUPS
 from data.shapes.world import WORLDS, split_rows, write_world
-from training.distillation.callbacks import MetricsFile, last_checkpoint
+from training import stops
+from training.distillation.callbacks import MetricsFile
+from training.distillation.sample_order import OrderedTrainer
+from training.distillation.trainer_checkpoints import TrainerCheckpoints, delete_checkpoints, last_checkpoint
 from training.measure.evaluation import Evaluation, evaluate
 from training.recipe.dense import DenseRecipe, OptimizerSettings, PhaseSettings
 from training.report.tables import families_table
@@ -82,11 +84,11 @@ def train_tower(run: Run) -> dict:
     scenes = [scene for scene, _, _ in split_rows(settings.tower.split, split, settings.world.seed)]
     reader = PatchReader(model, processor)
     folder = run.directory / "tower"
-    trainer = Trainer(
+    trainer = OrderedTrainer(
         model=reader,
         args=training_arguments(settings.tower, folder / "trainer", seed),
         train_dataset=PatchDataset(scenes, processor),
-        callbacks=[MetricsFile(folder / "metrics.jsonl")],
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
     )
     return train_and_save(trainer, model, folder)
 
@@ -123,7 +125,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         weight_decay=phase.weight_decay,
     )
-    trainer = Trainer(
+    trainer = OrderedTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -133,7 +135,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
             else collator
         ),
         optimizers=(optimizer, None),
-        callbacks=[MetricsFile(folder / "metrics.jsonl")],
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
     )
     return train_and_save(trainer, model, folder)
 
@@ -196,7 +198,6 @@ def training_arguments(settings: OptimizerSettings, output_dir: Path, seed: int)
         logging_steps=50,
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
-        save_total_limit=1,
         remove_unused_columns=False,
         ddp_find_unused_parameters=True,  # LLaVA does not use the tower's last norm
         report_to=[],
@@ -217,17 +218,19 @@ def load_trained_model(run: Run) -> LlavaForConditionalGeneration:
     )
 
 
-def train_and_save(trainer: Trainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
-    """Trains to the end, and saves the model in `folder`/model. Returns the number of steps and the mean loss.
+def train_and_save(trainer: OrderedTrainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
+    """Trains to the end, and saves the model in `folder`/model. Returns the number of steps.
 
     If an earlier start of the run was stopped, training continues from its last checkpoint.
     """
     checkpoint = last_checkpoint(folder / "trainer")
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.is_world_process_zero():
-        model.save_pretrained(folder / "model")
-        shutil.rmtree(folder / "trainer", ignore_errors=True)
-    return {"steps": outcome.global_step, "loss": outcome.training_loss}
+    with stops.deferred():
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.is_world_process_zero():
+            model.save_pretrained(folder / "model")
+            delete_checkpoints(folder / "trainer")
+            shutil.rmtree(folder / "trainer", ignore_errors=True)
+    return {"steps": outcome.global_step}
 
 
 def model_card(run: Run) -> str:

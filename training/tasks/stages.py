@@ -2,9 +2,15 @@
 
 from dataclasses import asdict
 
-from training.distillation.arguments import refuse_missing_trackers
+import torch
+
+from checkpoints.build import dense_config
+from checkpoints.families import sparse_class
+from data.dataset import ConversationDataset
+from training.distillation.answers_size import answers_size, refuse_too_many_answers
 from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor
+from training.distillation.trackers import refuse_missing_trackers
 from training.files import write_json
 from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings
@@ -41,7 +47,8 @@ def read_data(run: Run) -> dict:
     """Reads and checks every sample that a later stage reads. Writes which samples are left out, and counts them.
 
     Raises:
-        UserError: the data is bad, an answer could not be scored, or a tracker of the training is not installed.
+        UserError: the data is bad, an answer could not be scored, a tracker of the training is not installed, or the
+            disk is too small for the answers that are to be kept.
     """
     recipe = run.recipe
     refuse_missing_trackers(recipe.training.report_to)
@@ -51,7 +58,17 @@ def read_data(run: Run) -> dict:
         dataset = mixture(recipe, role, processor)
         if role == "evaluation":
             refuse_unscorable(dataset.samples)
+        if role == "train" and recipe.distillation.keep_answers:
+            refuse_too_many_answers(_answers_size(recipe, dataset), run.directory)
         used[role], left_out[role] = len(dataset), [*dataset.bad, *dataset.too_long]
     rows = {role: [asdict(sample) for sample in samples] for role, samples in left_out.items()}
     write_json(run.directory / "left_out.json", rows)
     return {"used": used, "left_out": {role: len(samples) for role, samples in left_out.items()}}
+
+
+def _answers_size(recipe: StudentRecipe, dataset: ConversationDataset) -> int:
+    """Returns the bytes of the teacher's answers to the training data."""
+    config = dense_config(recipe.model.path)
+    visual = sparse_class(config).visual_tokens(config)
+    computed_in = "bfloat16" if recipe.training.precision == "bfloat16" else recipe.model.dtype
+    return answers_size(dataset, config, list(visual.values()), getattr(torch, computed_in).itemsize)

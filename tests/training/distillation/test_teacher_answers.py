@@ -1,13 +1,17 @@
 """Stored answers of the teacher: students learn the same as from a teacher that computes them in every step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from modeling.user_error import UserError
 from tests.processes import run_processes
 from tests.tiny_student import tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, DATASET, gradients
+from training.distillation.answers_size import answers_size, refuse_too_many_answers
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
 from training.recipe.distillation import DistillationSettings
 
@@ -76,3 +80,17 @@ def test_several_processes_write_what_one_writes(tmp_path):
     one, several = (load_file(tmp_path / name / "a.safetensors") for name in ("alone", "together"))
     assert one.keys() == several.keys() and all(torch.equal(one[name], several[name]) for name in one)
     assert [path.name for path in (tmp_path / "together").iterdir()] == ["a.safetensors"]
+
+
+def test_their_size_is_known_before_and_refused_above_the_free_space(answers, tmp_path, monkeypatch):
+    model = tiny_student()
+    visual = list(model.visual_tokens(model.config).values())
+    size = answers_size(CONVERSATIONS, model.config, visual, itemsize=4)
+    stored = load_file(answers)
+    logits, features = stored["teacher_logits"], stored["features_image"]
+    assert size == logits.numel() * 4 + features.numel() * 4
+    free = 2 * size
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    refuse_too_many_answers(size, tmp_path)
+    with pytest.raises(UserError, match=r"keep_answers: the teacher's answers need 4.0 GiB .* it has 0.0 GiB left"):
+        refuse_too_many_answers(2 * 2**30, tmp_path)

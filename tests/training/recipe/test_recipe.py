@@ -219,7 +219,7 @@ def test_another_recipe_does_not_write_into_a_run(tmp_path):
     with pytest.raises(ValueError, match="holds a run with another recipe"):
         execute(recipe(seed=2), story([]), tmp_path / "run")
     log: list[str] = []
-    execute(recipe(seed=2), story(log), tmp_path / "run", restart=True)
+    execute(recipe(seed=2), story(log), tmp_path / "run", restart=True, confirmed=True)
     assert log == ["first", "second"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")

@@ -1,6 +1,7 @@
 """The whole story of `task: sparsify` on a random model, in this process."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from checkpoints.build import load_dense
 from checkpoints.load import load_checkpoint
 from data.collator import Collator
 from data.shapes.world import SplitSettings, WorldSettings, write_world
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.callbacks import read_metrics
 from training.distillation.datasets import mixture
@@ -45,6 +47,13 @@ def test_a_picture_that_breaks_off_is_left_out_of_every_role(dense_folder, tmp_p
     assert [(name, bad["reason"].split(" is ")[-1][:9]) for name, rows in left_out.items() for bad in rows] == [
         (role, "truncated")
     ]
+
+
+def test_answers_that_do_not_fit_on_the_disk_are_refused_in_the_first_stage(dense_folder, tmp_path, monkeypatch):
+    recipe = load_recipe("debug", [f"model.path={dense_folder}", "distillation.keep_answers=true"])
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(UserError, match="keep_answers: the teacher's answers need .* GiB"):
+        execute(recipe, stages(recipe)[:1], tmp_path / "run")
 
 
 def test_every_stage_leaves_its_result(run):

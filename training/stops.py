@@ -1,0 +1,164 @@
+"""How a run ends when it is told to: by a scheduler (SIGTERM, SIGUSR1), by Ctrl-C, or by the death of its launcher.
+
+Every file of a run is written whole or not at all, so a run may stop anywhere. A signal raises `Stopped` at once. Only
+a training goes on to the end of its step and saves it (`deferred`). Whoever learns of a signal tells all ranks, so that
+they stop together, whether all of them got it or only one.
+
+A launcher may die alone: `deepspeed` does not pass a signal on to what it started. Its death counts as SIGTERM.
+
+transformers has `enable_jit_checkpoint` for this. It is not used, as each rank would decide alone at which step it
+saves, and saving is a collective. It also knows SIGTERM only, and lets the script go on as if the training had ended.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+STOPPED, INTERRUPTED = os.EX_TEMPFAIL, 128 + signal.SIGINT
+"""Exit codes: after SIGTERM, SIGUSR1 or the death of the launcher (75), and after Ctrl-C (130)."""
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+"""What the command line of a launcher's process has among its arguments."""
+INTERVAL = 0.5
+"""Seconds between two looks at the launcher and at what other ranks know."""
+PATIENCE = 10.0
+"""Seconds that a rank which stops waits until all others know that they stop too."""
+
+_received: signal.Signals | None = None
+_deferred = False
+_store: Any = None
+
+
+class Stopped(BaseException):
+    """The run was told to stop. This is no error, so no `except Exception` may take it for one."""
+
+
+def listen() -> None:
+    """From now on a signal stops this process in order. Call this once, in the main thread, before others start."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, _receive)
+    threading.Thread(target=_watch, args=(_launchers(),), daemon=True).start()
+
+
+def join(store: Any, world_size: int) -> None:
+    """Lets the ranks of a run tell each other of signals.
+
+    Args:
+        store: a `torch.distributed.Store` that all ranks reach, of which this takes a connection of its own.
+        world_size: the number of ranks.
+    """
+    global _store
+    _store = (store.clone(), world_size)
+
+
+def received() -> signal.Signals | None:
+    """Returns the signal that told this process to stop; None if there was none."""
+    return _received
+
+
+def raise_if_received() -> None:
+    """Raises Stopped if this process was told to stop. An exception out of a signal handler can get lost in a library's
+    destructor, so this is asked between stages too."""
+    if _received is not None:
+        raise Stopped
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 raise nothing. `received` tells of them. At the end, Stopped is raised for them."""
+    global _deferred
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = False
+    raise_if_received()
+
+
+def wait_until_all_know() -> None:
+    """After a signal: waits until all ranks know of it. A rank that left before would look to them as if it crashed."""
+    if _store is None or _received is None:
+        return
+    store, world_size = _store
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            if store.add("stops/known", 0) >= world_size:
+                return
+        except RuntimeError:  # rank 0 holds the store, and has left
+            return
+        time.sleep(INTERVAL / 5)
+
+
+def deaf(worker_init: Any, number: int) -> None:
+    """Begins a worker that loads data: it ends with its parent, not at signals that reach the whole process group.
+
+    Args:
+        worker_init: what else begins a worker; None for nothing.
+        number: number of the worker.
+    """
+    for ignored in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_IGN)
+    if worker_init is not None:
+        worker_init(number)
+
+
+def _receive(number: int, frame: Any) -> None:
+    """Notes the first signal, and raises. Later ones are those of a launcher that ends what it started."""
+    global _received
+    if number == signal.SIGINT and _received != signal.SIGINT:
+        _received = signal.SIGINT
+        raise KeyboardInterrupt
+    if number == signal.SIGINT:
+        os._exit(INTERRUPTED)  # the user does not want to wait
+    if _received is None:
+        _received = signal.Signals(number)
+        if not _deferred:
+            raise Stopped
+
+
+def _watch(launchers: list[psutil.Process]) -> None:
+    """Passes on what this process, its launchers and the other ranks know."""
+    told = False
+    while True:
+        time.sleep(INTERVAL)
+        if _received is None and any(_is_dead(launcher) for launcher in launchers):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if _store is None:
+            continue
+        store, _ = _store
+        try:
+            if _received is not None and not told:
+                store.set("stops/signal", str(int(_received)))
+                store.add("stops/known", 1)
+                told = True
+            elif _received is None and store.check(["stops/signal"]):
+                os.kill(os.getpid(), int(store.get("stops/signal")))
+        except RuntimeError:
+            return  # rank 0 holds the store, and has left
+
+
+def _launchers() -> list[psutil.Process]:
+    """Returns the processes that launched this one, from its parent on. A shell that called the launcher is none."""
+    found = []
+    for parent in psutil.Process().parents():
+        try:
+            arguments = parent.cmdline()
+        except psutil.Error:
+            break
+        if not LAUNCHERS & {os.path.basename(argument) for argument in arguments}:
+            break
+        found.append(parent)
+    return found
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
