@@ -6,6 +6,7 @@ from pathlib import Path
 
 from training import stops
 from training.cli import run
+from training.tasks.forecast.assumptions import add_options, assumptions
 
 
 def main() -> None:
@@ -19,8 +20,10 @@ def main() -> None:
     )
     parser.add_argument("--yes", action="store_true", help="with --restart: do not ask before deleting")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    add_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides a field of the recipe")
     arguments = parser.parse_intermixed_args()
+    assumed = assumptions(arguments)
 
     stops.listen()
     # Libraries warn each other about their next major versions. A user of this script can do nothing about it.
@@ -38,7 +41,7 @@ def main() -> None:
     if arguments.dry_run:
         from training.tasks.dry_run import dry_run
 
-        dry_run(recipe)
+        dry_run(recipe, assumed)
         return
     if recipe.task == "dense":
         from training.tasks.dense import stages

@@ -14,11 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from checkpoints.families import is_sparse
@@ -101,7 +103,9 @@ def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> N
     """Loads `folder` in a fresh process and compares logits. Raises RuntimeError."""
     with torch.no_grad():
         expected = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()
-    reloaded = fresh_process_logits(folder, probe, model.device)
+    device = model.device
+    with off_accelerator(model):  # which may not hold two copies
+        reloaded = fresh_process_logits(folder, probe, device)
     if reloaded.shape != expected.shape:
         raise RuntimeError(
             f"the exported model gives logits of shape {tuple(reloaded.shape)}, the model here {tuple(expected.shape)}"
@@ -112,6 +116,19 @@ def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> N
             f"the exported model gives other logits than the model here: relative difference {difference:.1e}, "
             f"allowed in {model.dtype}: {TOLERANCE[model.dtype]:.0e}"
         )
+
+
+@contextmanager
+def off_accelerator(model: nn.Module) -> Iterator[None]:
+    """Inside this context the model is on the CPU, and its memory on an accelerator is free for other processes."""
+    device = next(model.parameters()).device
+    model.to("cpu")
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+    try:
+        yield
+    finally:
+        model.to(device)
 
 
 def fresh_process_logits(folder: Path, probe: dict[str, Tensor], device: torch.device) -> Tensor:

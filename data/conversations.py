@@ -1,13 +1,8 @@
-"""Reads conversations about pictures from LLaVA's JSON, and encodes them for training or as a prompt.
+"""Reads conversations about pictures from JSON, and encodes them for training or as a prompt.
 
 Only this file decides which tokens are supervised: exactly the answers, each with its end token.
 
-The format is LLaVA's (arXiv 2304.08485). A file is a list of rows:
-
-    {"id": …, "image": path or list of paths, "family": …, "conversations": [{"from": "human" | "gpt", "value": …}]}
-
-Each `<image>` mark in a human turn stands for the next picture. `image` and `family` are optional. A row that was read
-and checked is a `Sample`.
+The layouts of rows are those of data/schemas.py. A row that was read and checked is a `Sample`.
 
 Shapes: S is the number of tokens of one sample, placeholders expanded.
 """
@@ -24,9 +19,9 @@ from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from data.images import MAX_PIXELS, find_image, open_image, process_images
+from data.schemas import IMAGE_MARK, Schema, read_row, schema_of
 from modeling.user_error import UserError
 
-IMAGE_MARK = "<image>"
 IGNORE_INDEX = -100  # what cross entropy leaves out
 
 OnBadSample = Literal["error", "skip"]
@@ -37,16 +32,18 @@ class Sample:
     """A conversation about pictures.
 
     Attributes:
-        id: the id of its row.
+        id: the id of its row, or the row's number.
         images: paths of its pictures. Each `<image>` mark in a question stands for the next one.
         turns: (question, answer) pairs, in order.
         family: the family of questions that says how its answers are scored.
+        system: what a system message before the first question says.
     """
 
     id: str
     images: tuple[Path, ...]
     turns: tuple[tuple[str, str], ...]
     family: str | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,10 @@ class SampleTooLong(UserError):
 def load_llava_json(
     json_path: Path, image_root: Path, *, on_bad_sample: OnBadSample = "error", max_bad_share: float = 0.0
 ) -> tuple[list[Sample], list[BadSample]]:
-    """Reads and checks a LLaVA JSON file. The picture files must be there, but are not opened.
+    """Reads and checks a file of rows of any schema. The picture files must be there, but are not opened.
 
     Args:
-        json_path: the JSON file.
+        json_path: a JSON list of rows, or JSON lines if it is called `.jsonl`.
         image_root: the folder that the rows' image paths are relative to and may not leave.
         on_bad_sample: "error" stops at the first bad row. "skip" leaves bad rows out and returns them.
         max_bad_share: with "skip", the largest share of bad rows, in [0, 1], that is not an error.
@@ -83,13 +80,14 @@ def load_llava_json(
         The good rows as samples, and the bad ones.
 
     Raises:
-        UserError: the file is not a JSON list of rows, a row is bad, or too many are.
+        UserError: the file has no rows or no schema, a row is bad, or too many are.
     """
     samples, bad = [], []
     rows = _read_rows(json_path)
+    schema = _schema_of_rows(json_path, rows)
     for index, row in enumerate(rows):
         try:
-            samples.append(_read_row(row, image_root))
+            samples.append(_sample(row, index, schema, image_root))
         except UserError as error:
             row_id = str(row["id"]) if isinstance(row, dict) and "id" in row else None
             reason = f"{json_path}: row {index} (id {row_id!r}): {error}"
@@ -111,7 +109,11 @@ def check_bad_share(bad: list[BadSample], num_samples: int, max_bad_share: float
 
 def _read_rows(json_path: Path) -> list[Any]:
     try:
-        rows = json.loads(Path(json_path).read_text(encoding="utf-8"))
+        text = Path(json_path).read_text(encoding="utf-8")
+        if Path(json_path).suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        else:
+            rows = json.loads(text)
     except OSError as error:
         raise UserError(f"{json_path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -123,62 +125,24 @@ def _read_rows(json_path: Path) -> list[Any]:
     return rows
 
 
-def _read_row(row: Any, image_root: Path) -> Sample:
+def _schema_of_rows(json_path: Path, rows: list[Any]) -> Schema:
+    """Returns the schema that the columns of all rows together fit."""
+    try:
+        return schema_of({column for row in rows if isinstance(row, dict) for column in row})
+    except UserError as error:
+        raise UserError(f"{json_path}: {error}") from None
+
+
+def _sample(row: Any, index: int, schema: Schema, image_root: Path) -> Sample:
     """Returns a row as a Sample. Raises UserError, which says what is wrong with it."""
     if not isinstance(row, dict):
         raise UserError(f"got {type(row).__name__}, a row is an object")
-    for key, types in (("id", (str, int)), ("conversations", list)):
-        if key not in row:
-            raise UserError(f"no key {key!r}; got {sorted(row)}")
-        if not isinstance(row[key], types):
-            raise UserError(f"{key!r} is {type(row[key]).__name__}, a {'text' if key == 'id' else 'list'} is expected")
-    family = row.get("family")
-    if family is not None and not isinstance(family, str):
-        raise UserError(f"'family' is {type(family).__name__}, a text is expected")
-
-    turns = _read_turns(row["conversations"])
-    images = row.get("image", [])
-    names = [images] if isinstance(images, str) else images
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(
-            f"'image' is {images!r}, a path or a list of paths is expected (no key where there is no image)"
-        )
-    num_marks = sum(question.count(IMAGE_MARK) for question, _ in turns)
-    if num_marks != len(names):
-        raise UserError(f"{num_marks} {IMAGE_MARK} marks for {len(names)} images, as many marks as images are expected")
-    return Sample(str(row["id"]), tuple(find_image(image_root, name) for name in names), turns, family)
-
-
-def _read_turns(conversation: list[Any]) -> tuple[tuple[str, str], ...]:
-    """Returns the (question, answer) pairs of a conversation in which human and gpt take turns."""
-    texts = []
-    for index, turn in enumerate(conversation):
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("from"), str)
-            or not isinstance(turn.get("value"), str)
-        ):
-            raise UserError(f"turn {index} is {turn!r}, an object with texts 'from' and 'value' is expected")
-        speaker, expected = turn["from"], ("human", "gpt")[index % 2]
-        if speaker not in ("human", "gpt"):
-            raise UserError(f"turn {index} is from {speaker!r}, allowed are 'human' and 'gpt'")
-        if speaker != expected and index == 0:
-            raise UserError("the conversation starts with 'gpt', it must start with 'human'")
-        if speaker != expected:
-            raise UserError(f"two {speaker!r} turns in a row (turns {index - 1} and {index})")
-        try:
-            turn["value"].encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair: JSON can hold it, but no tokenizer takes it
-            raise UserError(f"turn {index} is not text ({error})") from error
-        texts.append(turn["value"].strip())
-    if len(texts) == 0 or len(texts) % 2:
-        raise UserError(f"the conversation {'ends with human' if texts else 'is empty'}, it must end with 'gpt'")
-    for pair, answer in enumerate(texts[1::2]):
-        if not answer:
-            raise UserError(f"turn {2 * pair + 1} is an empty answer")
-        if IMAGE_MARK in answer:
-            raise UserError(f"turn {2 * pair + 1} is an answer with an {IMAGE_MARK} mark, only questions show images")
-    return tuple(zip(texts[::2], texts[1::2], strict=True))
+    read = read_row(row, schema)
+    for name in read.pictures:
+        if not isinstance(name, str):
+            raise UserError(f"a picture is {type(name).__name__}, a path is expected in JSON")
+    paths = tuple(find_image(image_root, name) for name in read.pictures)
+    return Sample(f"row {index}" if read.id is None else read.id, paths, read.turns, read.family, read.system)
 
 
 def encode(
@@ -228,6 +192,7 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
     Raises:
         UserError: as `encode`, but for bad pictures.
     """
+    _refuse_placeholders(sample, processor)
     text, answers = _render(sample, processor)
     input_ids, offsets = _tokenize(text, processor)
     num_image_tokens = int((input_ids == processor.image_token_id).sum())
@@ -245,6 +210,16 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
         raise UserError("the tokenizer merges the end of a prompt with the beginning of its answer")
     labels = input_ids.masked_fill(~supervised, IGNORE_INDEX)
     return {"input_ids": input_ids, "labels": labels}
+
+
+def _refuse_placeholders(sample: Sample, processor: ProcessorMixin) -> None:
+    """Raises UserError where a text holds what stands for a picture, a video or a sound in this model."""
+    tokens = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
+    for token in tokens:
+        if token not in (None, IMAGE_MARK) and any(
+            token in text for text in (sample.system or "", *sum(sample.turns, ()))
+        ):
+            raise UserError(f"a text holds {token!r}, which stands for what the model is shown; no text may hold it")
 
 
 def add_images(
@@ -321,15 +296,20 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
     if end_token is None:
         raise UserError("the processor's tokenizer has no eos token to end answers with")
     messages: list[dict[str, Any]] = []
+    if sample.system is not None:
+        messages.append({"role": "system", "content": [{"type": "text", "text": sample.system}]})
+    num_before = len(messages)
     for question, answer in sample.turns:
         messages.append({"role": "user", "content": _question_parts(question)})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    questions = [messages[: 2 * turn + 1] for turn in range(len(sample.turns))]
+    questions = [messages[: num_before + 2 * turn + 1] for turn in range(len(sample.turns))]
     try:
         whole = processor.apply_chat_template(messages, tokenize=False)
         prompts = processor.apply_chat_template(questions, add_generation_prompt=True, tokenize=False)
     except (ValueError, TemplateError) as error:  # there is no template, or it is not Jinja, or it raises by itself
         raise UserError(f"the chat template of {type(processor).__name__} cannot be applied ({error})") from error
+    if sample.system is not None and sample.system not in prompts[0]:
+        raise UserError("the sample has a system message, which the chat template leaves out")
 
     text, answers, copied = "", [], 0  # `copied` characters of `whole` stand in `text`
     for prompt, (_, answer) in zip(prompts, sample.turns, strict=True):

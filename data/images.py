@@ -1,6 +1,6 @@
 """Reads pictures from files that others made, and processes them.
 
-A picture must lie inside its root folder, be of a sane size, and be whole.
+A picture must lie inside its root folder, be of a sane size and shape, and be whole.
 """
 
 import os
@@ -14,10 +14,14 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from transformers import ProcessorMixin
 
+from data.pixels import as_rgb, upright_size
 from modeling.user_error import UserError
 
 # As many as a photograph of 64 megapixels has, which takes 192 MB once it is decoded to RGB.
 MAX_PIXELS = 64_000_000
+MAX_ASPECT = 200
+"""The longer side of a picture may be so many times the shorter one. Processors that scale the shorter side to a fixed
+length make hundreds of megabytes of a file of 200 bytes otherwise. Qwen2-VL's own processor has the same limit."""
 
 # What PIL raises on broken files, depending on the format: its own errors, then those of the parsers beneath it.
 _BROKEN_FILE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
@@ -43,25 +47,28 @@ def find_image(image_root: Path, name: str) -> Path:
 
 
 def read_image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Returns (height, width) in pixels. It reads the file's header and decodes nothing.
+    """Returns (height, width) in pixels of a picture as it is shown. It reads the file's header and decodes nothing.
 
     Raises:
-        UserError: the file is not a picture, or has more than `max_pixels` pixels.
+        UserError: the file is not a picture, has more than `max_pixels` pixels, or is longer than `MAX_ASPECT` times
+            its width.
     """
     with _open_checked(path, max_pixels) as image:
-        return image.height, image.width
+        return upright_size(image)
 
 
 def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Returns the whole picture as RGB.
+    """Returns the whole picture as RGB (`data.pixels.as_rgb`).
 
     Raises:
-        UserError: the file is not a picture, has more than `max_pixels` pixels (which the header tells before anything
-            is decoded), is truncated or is corrupt.
+        UserError: as `read_image_size`, before anything is decoded. Or the file is truncated or corrupt, or has no
+            obvious colours.
     """
     with _open_checked(path, max_pixels) as image:
         try:
-            return image.convert("RGB")
+            return as_rgb(image)
+        except UserError as error:
+            raise UserError(f"image {str(path)!r} has no obvious colours: {error}") from None
         except _BROKEN_FILE as error:
             raise UserError(f"image {str(path)!r} is truncated or corrupt ({error})") from error
 
@@ -125,7 +132,7 @@ def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, t
 
 
 def _open_checked(path: Path, max_pixels: int) -> Image.Image:
-    """Returns a picture of at most `max_pixels` pixels, opened and not yet decoded."""
+    """Returns a picture of at most `max_pixels` pixels and a sane shape, opened and not yet decoded."""
     try:
         image = Image.open(path)
     except Image.DecompressionBombError as error:
@@ -138,5 +145,11 @@ def _open_checked(path: Path, max_pixels: int) -> Image.Image:
         image.close()
         raise UserError(
             f"image {str(path)!r} is too large ({image.width} x {image.height} pixels); at most {max_pixels} pixels"
+        )
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        image.close()
+        raise UserError(
+            f"image {str(path)!r} is too long ({image.width} x {image.height} pixels); "
+            f"at most {MAX_ASPECT} times as long as wide"
         )
     return image

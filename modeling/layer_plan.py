@@ -147,7 +147,7 @@ class LayerPlan:
             return None
         if _is_int(value) and value >= 0:
             return value
-        if isinstance(value, (list, tuple)) and all(_is_int(i) and i >= 0 for i in value):
+        if isinstance(value, (list, tuple)) and all(map(_is_int, value)) and min(value, default=0) >= 0:
             if len(set(value)) == len(value):
                 return tuple(value)
             raise UserError(f"{name}: got a list with a repeated index, allowed: each index once")

@@ -24,9 +24,10 @@ from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, ima
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     SparsePreTrainedMixin,
-    placeholder_mask,
-    refuse_missing_pictures,
+    embedded,
+    read_prompt,
     visual_runs,
+    with_features,
 )
 from .sparse_text import LAYER_CLASS_NAMES, sparse_decoder
 from .user_error import UserError
@@ -97,8 +98,10 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
+        supervised: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Runs InternVL's forward, and tells the decoder where image tokens are and which tiles each picture has.
@@ -106,34 +109,39 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         Raises:
             UserError: image tokens without pictures, or a run of them that is no whole number of tiles.
         """
-        visual = (self.config.image_token_id,)
-        embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        features = dict(mm_encoder_outputs or {})
+        features, embedding = dict(mm_encoder_outputs or {}), self.get_input_embeddings()
+        kinds, attention_mask, kwargs["supervised"] = read_prompt(
+            (self.config.image_token_id,),
+            input_ids,
+            inputs_embeds,
+            embedding,
+            pixel_values is not None or bool(features),
+            attention_mask,
+            supervised,
+        )
+        embeddings = embedded(input_ids, inputs_embeds, embedding)
         if pixel_values is not None:
             features["image"] = self.get_image_features(pixel_values)
-        if not features:
-            refuse_missing_pictures(input_ids, visual)
-            return super().forward(inputs_embeds=embeddings, **kwargs)
-        is_visual = placeholder_mask(visual, input_ids, inputs_embeds, self.get_input_embeddings())
-        kwargs["visual_mask"] = is_visual
-        kwargs["images"] = self._images(is_visual)
-        kwargs["class_attention"] = class_attention_of(features["image"])
-        # Put in place here: InternVL's own forward takes encoded images only in newer transformers.
-        rows = torch.cat([tile.flatten(0, -2) for tile in features["image"].pooler_output]).to(embeddings)
-        mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=rows[None])
-        return super().forward(inputs_embeds=embeddings.masked_scatter(mask, rows), **kwargs)
+        if kinds is not None:
+            kwargs["visual_mask"] = kinds > 0
+            kwargs["images"] = self._images(kinds)
+            kwargs["class_attention"] = class_attention_of(features["image"])
+            # Put in place here: InternVL's own forward waits for the device to count image tokens.
+            rows = torch.cat([tile.flatten(0, -2) for tile in features["image"].pooler_output])
+            embeddings = with_features(embeddings, kinds > 0, rows)
+        return super().forward(attention_mask=attention_mask, inputs_embeds=embeddings, **kwargs)
 
-    def _images(self, is_visual: torch.Tensor) -> Images:
-        """Returns the grids of the pictures at is_visual [B, S] bool. Raises UserError if they are no whole tiles."""
-        grid, images = tile_grid(self.config), []
-        for _, begin, end in visual_runs(is_visual):
-            tiles, rest = divmod(end - begin, grid[0] * grid[1])
-            if rest:
-                raise UserError(
-                    f"image tokens: got {end - begin} in a row, allowed: multiples of {grid[0] * grid[1]}, one tile's"
-                )
-            images.append((grid,) * tiles)
-        return tuple(images)
+    def _images(self, kinds: torch.Tensor) -> Images:
+        """Returns the grids of the pictures among the kinds of tokens [B, S], which lie on the host.
+
+        Raises:
+            UserError: a picture is no whole number of tiles.
+        """
+        grid, (_, begin, end) = tile_grid(self.config), visual_runs(kinds)
+        size, lengths = grid[0] * grid[1], end - begin
+        for length in lengths[lengths % size > 0].tolist():
+            raise UserError(f"image tokens: got {length} in a row, allowed: multiples of {size}, one tile's")
+        return tuple((grid,) * tiles for tiles in (lengths // size).tolist())
 
 
 class SparseInternVLForConditionalGeneration(

@@ -19,7 +19,13 @@ from transformers.models.llava.modeling_llava import (
 
 from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_grids, vision_macs
-from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholder_mask, refuse_missing_pictures
+from .sparse_multimodal import (
+    SparseMultimodalMixin,
+    SparsePreTrainedMixin,
+    embedded,
+    read_prompt,
+    with_features,
+)
 from .sparse_text import LAYER_CLASS_NAMES, sparse_decoder
 from .visual_layout import Images, num_tokens
 
@@ -65,34 +71,38 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
         mm_encoder_outputs: dict | None = None,
+        supervised: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
         """Runs LLaVA's forward, and tells the decoder where image tokens are and which grid each image has."""
-        grids, features = image_grids(self.config), None
-        if pixel_values is not None and self.language_model.visual_plan.tower_layers > 0:
-            # LLaVA's own forward would keep the features alone.
-            chosen = (kwargs.get("vision_feature_layer"), kwargs.get("vision_feature_select_strategy"))
-            mm_encoder_outputs, pixel_values = {"image": self.get_image_features(pixel_values, *chosen)}, None
-        num_images = 0 if pixel_values is None else len(pixel_values)
-        if mm_encoder_outputs and "image" in mm_encoder_outputs:
-            features = torch.cat(tuple(mm_encoder_outputs["image"].pooler_output))
-            num_images = len(features) // num_tokens(grids)
-            kwargs["class_attention"] = class_attention_of(mm_encoder_outputs["image"])
-        if num_images > 0:
-            visual = (self.config.image_token_id,)
-            kwargs["visual_mask"] = placeholder_mask(visual, input_ids, inputs_embeds, self.get_input_embeddings())
-            kwargs["images"] = (grids,) * num_images
-        else:
-            refuse_missing_pictures(input_ids, (self.config.image_token_id,))
-        if features is not None:
-            # Put in place here: LLaVA's own forward takes encoded images only in newer transformers.
-            embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-            features = features.to(embeddings)
-            mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=features)
-            input_ids, inputs_embeds = None, embeddings.masked_scatter(mask, features)
-        return super().forward(input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **kwargs)
+        features, embedding = dict(mm_encoder_outputs or {}), self.get_input_embeddings()
+        kinds, attention_mask, kwargs["supervised"] = read_prompt(
+            (self.config.image_token_id,),
+            input_ids,
+            inputs_embeds,
+            embedding,
+            pixel_values is not None or bool(features),
+            attention_mask,
+            supervised,
+        )
+        embeddings = embedded(input_ids, inputs_embeds, embedding)
+        if pixel_values is not None:
+            features["image"] = self.get_image_features(
+                pixel_values, vision_feature_layer, vision_feature_select_strategy
+            )
+        if kinds is not None:
+            rows, grids = torch.cat(tuple(features["image"].pooler_output)), image_grids(self.config)
+            kwargs["visual_mask"] = kinds > 0
+            kwargs["images"] = (grids,) * (len(rows) // num_tokens(grids))
+            kwargs["class_attention"] = class_attention_of(features["image"])
+            # Put in place here: LLaVA's own forward waits for the device to count image tokens.
+            embeddings = with_features(embeddings, kinds > 0, rows)
+        return super().forward(attention_mask=attention_mask, inputs_embeds=embeddings, **kwargs)
 
 
 class SparseLlavaForConditionalGeneration(

@@ -33,7 +33,14 @@ from .configuration_sparse_llava_next import (
     tile_grid,
     vision_macs,
 )
-from .sparse_multimodal import SparseMultimodalMixin, SparsePreTrainedMixin, placeholder_mask, refuse_missing_pictures
+from .host_memory import to_device, to_host
+from .sparse_multimodal import (
+    SparseMultimodalMixin,
+    SparsePreTrainedMixin,
+    embedded,
+    read_prompt,
+    with_features,
+)
 from .sparse_text import LAYER_CLASS_NAMES, sparse_decoder
 from .user_error import UserError
 from .visual_layout import Grid, Images
@@ -83,6 +90,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         Each tile has its own class token. At newlines the attention is 0. If `tower_layers` is None, they are as many
         as the plan in force asks for.
         """
+        (image_sizes,) = to_host(image_sizes)  # the stock class waits for each value that it reads of them
 
         def to_pictures(attention: torch.Tensor) -> list[torch.Tensor]:
             pinpoints, side = self.config.image_grid_pinpoints, self.config.vision_config.image_size
@@ -105,11 +113,13 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.LongTensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         mm_encoder_outputs: dict | None = None,
+        supervised: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Runs LLaVA-NeXT's forward, and tells the decoder where visual tokens are and which grids each picture has.
@@ -117,9 +127,18 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         Raises:
             UserError: pictures without sizes, sizes that do not fit the features, or image tokens without pictures.
         """
-        tokens = (self.config.image_token_id,)
-        embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        features = dict(mm_encoder_outputs or {})
+        features, embedding = dict(mm_encoder_outputs or {}), self.get_input_embeddings()
+        kinds, attention_mask, kwargs["supervised"], image_sizes = read_prompt(
+            (self.config.image_token_id,),
+            input_ids,
+            inputs_embeds,
+            embedding,
+            pixel_values is not None or bool(features),
+            attention_mask,
+            supervised,
+            image_sizes,
+        )
+        embeddings = embedded(input_ids, inputs_embeds, embedding)
         if pixel_values is not None:
             if image_sizes is None:
                 raise UserError("image_sizes: got none; they tell which tiles pixel_values hold")
@@ -129,25 +148,23 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
                 vision_feature_layer=vision_feature_layer,
                 vision_feature_select_strategy=vision_feature_select_strategy,
             )
-        if not features:
-            refuse_missing_pictures(input_ids, tokens)
-            return super().forward(inputs_embeds=embeddings, **kwargs)
-        pictures = features["image"].pooler_output
-        rows = torch.cat(tuple(pictures)).to(embeddings)
-        mask = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=rows)
-        images = self._images(pictures, image_sizes)
-        is_visual = torch.cat([visual_rows(image) for image in images]).to(embeddings.device)
-        if len(is_visual) != len(rows):
-            raise UserError(
-                f"image_sizes: got those of pictures of {len(is_visual)} tokens, the features are {len(rows)}"
-            )
-        is_placeholder = placeholder_mask(tokens, input_ids, inputs_embeds, self.get_input_embeddings())
-        kwargs["visual_mask"] = is_placeholder.masked_scatter(is_placeholder, is_visual)
-        kwargs["images"] = images
-        class_attention = class_attention_of(features["image"])
-        kwargs["class_attention"] = None if class_attention is None else class_attention[is_visual]
-        # Put in place here: LLaVA-NeXT's own forward takes encoded images only in newer transformers.
-        return super().forward(inputs_embeds=embeddings.masked_scatter(mask, rows), **kwargs)
+        if kinds is not None:
+            pictures = features["image"].pooler_output
+            rows, images = torch.cat(tuple(pictures)), self._images(pictures, image_sizes)
+            is_visual = torch.cat([visual_rows(image) for image in images])
+            if len(is_visual) != len(rows):
+                raise UserError(
+                    f"image_sizes: got those of pictures of {len(is_visual)} tokens, the features are {len(rows)}"
+                )
+            # Put in place here: LLaVA-NeXT's own forward waits for the device to count image tokens.
+            embeddings = with_features(embeddings, kinds > 0, rows)
+            kwargs["visual_mask"] = (kinds > 0).masked_scatter(kinds > 0, is_visual)
+            kwargs["images"] = images
+            class_attention = class_attention_of(features["image"])
+            if class_attention is not None:
+                chosen = to_device(is_visual.nonzero().squeeze(1), class_attention.device)
+                kwargs["class_attention"] = class_attention[chosen]
+        return super().forward(attention_mask=attention_mask, inputs_embeds=embeddings, **kwargs)
 
     def _images(self, pictures: Sequence[torch.Tensor], image_sizes: torch.Tensor | None) -> Images:
         """Returns the grids of pictures.
@@ -156,13 +173,13 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
 
         Args:
             pictures: each one's features [N, D].
-            image_sizes: [pictures, 2] long, each one's height and width, or None.
+            image_sizes: [pictures, 2] long, each one's height and width, on the host, or None.
         """
         if image_sizes is not None:
             return tuple(image_grids(self.config, *size) for size in image_sizes.tolist())
         whole, images = tile_grid(self.config), []
-        for picture in pictures:
-            is_newline = (picture == self.image_newline.to(picture)).all(-1).cpu()
+        newlines = to_host(*((picture == self.image_newline.to(picture)).all(-1) for picture in pictures))
+        for picture, is_newline in zip(pictures, newlines, strict=True):
             rows, num_cut = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
             image = (whole, (rows, num_cut // rows - 1 if rows else 0))
             if not torch.equal(visual_rows(image), ~is_newline):

@@ -29,14 +29,16 @@ from .configuration_sparse_qwen2_vl import (
     image_grids,
     vision_macs,
 )
+from .host_memory import to_device
 from .sparse_decoder import SparseDecoderMixin
 from .sparse_layer import Rope, SparseDecoderLayerMixin
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     SparsePreTrainedMixin,
-    placeholder_mask,
-    refuse_missing_pictures,
+    embedded,
+    read_prompt,
     visual_runs,
+    with_features,
 )
 from .user_error import UserError
 from .visual_layout import Images
@@ -98,19 +100,11 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         """Returns no blocks, because the tower has no class token."""
         return []
 
-    def token_types(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns [B, S] int, 0 at text, 1 at image and 2 at video tokens: the stock class's `mm_token_type_ids`."""
-        embedding = self.get_input_embeddings()
-        of_token = [
-            placeholder_mask((token,), input_ids, inputs_embeds, embedding).int() for token in self.visual_tokens
-        ]
-        return of_token[0] + 2 * of_token[1]
-
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -119,6 +113,7 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         video_grid_thw: torch.LongTensor | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         mm_encoder_outputs: dict | None = None,
+        supervised: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Runs Qwen2-VL's forward, and tells the decoder where visual tokens are and which grids pictures and videos
@@ -127,79 +122,84 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         Raises:
             UserError: image or video tokens without pictures or videos, or positions that put them on no grid.
         """
-        embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        features = {} if mm_encoder_outputs is None else dict(mm_encoder_outputs)
+        features, embedding = dict(mm_encoder_outputs or {}), self.get_input_embeddings()
+        has_pictures = bool(features) or pixel_values is not None or pixel_values_videos is not None
+        kinds, mask, kwargs["supervised"], image_sizes, video_sizes, token_types, places = read_prompt(
+            self.visual_tokens,
+            input_ids,
+            inputs_embeds,
+            embedding,
+            has_pictures,
+            attention_mask,
+            supervised,
+            image_grid_thw,
+            video_grid_thw,
+            mm_token_type_ids,
+            position_ids,
+        )
+        embeddings = embedded(input_ids, inputs_embeds, embedding)
         if pixel_values is not None:
-            features["image"] = self.get_image_features(pixel_values, image_grid_thw)
+            sizes = None if image_grid_thw is None else to_device(image_grid_thw, pixel_values.device)
+            features["image"] = self.get_image_features(pixel_values, sizes)
         if pixel_values_videos is not None:
-            features["video"] = self.get_video_features(pixel_values_videos, video_grid_thw)
-        token_types = None
-        if features:
-            token_types = self.token_types(input_ids, inputs_embeds)
-        else:
-            refuse_missing_pictures(input_ids, self.visual_tokens)
+            sizes = None if video_grid_thw is None else to_device(video_grid_thw, pixel_values_videos.device)
+            features["video"] = self.get_video_features(pixel_values_videos, sizes)
         if position_ids is None:
-            if past_key_values is None or past_key_values.get_seq_length() == 0:
+            cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if cached == 0:
                 self.rope_deltas = None  # those of an earlier prompt have no say in this one's positions
-            prompt: torch.Tensor | None = input_ids
-            if prompt is None and token_types is not None:
-                prompt = token_types.long()  # positions depend on the types of tokens alone
-            position_ids = self.compute_3d_position_ids(
-                input_ids=prompt,
-                image_grid_thw=image_grid_thw,
-                video_grid_thw=video_grid_thw,
+            begins = kinds is not None and self.rope_deltas is None
+            places = self.compute_3d_position_ids(
+                input_ids=kinds if begins else input_ids,  # positions depend on the kinds of tokens alone
+                image_grid_thw=image_sizes,
+                video_grid_thw=video_sizes,
                 inputs_embeds=embeddings,
-                attention_mask=attention_mask,
+                # Positions that are counted anew are counted on the host. Otherwise those of the prompt are continued.
+                attention_mask=mask if begins else attention_mask,
                 past_key_values=past_key_values,
-                mm_token_type_ids=token_types if mm_token_type_ids is None else mm_token_type_ids,
+                mm_token_type_ids=kinds if token_types is None else token_types,
             )
-        if token_types is not None:
-            kwargs["visual_mask"] = token_types > 0
-            kwargs["images"] = _images(token_types, position_ids)
+            position_ids = None if places is None else to_device(places, embeddings.device)
+            if self.rope_deltas is not None:
+                self.rope_deltas = to_device(self.rope_deltas, embeddings.device)
+        if kinds is not None:
+            kwargs["visual_mask"] = kinds > 0
+            kwargs["images"] = _images(kinds, places)
+            for kind, output in features.items():
+                is_visual = kinds == 1 + ("image", "video").index(kind)
+                embeddings = with_features(embeddings, is_visual, torch.cat(tuple(output.pooler_output)))
         return super().forward(
-            inputs_embeds=self._with_features(embeddings, input_ids, features),
-            attention_mask=attention_mask,
+            inputs_embeds=embeddings,
+            attention_mask=mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             **kwargs,
         )
 
-    def _with_features(
-        self, embeddings: torch.Tensor, input_ids: torch.Tensor | None, features: dict[str, Any]
-    ) -> torch.Tensor:
-        """Returns embeddings [B, S, D] with the features of pictures and videos in place of their tokens.
 
-        Qwen2-VL's own forward takes encoded images only in newer transformers.
-        """
-        filled = embeddings
-        for kind, output in features.items():
-            rows = torch.cat(tuple(output.pooler_output)).to(embeddings)
-            masks = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, **{f"{kind}_features": rows})
-            filled = filled.masked_scatter(masks[("image", "video").index(kind)], rows)
-        return filled
-
-
-def _images(token_types: torch.Tensor, position_ids: torch.Tensor | None) -> Images:
+def _images(kinds: torch.Tensor, position_ids: torch.Tensor | None) -> Images:
     """Returns the grids of pictures and videos in the order of the batch. They follow from positions.
 
     Sizes are not asked for, because generation does not pass them.
 
     Args:
-        token_types: [B, S], 0 at text, 1 at image and 2 at video tokens. A run of these is one picture or video.
+        kinds: [B, S], 0 at text, 1 at image and 2 at video tokens. A run of these is one picture or video.
         position_ids: [3 or 4, B, S], of which the last three are time, row and column.
+
+    Both lie on the host.
     """
     if position_ids is None or position_ids.dim() != 3:
         raise UserError("position_ids: got none with rows and columns; give image_grid_thw and video_grid_thw")
-    rows, columns = position_ids[-2:].cpu()
+    sample, begin, end = visual_runs(kinds)
+    # From the first token of a picture to its last, rows and columns both grow from their least to their greatest.
+    heights, widths = position_ids[-2:, sample, end - 1] - position_ids[-2:, sample, begin] + 1
     images = []
-    for sample, begin, end in visual_runs(token_types):
-        runs = (rows[sample, begin:end], columns[sample, begin:end])
-        height, width = (int(positions.max() - positions.min()) + 1 for positions in runs)
-        grid = (height, width)
-        frames, rest = divmod(end - begin, grid[0] * grid[1])
-        if rest:
-            raise UserError(f"image tokens: got {end - begin} in a row, position_ids place them on a grid of {grid}")
-        images.append((grid,) * frames)
+    for height, width, length in torch.stack([heights, widths, end - begin], dim=1).tolist():
+        if height < 1 or width < 1 or length % (height * width):
+            raise UserError(
+                f"image tokens: got {length} in a row, position_ids place them on a grid of {(height, width)}"
+            )
+        images.append(((height, width),) * (length // (height * width)))
     return tuple(images)
 
 
@@ -301,7 +301,7 @@ class SparseQwen2VLForConditionalGeneration(
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> Any:
         """Adds `mm_token_type_ids`. Without them the stock class silently counts visual tokens as text."""
         if model_kwargs.get("mm_token_type_ids") is None and inputs_tensor.dim() == 2:
-            model_kwargs = {**model_kwargs, "mm_token_type_ids": self.model.token_types(inputs_tensor)}
+            model_kwargs = {**model_kwargs, **self.stock_inputs(self.config, inputs_tensor)}
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .host_memory import to_device
+
 Selection: TypeAlias = int | slice | torch.Tensor | None
 """Chosen outputs or inputs of a projection: the first n, a slice, or a long tensor of indices. None means all."""
 
@@ -36,5 +38,5 @@ class NarrowLinear(nn.Linear):
 
 def _as_index(chosen: int | slice | torch.Tensor, device: torch.device) -> slice | torch.Tensor:
     if isinstance(chosen, torch.Tensor):
-        return chosen.to(device)
+        return to_device(chosen, device)
     return slice(chosen) if isinstance(chosen, int) else chosen

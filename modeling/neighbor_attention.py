@@ -11,10 +11,13 @@ b side of a tile, M tiles, Q = b^2 queries and K = (b + 2r)^2 keys of a tile.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from .host_memory import to_device
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def tile_side(radius: int) -> int:
 def tile_slots(grids: Sequence[tuple[int, int]], radius: int) -> tuple[int, int]:
     """Returns the numbers of query slots and of query-key pair slots that tiled attention executes, summed over grids.
 
-    Empty slots count too. If tokens are withdrawn this is an upper bound, for tiles without a token are not executed.
+    Empty slots count too, and so do tiles whose tokens were all withdrawn.
 
     Args:
         grids: (rows, columns) of each.
@@ -90,11 +93,20 @@ def neighbor_mask(
 
 
 def neighbor_tiles(
-    grid: torch.Tensor, row: torch.Tensor, column: torch.Tensor, radius: int, bidirectional: bool
+    grids: Sequence[Sequence[tuple[int, int]]],
+    grid: torch.Tensor,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    radius: int,
+    bidirectional: bool,
 ) -> NeighborTiles:
     """Cuts the grids of a batch into tiles.
 
+    Which tiles there are depends on the grids' sizes alone, so the host need not ask the device. A tile whose tokens
+    were all withdrawn is therefore there too.
+
     Args:
+        grids: (rows, columns) of each grid of each sample.
         grid: [B, V] long, the number of the token's grid, unique within its sample; -1 at padding.
         row, column: [B, V] long, the token's position in its grid; ignored at padding. Grids may have holes and any
             size. Tokens are in sequence order.
@@ -102,34 +114,52 @@ def neighbor_tiles(
         bidirectional: whether later tokens are seen too.
     """
     assert radius >= 0 and grid.shape == row.shape == column.shape
-    side = tile_side(radius)
-    window = side + 2 * radius
-    valid = grid >= 0
+    side, device = tile_side(radius), grid.device
+    sizes = [size for of_sample in grids for size in of_sample]
+    sample, *of_tile = to_device(_tile_places(grids, side), device)
 
     # Each grid becomes a table of token indices, -1 where there is none, with a margin of r for the windows.
-    count, rows, columns = (int(numbers[valid].max()) + 1 if valid.any() else 1 for numbers in (grid, row, column))
-    height, width = -(-rows // side) * side, -(-columns // side) * side
-    token_sample, token = valid.nonzero(as_tuple=True)
-    grids, number = torch.unique(token_sample * count + grid[valid], return_inverse=True)
-    table = grid.new_full((len(grids), height + 2 * radius, width + 2 * radius), -1)
-    table[number, row[valid] + radius, column[valid] + radius] = token
+    height, width = (max((-(-size[axis] // side) for size in sizes), default=1) * side for axis in (0, 1))
+    table = grid.new_full((len(sizes), height + 2 * radius, width + 2 * radius), -1)
+    first = torch.tensor(list(accumulate(map(len, grids), initial=0))[:-1])  # of each sample's grids
+    of_batch = grid + to_device(first, device)[:, None]
+    cell = (of_batch * table.shape[1] + row + radius) * table.shape[2] + column + radius
+    table = _filled(table, cell, grid >= 0, torch.arange(grid.shape[1], device=device).expand_as(grid))
 
-    inner = table[:, radius : radius + height, radius : radius + width]
-    queries = _tiles(inner, side, side)  # [grids, tiles down, tiles across, Q]
-    occupied = (queries >= 0).any(-1)
-    query_index = queries[occupied]  # [M, Q]
-    key_index = _tiles(table, window, side)[occupied]  # [M, K]
-    sample = grids[occupied.nonzero()[:, 0]] // count  # [M]
+    query_index = _tiles(table[:, radius : radius + height, radius : radius + width], side, side)[tuple(of_tile)]
+    key_index = _tiles(table, side + 2 * radius, side)[tuple(of_tile)]  # [M, K]
+    query_valid = query_index >= 0  # [M, Q]
 
-    allowed = _within(radius, grid.device) & (query_index >= 0)[:, :, None] & (key_index >= 0)[:, None, :]
+    allowed = _within(radius, device) & query_valid[:, :, None] & (key_index >= 0)[:, None, :]
     if not bidirectional:
         allowed &= key_index[:, None, :] <= query_index[:, :, None]
 
-    query_valid = query_index >= 0
-    slot = torch.full_like(grid, -1)
-    tile, place = query_valid.nonzero(as_tuple=True)
-    slot[sample[tile], query_index[tile, place]] = tile * side**2 + place
+    places = torch.arange(query_index.numel(), device=device).view_as(query_index)
+    token = sample[:, None] * grid.shape[1] + query_index
+    slot = _filled(torch.full_like(grid, -1), token, query_valid, places)
     return NeighborTiles(sample, query_index.clamp(min=0), query_valid, key_index.clamp(min=0), allowed, slot)
+
+
+def _tile_places(grids: Sequence[Sequence[tuple[int, int]]], side: int) -> torch.Tensor:
+    """Returns [4, M] long, for each tile its sample, the number of its grid in the batch, and its row and column in it.
+
+    It lies on the host.
+    """
+    number, places = 0, [torch.zeros(4, 0, dtype=torch.long)]
+    for sample, of_sample in enumerate(grids):
+        for rows, columns in of_sample:
+            ranges = (torch.arange(-(-length // side)) for length in (rows, columns))
+            in_grid = torch.cartesian_prod(*ranges).view(-1, 2).T
+            places.append(torch.cat([torch.tensor([[sample], [number]]).expand(-1, in_grid.shape[1]), in_grid]))
+            number += 1
+    return torch.cat(places, dim=1)
+
+
+def _filled(table: torch.Tensor, index: torch.Tensor, valid: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Returns `table` with the valid values at their indices into all of it."""
+    room = torch.cat([table.flatten(), table.new_zeros(1)])  # the last place takes the invalid ones
+    room.scatter_(0, torch.where(valid, index, len(room) - 1).flatten(), values.flatten())
+    return room[:-1].view_as(table)
 
 
 def neighbor_attention(

@@ -21,10 +21,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .layer_plan import LayerPlan, Rank
 from .sparse_layer import ReusingRMSNorm, Rope, ScaledRows, SharedInputs
+from .stream_split import split_streams
 from .user_error import UserError
 from .visual_cache import CachedSlots, KeySlots, VisualCache
 from .visual_gates import LayerGates
-from .visual_layout import Images, TextTokens, VisualTokens, gather_rows, join_streams, split_streams
+from .visual_layout import Images, TextTokens, VisualTokens, gather_rows, join_streams
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LiveLayer, VisualPlan
 from .visual_ranking import scores_before_layers
@@ -141,6 +142,8 @@ class SparseDecoderMixin(nn.Module):
     ) -> BaseModelOutputWithPast:
         """Runs the decoder over a padded batch.
 
+        The three masks may lie on the host, where they are read. A mask that lies on the device is waited for.
+
         Args:
             input_ids: [B, S], text alone.
             attention_mask: [B, cached + S], 0 at padding, which may be on either side.
@@ -168,11 +171,11 @@ class SparseDecoderMixin(nn.Module):
         cache = self._cache(past_key_values, use_cache)
         past_length = 0 if cache is None else cache.num_seen
         text_tokens, visual_tokens = split_streams(
-            (batch, length), attention_mask, visual_mask, images, past_length, embeds.device
+            (batch, length), attention_mask, visual_mask, images, past_length, embeds.device, supervised
         )
         rope = self._batch_rope(embeds, position_ids, past_length)
         slots = _cached_slots(cache, batch, embeds.device)
-        shared = self._shared_by_all(text_tokens, rope, slots, cache, supervised)
+        shared = self._shared_by_all(text_tokens, rope, slots, cache)
         text = gather_rows(embeds, text_tokens.index)
         visual = self._visual_stream(embeds, visual_tokens, class_attention, past_length)
 
@@ -258,7 +261,6 @@ class SparseDecoderMixin(nn.Module):
         rope: Rope,
         slots: CachedSlots,
         cache: VisualCache | None,
-        supervised: torch.Tensor | None,
     ) -> SharedInputs:
         """Returns what all layers share. What a stage shares is not there yet."""
         return SharedInputs(
@@ -270,7 +272,6 @@ class SparseDecoderMixin(nn.Module):
             stage=None,
             cache=cache,
             scaled_rows=ScaledRows(),
-            supervised=supervised,
         )
 
     def _visual_stream(

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from .grouped_attention import eager_attention, fused_attention
 from .layer_plan import Rank
 from .narrow_linear import NarrowLinear, Selection
 from .neighbor_attention import neighbor_attention
@@ -100,7 +100,6 @@ class SharedInputs:
         stage: masks of text and visual rows, or None if neither this forward nor the cache has pictures.
         cache: the cache to fill, or None.
         scaled_rows: visual rows at unit mean square.
-        supervised: [B, S] bool in training, true at answer tokens. Else None.
     """
 
     text: TextTokens
@@ -111,7 +110,6 @@ class SharedInputs:
     stage: StageMasks | None
     cache: VisualCache | None
     scaled_rows: ScaledRows
-    supervised: torch.Tensor | None
 
 
 class _VisualKeys(NamedTuple):
@@ -257,7 +255,7 @@ class SparseDecoderLayerMixin(nn.Module):
         """Returns the attention [B, V], fp32, that visual tokens receive from text."""
         served, _ = units.split_heads(queries)
         stage = _required(shared.stage)
-        return text_scores(served, cache.joint[0], self.self_attn.scaling, stage, rank.rows, shared.supervised)
+        return text_scores(served, cache.joint[0], self.self_attn.scaling, stage, rank.rows)
 
     def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         """Returns [B, heads, rows, H] from [B, rows, heads * H]."""
@@ -270,17 +268,10 @@ class SparseDecoderLayerMixin(nn.Module):
 
         Without a mask it is causal. There are then as many queries as keys, or one query.
         """
-        group = queries.shape[1] // keys.shape[1]
-        if group > 1:
-            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
         attention = self.self_attn
         dropout = attention.attention_dropout if self.training else 0.0
-        causal = mask is None and queries.shape[2] > 1
-        if attention.config._attn_implementation == "eager":
-            return _eager_attention(queries, keys, values, mask, dropout, causal, attention.scaling)
-        return F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=attention.scaling
-        )
+        attend = eager_attention if attention.config._attn_implementation == "eager" else fused_attention
+        return attend(queries, keys, values, mask, dropout, attention.scaling)
 
     def _text_attention(
         self,
@@ -329,7 +320,7 @@ class SparseDecoderLayerMixin(nn.Module):
             return self._attend(queries, *seen, stage.visual_mask(live.read, live.radius, live.bidirectional))
         # With tiles nothing was cached before, so text is what follows this forward's visual rows.
         begin = visual.keys.shape[2]
-        text_key, text_value = (part[:, :, begin : begin + stage.text_before] for part in seen)
+        text_key, text_value = (part[:, :, begin : begin + stage.text.before_visual] for part in seen)
         return neighbor_attention(
             queries,
             visual.keys,
@@ -371,27 +362,3 @@ def _apply_rope(states: torch.Tensor, rope: Rope) -> torch.Tensor:
     rotated[..., :half].addcmul_(second, sin[..., :half], value=-1)
     rotated[..., half:].addcmul_(first, sin[..., half:])
     return rotated
-
-
-def _eager_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    dropout: float,
-    causal: bool,
-    scale: float,
-) -> torch.Tensor:
-    """Returns what `scaled_dot_product_attention` does, from separate operations.
-
-    On CPUs, and for as few rows as text has, their backward takes a fraction of the time of the fused one.
-    """
-    logits = (queries * scale) @ keys.transpose(2, 3)
-    if causal:
-        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape, dtype=logits.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
-        logits = logits + mask
-    weights = logits.softmax(dim=-1)
-    return (F.dropout(weights, dropout) if dropout else weights) @ values

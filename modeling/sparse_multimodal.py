@@ -6,15 +6,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .family import FamilyModel
+from .host_memory import to_device, to_host
 from .user_error import UserError
 from .visual_layout import Grid, num_tokens
 from .visual_plan import VisualPlan
@@ -129,6 +130,7 @@ class SparseMultimodalMixin(nn.Module):
                 tokens.
             logits_to_keep: as the stock class takes it.
             logits_mask: [B, S] bool. If given, logits are those of the true rows alone, [rows, vocab], row by row.
+                It may lie on the host, as may `labels` with it, and the tokens, masks and sizes among the inputs.
             mm_encoder_outputs: features of pictures, as `encode_pictures` gives them.
             inputs: other inputs of the stock class.
 
@@ -143,49 +145,104 @@ class SparseMultimodalMixin(nn.Module):
             return stock_forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
         outputs = self.model(**inputs)
         return CausalLMOutputWithPast(
-            logits=self.lm_head(outputs.last_hidden_state[logits_mask]),
+            logits=self.lm_head(chosen_rows(outputs.last_hidden_state, logits_mask)),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
 
 
-def placeholder_mask(
+def read_prompt(
     token_ids: Sequence[int],
     input_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
     embedding: nn.Embedding,
-) -> torch.Tensor:
-    """Returns which rows have one of these tokens, [B, S] bool. Visual features replace them.
+    has_pictures: bool,
+    *others: torch.Tensor | None,
+) -> list[torch.Tensor | None]:
+    """Returns, in the host's memory, what the layout of a forward depends on. It waits for the device once.
 
     Args:
+        token_ids: the tokens that visual features replace.
         input_ids: [B, S] long, or None. Without them, rows of `inputs_embeds` [B, S, D] count that equal the tokens'
             embeddings.
+        has_pictures: whether the forward has visual features.
+        others: masks and sizes that are wanted on the host as well.
+
+    Returns:
+        The kinds of tokens [B, S] long, 0 at text and n at the n-th of `token_ids`, then `others`. Without pictures the
+        kinds are None, and while a cache grows by one row `others` are as they were given.
+
+    Raises:
+        UserError: a prompt of several rows holds image tokens, but there are no pictures.
     """
+    if not has_pictures and (input_ids is None or input_ids.shape[1] == 1):
+        return [None, *others]
     if input_ids is not None:
-        return torch.isin(input_ids, input_ids.new_tensor(token_ids))
-    assert inputs_embeds is not None, "the forward takes input_ids or inputs_embeds"
-    embedded = embedding(torch.tensor(token_ids, device=inputs_embeds.device))
-    return (inputs_embeds.unsqueeze(2) == embedded).all(-1).any(-1)
+        ids, *others_read = to_host(input_ids, *others)
+        assert ids is not None
+        of_token = [(ids == token).long() for token in token_ids]
+        kinds: torch.Tensor | None = _numbered(of_token)
+    else:
+        assert inputs_embeds is not None, "the forward takes input_ids or inputs_embeds"
+        token_rows = embedding(to_device(torch.tensor(token_ids), inputs_embeds.device))
+        of_token = [(inputs_embeds == row).all(-1).long() for row in token_rows]
+        kinds, *others_read = to_host(_numbered(of_token), *others)
+    if not has_pictures:
+        if kinds is not None and bool(kinds.any()):
+            raise UserError("input_ids hold image tokens, but no pictures were given")
+        kinds = None
+    return [kinds, *others_read]
 
 
-def visual_runs(token_types: torch.Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yields (sample, begin, end) of each run of equal visual tokens, sample by sample. A run is one picture.
+def _numbered(masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns n where the n-th mask is 1, and 0 where none is."""
+    return torch.stack([number * mask for number, mask in enumerate(masks, 1)]).sum(0)
+
+
+def embedded(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, embedding: nn.Embedding
+) -> torch.Tensor:
+    """Returns the embeddings [B, S, D] of a prompt. Its tokens may lie on the host, and are then copied for it."""
+    if inputs_embeds is not None:
+        return inputs_embeds
+    assert input_ids is not None, "the forward takes input_ids or inputs_embeds"
+    device = embedding.weight.device
+    # Weights that are offloaded have no device; what loads them moves their input too.
+    return embedding(input_ids if device.type == "meta" else to_device(input_ids, device))
+
+
+def with_features(embeddings: torch.Tensor, is_visual: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Returns embeddings [B, S, D] with visual features [rows, D] in place of those at is_visual [B, S], on the host.
+
+    Neither this nor its gradient waits for the device, as those of a mask would.
+
+    Raises:
+        UserError: there are more or fewer features.
+    """
+    rows = is_visual.flatten().nonzero().squeeze(1)
+    if len(rows) != len(features):
+        raise UserError(f"image tokens: got {len(rows)} in the input, the images have {len(features)}")
+    filled = embeddings.flatten(0, 1).index_copy(0, to_device(rows, embeddings.device), features.to(embeddings))
+    return filled.view_as(embeddings)
+
+
+def chosen_rows(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the rows [rows, D] of states [B, S, D] at mask [B, S] bool. A mask on the host is not waited for."""
+    (on_host,) = to_host(mask)
+    rows = on_host.flatten().nonzero().squeeze(1)
+    return states.flatten(0, 1).index_select(0, to_device(rows, states.device))
+
+
+def visual_runs(kinds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the samples, the begins and the ends, each [runs], of runs of equal visual tokens, sample by sample.
+
+    A run is one picture or video.
 
     Args:
-        token_types: [B, S], 0 at text.
+        kinds: [B, S], 0 at text, on the host.
     """
-    for sample, of_sample in enumerate(token_types.int().tolist()):
-        for token_type, run in groupby(range(len(of_sample)), key=of_sample.__getitem__):
-            if token_type:
-                rows = list(run)
-                yield sample, rows[0], rows[-1] + 1
-
-
-def refuse_missing_pictures(input_ids: torch.Tensor | None, token_ids: Sequence[int]) -> None:
-    """Raises UserError if a prompt of several rows holds image tokens but came without pictures."""
-    if (
-        input_ids is not None
-        and input_ids.shape[1] > 1
-        and bool(torch.isin(input_ids, input_ids.new_tensor(token_ids)).any())
-    ):
-        raise UserError("input_ids hold image tokens, but no pictures were given")
+    around = F.pad(kinds, (1, 1))
+    changes, visual = around[:, 1:] != around[:, :-1], around > 0
+    sample, begin = (changes & visual[:, 1:]).nonzero(as_tuple=True)
+    end = (changes & visual[:, :-1]).nonzero(as_tuple=True)[1]
+    return sample, begin, end

@@ -1,4 +1,4 @@
-"""Where visual tokens are. A padded batch is split into the two streams of a decoder forward, and joined again.
+"""Where the rows of the two streams of a decoder forward are. stream_split.py finds them.
 
 A *slot* is a row's place in the whole sequence so far, cached tokens included. Causal means `key slot <= query slot`.
 In a stream, the rows of each sample stand on the left. Samples have different numbers of rows, so invalid rows fill the
@@ -7,14 +7,14 @@ right.
 Shapes: B batch, S sequence rows of this forward, T text rows, V visual rows, D hidden size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 
+from .host_memory import to_device
 from .layer_plan import num_kept
-from .user_error import UserError
 
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of visual tokens."""
@@ -28,12 +28,6 @@ NO_SLOT = torch.iinfo(torch.long).max  # the slot of an invalid row: as a key it
 def num_tokens(image: Sequence[Grid]) -> int:
     """Returns the number of visual tokens of an image with these grids."""
     return sum(rows * columns for rows, columns in image)
-
-
-def _pack(mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the indices [B, length] of the first true columns of mask [B, S], and which of them are real."""
-    order = torch.argsort(~mask, dim=1, stable=True)[:, :length]
-    return order, mask.gather(1, order)
 
 
 def gather_rows(rows: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
@@ -52,12 +46,17 @@ class TextTokens:
         valid: [B, T] bool.
         slots: [B, T] long.
         full: whether every row is valid.
+        before_visual: the greatest number of a sample's text rows that stand before its last visual row.
+        ranking: for each kind of ranking rows of a plan, the indices [B, R] of the rows that rank visual tokens into
+            the T rows, and which of them are real, both in the host's memory. It is empty without visual rows.
     """
 
     index: torch.Tensor | None
     valid: torch.Tensor
     slots: torch.Tensor
     full: bool
+    before_visual: int = 0
+    ranking: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ class VisualTokens:
         grid: [B, V], the number of the row's grid (tile or frame) in its sample; -1 at invalid rows.
         row, column: [B, V], the row's position in its grid.
         place: [B, V], the row's number among the original tokens of its image.
-        image_tokens: [B, V], the number of these.
-        grids: the (rows, columns) of each grid of the batch.
+        images: the grids of each image of each sample.
         full: whether every row is valid.
     """
 
@@ -85,9 +83,13 @@ class VisualTokens:
     row: torch.Tensor
     column: torch.Tensor
     place: torch.Tensor
-    image_tokens: torch.Tensor
-    grids: tuple[Grid, ...]
+    images: tuple[Images, ...]
     full: bool
+
+    @property
+    def grids(self) -> tuple[tuple[Grid, ...], ...]:
+        """The (rows, columns) of each grid of each sample."""
+        return tuple(tuple(grid for image in images for grid in image) for images in self.images)
 
     def padded(self, values: torch.Tensor) -> torch.Tensor:
         """Returns the values [B, V, D] of visual rows, 0 at invalid ones, before any token is left out.
@@ -99,18 +101,26 @@ class VisualTokens:
         return rows.masked_scatter(self.valid.unsqueeze(-1), values.to(rows))
 
     def num_kept(self, fraction: float) -> torch.Tensor:
-        """Returns [B, V] long, how many tokens of the row's image are kept at this fraction of the original ones."""
-        kept = torch.zeros_like(self.image)
-        for size in self.image_tokens.unique().tolist():
-            kept = torch.where(self.image_tokens == size, num_kept(fraction, size), kept)
-        return kept
+        """Returns [B, V] long, how many tokens of the row's image are kept at this fraction of the original ones.
+
+        It is 0 at invalid rows.
+        """
+        counts = self._kept_of_images(fraction)
+        most = max(map(len, counts))
+        table = torch.tensor([[*of_sample, *[0] * (most + 1 - len(of_sample))] for of_sample in counts])
+        image = torch.where(self.image < 0, most, self.image)
+        return to_device(table, image.device).gather(1, image)
+
+    def _kept_of_images(self, fraction: float) -> list[list[int]]:
+        """Returns how many tokens of each image of each sample are kept at this fraction of the original ones."""
+        return [[num_kept(fraction, num_tokens(image)) for image in images] for images in self.images]
 
     def survivors(self, scores: torch.Tensor, fraction: float) -> tuple["VisualTokens", torch.Tensor]:
         """Chooses the best `num_kept(fraction)` rows of each image, and keeps their order.
 
         Args:
             scores: [B, V], higher is better. Of equal scores, the earlier token's counts as better.
-            fraction: share of each image's original tokens.
+            fraction: share of each image's original tokens. No image carries fewer.
 
         Returns:
             The chosen rows, and their indices [B, V'] into the rows of `self`.
@@ -120,7 +130,10 @@ class VisualTokens:
         rank = place_in_run(self.image.gather(1, order))
         limit = self.num_kept(fraction).gather(1, order)
         keep = torch.zeros_like(self.valid).scatter(1, order, rank < limit) & self.valid
-        chosen, valid = _pack(keep, int(keep.sum(1).max()))
+        # How many rows are chosen is known without a look at the device.
+        counts = [sum(of_sample) for of_sample in self._kept_of_images(fraction)]
+        chosen = torch.argsort(~keep, dim=1, stable=True)[:, : max(counts)]
+        valid = keep.gather(1, chosen)
 
         def of_chosen(values: torch.Tensor, invalid: int | None = None) -> torch.Tensor:
             taken = values.gather(1, chosen)
@@ -135,9 +148,8 @@ class VisualTokens:
             row=of_chosen(self.row),
             column=of_chosen(self.column),
             place=of_chosen(self.place),
-            image_tokens=of_chosen(self.image_tokens),
-            grids=self.grids,
-            full=bool(valid.all()),
+            images=self.images,
+            full=len(set(counts)) == 1,
         )
         return kept_tokens, chosen
 
@@ -148,96 +160,6 @@ def place_in_run(numbers: torch.Tensor) -> torch.Tensor:
     first = torch.ones_like(numbers, dtype=torch.bool)
     first[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
     return place - torch.where(first, place, 0).cummax(dim=1).values
-
-
-def split_streams(
-    sequence: Sequence[int],
-    attention_mask: torch.Tensor | None,
-    visual_mask: torch.Tensor | None,
-    images: Images,
-    past_length: int,
-    device: torch.device,
-) -> tuple[TextTokens, VisualTokens | None]:
-    """Returns the text rows and the visual rows of a forward.
-
-    Args:
-        sequence: (B, S) of this forward.
-        attention_mask: [B, past_length + S], 0 at padding. None means that there is no padding.
-        visual_mask: [B, S] bool, true at image tokens. None means that there are none.
-        images: the grids of each image, in the order of the batch.
-        past_length: number of cached slots.
-
-    Raises:
-        UserError: the attention mask is not two-dimensional or has another length, or the numbers of image tokens in
-            the input and in the images differ.
-    """
-    batch, length = sequence
-    present = _present(attention_mask, batch, length, past_length, device)
-    slots = torch.arange(past_length, past_length + length, device=device).expand(batch, length)
-    if visual_mask is None:
-        if bool(present.all()):
-            return TextTokens(index=None, valid=present, slots=slots, full=True), None
-        visual = None
-        is_text = present
-    else:
-        visual_mask = visual_mask & present
-        visual = _visual_tokens(visual_mask, slots, images)
-        is_text = present & ~visual_mask
-    counts = is_text.sum(1)
-    index, valid = _pack(is_text, int(counts.max()))
-    text_slots = torch.where(valid, slots.gather(1, index), NO_SLOT)
-    return TextTokens(index=index, valid=valid, slots=text_slots, full=bool(valid.all())), visual
-
-
-def _present(
-    attention_mask: torch.Tensor | None, batch: int, length: int, past_length: int, device: torch.device
-) -> torch.Tensor:
-    """Returns which rows of this forward are not padding, [B, S] bool. Raises UserError for a mask of another shape."""
-    if attention_mask is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=device)
-    if attention_mask.dim() != 2 or attention_mask.shape[1] != past_length + length:
-        raise UserError(
-            f"attention_mask: got shape {tuple(attention_mask.shape)}, allowed: "
-            f"[{batch}, {past_length + length}] (2-D, cached tokens included)"
-        )
-    return attention_mask[:, past_length:].to(device=device, dtype=torch.bool)
-
-
-def _visual_tokens(mask: torch.Tensor, slots: torch.Tensor, images: Images) -> VisualTokens:
-    """Returns the visual rows at mask [B, S]. Raises UserError if the images have another number of tokens."""
-    counts = mask.sum(1)
-    grids = tuple(grid for image in images for grid in image)
-    sizes = [rows * columns for rows, columns in grids]
-    if int(counts.sum()) != sum(sizes):
-        raise UserError(f"image tokens: got {int(counts.sum())} in the input, the images have {sum(sizes)}")
-    index, valid = _pack(mask, int(counts.max()))
-    device = mask.device
-
-    def padded(values: list[torch.Tensor], padding: int) -> torch.Tensor:
-        """Returns [B, V], the values of the batch's visual tokens in order, and `padding` at invalid rows."""
-        empty = torch.full(valid.shape, padding, dtype=torch.long, device=device)
-        return empty.masked_scatter(valid, torch.cat(values).to(device))
-
-    def numbers(token_counts: list[int]) -> torch.Tensor:
-        """Returns [B, V], the number of each row's image or grid in its sample, given how many tokens each has."""
-        number = padded([torch.arange(len(token_counts)).repeat_interleave(torch.tensor(token_counts))], padding=-1)
-        return torch.where(valid, number - number[:, :1], -1)
-
-    cells = [torch.arange(size) for size in sizes]
-    image_sizes = [num_tokens(image) for image in images]
-    return VisualTokens(
-        index=index,
-        valid=valid,
-        slots=torch.where(valid, slots.gather(1, index), NO_SLOT),
-        image=numbers(image_sizes),
-        grid=numbers(sizes),
-        row=padded([cell // columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
-        column=padded([cell % columns for cell, (_, columns) in zip(cells, grids, strict=True)], padding=0),
-        place=padded([torch.arange(size) for size in image_sizes], padding=0),
-        image_tokens=padded([torch.full((size,), size) for size in image_sizes], padding=0),
-        grids=grids,
-        full=bool(valid.all()),
-    )
 
 
 def join_streams(
@@ -264,10 +186,3 @@ def _scattered(joined: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, va
     """Returns `joined` with `rows` [B, T, D] put at `index` [B, T], the invalid ones at the last row."""
     index = torch.where(valid, index, joined.shape[1] - 1)
     return joined.scatter(1, index.unsqueeze(-1).expand_as(rows), rows)
-
-
-def answer_starts(supervised: torch.Tensor) -> torch.Tensor:
-    """Returns which rows precede an answer, [B, S] bool, given which rows are answer tokens, [B, S] bool."""
-    starts = torch.zeros_like(supervised)
-    starts[:, :-1] = supervised[:, 1:] & ~supervised[:, :-1]
-    return starts

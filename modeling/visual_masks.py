@@ -3,10 +3,8 @@
 True means that the query sees the key. Masks compare slots (see visual_layout.py).
 A padding row sees every key, so that no softmax is empty. No row reads what a padding row gives.
 
-Shapes: B batch, T text rows, V visual rows, Q queries, L keys, P text rows that stand before the last visual row.
+Shapes: B batch, T text rows, V visual rows, Q queries, L keys, P text rows, `before_visual` of `TextTokens`.
 """
-
-from functools import cached_property
 
 import torch
 
@@ -72,15 +70,9 @@ class StageMasks:
         assert self._visual is not None, "this forward has no visual rows"
         return self._visual
 
-    @cached_property
-    def text_before(self) -> int:
-        """P, the number of text rows that any visual row of the batch may see."""
-        last = torch.where(self.visual.valid, self.visual.slots, -1).max(dim=1, keepdim=True).values
-        return int((self.text.slots < last).sum(1).max())
-
     def text_mask(self) -> torch.Tensor:
         """Returns the mask [B, V, P], bool, of visual rows over the first P text rows of this forward."""
-        return self.text.slots[:, None, : self.text_before] < self.visual.slots[:, :, None]
+        return self.text.slots[:, None, : self.text.before_visual] < self.visual.slots[:, :, None]
 
     def visual_mask(self, read: bool, radius: int | None, bidirectional: bool) -> torch.Tensor:
         """Returns the mask [B, 1, V, L], bool, of visual rows over their keys.
@@ -110,12 +102,12 @@ class StageMasks:
         if radius is None or self.past.slots.shape[1] > 0:
             return None
         batch, num_tokens = self.visual.slots.shape
-        _, pair_slots = tile_slots(self.visual.grids, radius)
+        _, pair_slots = tile_slots([grid for grids in self.visual.grids for grid in grids], radius)
         if not tiles_pay(num_tokens, -(-pair_slots // batch)):
             return None
         setting = (radius, bidirectional)
         if setting not in self._tiles:
-            self._tiles[setting] = neighbor_tiles(*self._positions(), radius, bidirectional)
+            self._tiles[setting] = neighbor_tiles(self.visual.grids, *self._positions(), radius, bidirectional)
         return self._tiles[setting]
 
     def _positions(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,9 +9,10 @@ Shapes: B batch, S sequence rows, T text rows, V visual rows, Q queries, L keys,
 
 import torch
 
+from .host_memory import to_device
 from .layer_plan import Rank
 from .user_error import UserError
-from .visual_layout import VisualTokens, answer_starts, place_in_run
+from .visual_layout import VisualTokens, place_in_run
 from .visual_masks import StageMasks
 from .visual_plan import LiveLayer
 
@@ -84,7 +85,6 @@ def text_scores(
     scaling: float,
     stage: StageMasks,
     rows: str,
-    supervised: torch.Tensor | None,
 ) -> torch.Tensor:
     """Returns the attention [B, V] that visual tokens receive from text, fp32, sum over the ranking rows, mean over
     heads.
@@ -94,14 +94,12 @@ def text_scores(
         keys: [B, units, L, H], the joint keys of these units.
         scaling: factor of the logits.
         rows: as in `Rank`.
-        supervised: [B, S] bool in training, true at answer tokens. The ranking rows are then those before answers.
     """
     assert stage.mask is not None, "visual rows are ranked, so this forward has visual rows and a mask"
-    ranking = _ranking_rows(rows, stage, supervised)
-    index = torch.argsort(~ranking, dim=1, stable=True)[:, : int(ranking.sum(1).max())]  # [B, ranking rows]
+    index, ranking = (to_device(part, queries.device) for part in stage.text.ranking[rows])  # [B, ranking rows]
     chosen = queries.gather(2, index[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
     mask = stage.mask.gather(2, index[:, None, :, None].expand(-1, 1, -1, keys.shape[2]))
-    counted = ranking.gather(1, index)[:, :, None].expand(-1, -1, stage.visual.slots.shape[1])
+    counted = ranking[:, :, None].expand(-1, -1, stage.visual.slots.shape[1])
     return _received_attention(chosen, keys, scaling, mask, stage.past.slots.shape[1], counted)
 
 
@@ -148,21 +146,3 @@ def _received_attention(
         by_row = weights[..., first : first + received.shape[1]].mean(1) * counted[:, rows]  # [B, rows, V]
         received += by_row.double().sum(1)  # so that equal shares which come from other rows stay equal
     return received.float()
-
-
-def _ranking_rows(rows: str, stage: StageMasks, supervised: torch.Tensor | None) -> torch.Tensor:
-    """Returns which text rows rank visual tokens, [B, T] bool. Arguments are as in `text_scores`."""
-    text, visual = stage.text, stage.visual
-    assert text.index is not None, "a sample with visual rows has its text rows by index"
-    if supervised is None:
-        answers, starts = None, None
-    else:
-        answers, starts = (mask.gather(1, text.index) & text.valid for mask in (supervised, answer_starts(supervised)))
-    if rows == "instruction":
-        last_visual = torch.where(visual.valid, visual.slots, -1).max(dim=1, keepdim=True).values
-        prompt = text.valid & (text.slots > last_visual)
-        return prompt if answers is None else prompt & ~answers
-    if starts is not None:
-        return starts
-    last = text.valid.sum(1, keepdim=True) - 1
-    return torch.arange(text.valid.shape[1], device=last.device) == last

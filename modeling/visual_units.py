@@ -7,6 +7,8 @@ If a list of units does, they are taken by index. Plans under search have such l
 
 import torch
 
+from .host_memory import to_device
+
 
 class UnitSplit:
     """Splits projections and heads of one layer by the units that serve visual tokens.
@@ -47,15 +49,15 @@ class UnitSplit:
             first = self._first // self.group
             return keys[:, :first], keys[:, first:]
         served, rest = (heads[:: self.group] // self.group for heads in (self._served, self._rest))
-        return keys[:, served.to(keys.device)], keys[:, rest.to(keys.device)]
+        return keys[:, to_device(served, keys.device)], keys[:, to_device(rest, keys.device)]
 
     def split_heads(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the served units' part and the rest of queries [B, query heads, T, head_dim]."""
         if self._first is not None:
             return queries[:, : self._first], queries[:, self._first :]
-        return queries[:, self._served.to(queries.device)], queries[:, self._rest.to(queries.device)]
+        return queries[:, to_device(self._served, queries.device)], queries[:, to_device(self._rest, queries.device)]
 
     def merge_heads(self, served: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """Returns the heads in their own order. This is the inverse of `split_heads`."""
         merged = torch.cat([served, rest], dim=1)
-        return merged if self._first is not None else merged[:, self._order.to(merged.device)]
+        return merged if self._first is not None else merged[:, to_device(self._order, merged.device)]

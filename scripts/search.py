@@ -120,7 +120,9 @@ def search(args: argparse.Namespace, settings: Planner, folder: Path) -> VisualP
         )
     batches = in_batches(dataset, args.num_samples, args.batch_size, processor, "--num-samples")
     model = dense_student(model_settings)
-    statistics = calibrate(model, batches, folder / "calibration") if settings.needs_statistics else None
+    statistics = None
+    if settings.needs_statistics:
+        statistics = calibrate(model, batches, folder / "calibration", with_unit_kl=settings.needs_unit_kl)
     bounds_latency = any(bound.measure == "latency" for bound in settings.bounds)
     latency = measured_latency(model, folder / "latency.json") if bounds_latency else None
     return settings.find(Search(model, batches, statistics, latency, folder))

@@ -91,8 +91,8 @@ def test_a_wrong_room_import_is_noticed():
 # ---- rooms within training ----
 
 FLOORS = (
-    {"compiled_ops", "files", "fingerprints", "ranks", "schema", "stops"},
-    {"changes", "cli"},
+    {"compiled_ops", "files", "fingerprints", "journal", "ranks", "schema", "stops"},
+    {"changes", "cli", "progress"},
     {"starts"},
     {"run"},
     {"measure"},

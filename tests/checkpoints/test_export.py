@@ -1,6 +1,7 @@
 import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import (
 
 from checkpoints import export
 from checkpoints.build import build_student
-from checkpoints.export import check_output, export_checkpoint, fresh_process_logits
+from checkpoints.export import check_output, export_checkpoint, fresh_process_logits, off_accelerator
 from modeling.layer_plan import LayerPlan
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -45,6 +46,27 @@ def exported(tmp_path_factory):
     picture.write_bytes(b"a picture")
     export_checkpoint(model, processor, folder, card="# tiny\n", probe=probe, picture=picture)
     return folder, model, probe
+
+
+class OnAccelerator(torch.nn.Linear):
+    """A module whose place is written down. `meta` stands for an accelerator."""
+
+    def __init__(self):
+        super().__init__(2, 2, device="meta")
+        self.places = []
+
+    def to(self, device):
+        self.places.append(str(device))
+
+
+def test_the_model_leaves_the_accelerator_while_the_fresh_process_runs(monkeypatch):
+    emptied = []
+    module = SimpleNamespace(empty_cache=lambda: emptied.append(list(model.places)))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    model = OnAccelerator()
+    with off_accelerator(model):
+        assert model.places == ["cpu"] and emptied == [["cpu"]], "emptied after the model has left"
+    assert model.places == ["cpu", "meta"]
 
 
 def modelling_files(start="modeling_sparse_llava.py"):

@@ -1,14 +1,20 @@
 """Loading a checkpoint of either kind, and refusing half of one."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
 
+from checkpoints.build import build_student, load_dense
 from checkpoints.load import load_checkpoint
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.user_error import UserError
+from modeling.visual_plan import VisualPlan
+from tests.checkpoints.tiny_dense import save_tiny_dense, tiny_dense
 from tests.tiny_processor import tiny_processor
 from tests.tiny_student import tiny_student
 
@@ -67,3 +73,31 @@ def test_a_broken_config_is_refused(folder):
         (folder / "config.json").write_text(content)
         with pytest.raises(UserError, match=f"config.json: {complaint}"):
             load_checkpoint(folder, torch.float32)
+
+
+def private_bytes() -> int:
+    """Memory that this process can share with no other. Pages of a file that were only read are not among it."""
+    text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"^Private_Dirty: +(\d+) kB", text, re.MULTILINE)[1])
+
+
+def growth_of_loading(folder: Path, dtype: torch.dtype) -> int:
+    before = private_bytes()
+    model, _ = load_dense(folder, dtype)
+    student = build_student(model, VisualPlan.dense(model.config.text_config.num_hidden_layers))
+    for parameter in student.parameters():
+        parameter.sum()  # every page is read
+    return private_bytes() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells what is private")
+def test_weights_in_their_stored_dtype_are_shared_by_all_processes_of_a_machine(tmp_path):
+    """They are mapped from the file, and so lie in memory once, whatever the number of processes."""
+    save_tiny_dense(tmp_path)
+    config = tiny_dense()[0].config
+    config.text_config.hidden_size, config.text_config.intermediate_size = 512, 8192
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size > 100 << 20
+    assert growth_of_loading(tmp_path, torch.float32) < 0.3 * size
+    assert growth_of_loading(tmp_path, torch.bfloat16) > 0.4 * size, "another dtype is a copy: what is measured works"

@@ -67,8 +67,7 @@ def test_good_rows(load, root):
 
 BAD_ROWS = {
     "not an object": (["r"], "got list, a row is an object"),
-    "no id": ({"conversations": [human("a"), gpt("b")]}, r"None\): no key 'id'; got \['conversations'\]"),
-    "id of another type": (row(human("a"), gpt("b"), id=None), "'id' is NoneType, a text is expected"),
+    "id of another type": (row(human("a"), gpt("b"), id=[1]), "'id' is list, a text is expected"),
     "no conversations": ({"id": "r", "image": "a.png"}, r"no key 'conversations'; got \['id', 'image'\]"),
     "conversations of another type": (
         {"id": "r", "conversations": "hello"},
@@ -81,16 +80,29 @@ BAD_ROWS = {
     "value of another type": (row(human("a"), gpt(7)), "turn 1 is .*7.*, an object with texts"),
     "unknown speaker": (
         row(human("a"), {"from": "bot", "value": "b"}),
-        "turn 1 is from 'bot', allowed are 'human' and 'gpt'",
+        "turn 1 is from 'bot', allowed are 'system', 'human'",
     ),
-    "system turn": (row({"from": "system", "value": "a"}, gpt("b")), "turn 0 is from 'system', allowed are"),
-    "two human turns": (row(human("a"), human("b"), gpt("c")), r"two 'human' turns in a row \(turns 0 and 1\)"),
-    "two gpt turns": (row(human("a"), gpt("b"), gpt("c")), r"two 'gpt' turns in a row \(turns 1 and 2\)"),
-    "starts with gpt": (row(gpt("a"), human("b")), "starts with 'gpt', it must start with 'human'"),
-    "ends with human": (row(human("a"), gpt("b"), human("c")), "ends with human, it must end with 'gpt'"),
-    "no turns": (row(), "the conversation is empty, it must end with 'gpt'"),
+    "system turn alone": (row({"from": "system", "value": "a"}, gpt("b")), "starts with an answer"),
+    "late system turn": (
+        row(human("a"), gpt("b"), {"from": "system", "value": "c"}, human("d"), gpt("e")),
+        "a system message stands behind the first message",
+    ),
+    "two human turns": (
+        row(human("a"), human("b"), gpt("c")),
+        r"two turns in a row are from the user \(turns 0 and 1\)",
+    ),
+    "two gpt turns": (
+        row(human("a"), gpt("b"), gpt("c")),
+        r"two turns in a row are from the assistant \(turns 1 and 2\)",
+    ),
+    "starts with gpt": (row(gpt("a"), human("b")), "starts with an answer, it must start with a question"),
+    "ends with human": (row(human("a"), gpt("b"), human("c")), "ends with a question, it must end with an answer"),
+    "no turns": (row(), "the conversation is empty, it must end with an answer"),
     "empty answer": (row(human("a"), gpt("b"), human("c"), gpt(" \n")), "turn 3 is an empty answer"),
-    "mark in an answer": (row(human("a"), gpt("<image>"), image="a.png"), "turn 1 is an answer with an <image> mark"),
+    "mark in an answer": (
+        row(human("a"), gpt("<image>"), image="a.png"),
+        "turn 1 holds an <image> mark, only questions",
+    ),
     "broken Unicode": (row(human("a"), gpt("\ud83d")), "surrogates not allowed"),
     "more marks than images": (row(human("<image> <image>"), gpt("b"), image="a.png"), "2 <image> marks for 1 images"),
     "mark without image": (row(human("<image>"), gpt("b")), "1 <image> marks for 0 images"),
@@ -99,7 +111,18 @@ BAD_ROWS = {
         "1 <image> marks for 2 images",
     ),
     "image without mark": (row(human("a"), gpt("b"), image="a.png"), "0 <image> marks for 1 images"),
-    "image null": (row(human("a"), gpt("b"), image=None), "'image' is None, a path or a list of paths is expected"),
+    "a number as image": (
+        row(human("<image>"), gpt("b"), image=3),
+        "'image' is 3, a path or a list of paths is expected",
+    ),
+    "both image and images": (
+        row(human("<image>"), gpt("b"), image="a.png", images=["b.png"]),
+        "both 'image' and 'images' are given",
+    ),
+    "video": (row(human("<video>"), gpt("b"), video="a.mp4"), "'video' is given, which is not read"),
+    "video mark": (row(human("<video> what?"), gpt("b")), "turn 0 holds the mark <video>, which is not read"),
+    "audio": (row(human("a"), gpt("b"), audios=["a.wav"]), "'audios' is given, which is not read"),
+    "tools": (row(human("a"), gpt("b"), tools="[]"), "'tools' is given, which is not read"),
     "image list of numbers": (
         row(human("<image>"), gpt("b"), image=[1]),
         r"'image' is \[1\], a path or a list of paths",

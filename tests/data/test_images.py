@@ -141,12 +141,30 @@ def test_a_picture_whose_opening_raises(root, monkeypatch, read, error):
 
 def test_a_picture_that_the_image_processor_refuses(root):
     path = root / "line.png"
-    Image.new("RGB", (500, 1)).save(path)
-    complaint = "a picture of 500 x 1 pixels is refused by Qwen2VLImageProcessorPil .*aspect ratio"
+    Image.new("RGB", (4, 4)).save(path)
+    processor = QWEN2_VL.processor()
+
+    def refuse(*arguments, **options):
+        raise ValueError("too small")
+
+    processor.image_processor.preprocess = processor.image_processor.__call__ = refuse
+    complaint = "a picture of 4 x 4 pixels is refused by Qwen2VLImageProcessorPil .*too small"
     with pytest.raises(UserError, match=complaint):
-        tokens_at((1, 500), QWEN2_VL.processor())
+        tokens_at((4, 4), processor)
     with pytest.raises(UserError, match=complaint):
-        process_images([path], QWEN2_VL.processor())
+        process_images([path], processor)
+
+
+@pytest.mark.parametrize("read", [open_image, read_image_size])
+def test_a_line_is_refused_by_its_header(root, read):
+    """Scaled to 336 pixels on its shorter side, as LLaVA does, one of 8000 x 4 pixels takes gigabytes."""
+    Image.new("RGB", (8000, 4)).save(root / "line.png")
+    with pytest.raises(
+        UserError, match=r"line.png' is too long \(8000 x 4 pixels\); at most 200 times as long as wide"
+    ):
+        read(root / "line.png")
+    Image.new("RGB", (800, 4)).save(root / "line.png")
+    read(root / "line.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all"])

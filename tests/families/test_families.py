@@ -34,8 +34,8 @@ from training.distillation.arguments import training_arguments
 from training.distillation.lora import add_lora
 from training.distillation.teacher_answers import AnsweredDataset, encoded_pictures, write_teacher_answers
 from training.distillation.trainer import DistillationTrainer
-from training.gates.start import gates_at_start
-from training.gates.student import GatedStudent
+from training.gates.budgeted import BudgetedGates
+from training.gates.start import base_plan, gates_at_start
 from training.gates.trainer import GateTrainer
 from training.measure.calibration import calibrate
 from training.measure.costs import fractions
@@ -380,17 +380,19 @@ def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
         report_to=(),
     )
     dense = VisualPlan.dense(LAYERS)
-    gates, cost = (
+    gates = BudgetedGates(
         gates_at_start(model.config, statistics, dense, settings),
+        base_plan(dense),
         PlanPrice(model.config, settings.budget.measure),
     )
-    gated = GatedStudent(add_lora(model, LoraSettings(rank=2, alpha=4)), gates, cost)
+    wide = add_lora(model, LoraSettings(rank=2, alpha=4))
     narrow = add_lora(family.sparse(dense.replace(0, heads=(1,), ffn=5)), LoraSettings(rank=2, alpha=4))
     for trainer_class, student, own in (
-        (GateTrainer, gated, {"settings": settings}),
+        (GateTrainer, wide, {"gates": gates, "settings": settings}),
         (DistillationTrainer, narrow, {}),
     ):
-        before = {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
+        learned = dict((*student.named_parameters(), *(gates.named_parameters() if own else ())))
+        before = {name: value.detach().clone() for name, value in learned.items() if value.requires_grad}
         trainer_class(
             model=student,
             args=training_arguments(training, tmp_path / trainer_class.__name__, seed=0, name="student"),
@@ -399,11 +401,7 @@ def test_gates_and_adapters_learn(family: TinyFamily, tmp_path):
             distillation=losses,
             **own,
         ).train()
-        changed = [
-            name
-            for name, value in student.named_parameters()
-            if name in before and not torch.equal(value, before[name])
-        ]
+        changed = [name for name, value in learned.items() if name in before and not torch.equal(value, before[name])]
         assert any("lora_B" in name for name in changed)
         assert trainer_class is DistillationTrainer or any("log_alpha" in name for name in changed)
 

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from modeling import visual_ranking
 from modeling.class_attention import llava_class_blocks
 from modeling.layer_plan import Rank
-from modeling.visual_layout import split_streams
+from modeling.stream_split import split_streams
 from modeling.visual_plan import VisualPlan
 from tests.modeling.test_sparse_decoder import IMAGES, forward_inputs, reference_batch, relative_error, text_rows
 from tests.tiny_student import IMAGE_TOKEN, tiny_batch, tiny_student

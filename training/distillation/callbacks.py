@@ -1,35 +1,31 @@
-"""What a trainer shows and writes while it trains: a progress bar and metrics.jsonl."""
+"""What a trainer shows and writes while it trains: its progress and metrics.jsonl."""
 
 import json
 from pathlib import Path
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from training.files import write_text
+from training.progress import Progress
 
 
-class ProgressBar(TrainerCallback):
-    """Shows one progress bar over all steps, with the last loss that was logged."""
+class TrainingProgress(TrainerCallback):
+    """Shows the progress over all steps, with what was logged last: the loss, samples per second and the time left."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=args.run_name,
-            unit="step",
-            disable=not state.is_world_process_zero,
-        )
+        self.progress = Progress(desc=args.run_name, unit="step", total=state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
+        self.progress.update(state.global_step - self.progress.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4g}")
+            self.progress.set_postfix_str(
+                f"loss {logs['loss']:.4g}, {logs['samples_per_second']:.3g} samples/s", refresh=False
+            )
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+        self.progress.close()
 
 
 class MetricsFile(TrainerCallback):

@@ -76,6 +76,11 @@ def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[
     return sources
 
 
+def conversations_of(dataset: ConversationDataset | AnsweredDataset) -> ConversationDataset:
+    """Returns the conversations of a dataset, which may hold the teacher's answers to them."""
+    return dataset.conversations if isinstance(dataset, AnsweredDataset) else dataset
+
+
 def training_collator(dataset: ConversationDataset | AnsweredDataset, processor: ProcessorMixin) -> Collator:
     """Returns what makes batches in training.
 
@@ -83,7 +88,7 @@ def training_collator(dataset: ConversationDataset | AnsweredDataset, processor:
     `PictureInEveryBatch`). The added row is the shortest sample that has one.
     """
     collator = Collator(processor)
-    conversations = dataset.conversations if isinstance(dataset, AnsweredDataset) else dataset
+    conversations = conversations_of(dataset)
     with_picture = [index for index, sample in enumerate(conversations.samples) if sample.images]
     if world_size() == 1 or len(with_picture) in (0, len(conversations)):
         return collator

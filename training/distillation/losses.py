@@ -7,6 +7,7 @@ size when the temperature changes (arXiv 1503.02531, section 2).
 N supervised positions, V vocab, D hidden_size.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -107,10 +108,9 @@ def jensen_shannon(
     Returns:
         An fp32 scalar.
     """
-    weights = torch.tensor([jsd_beta, 1 - jsd_beta], device=student_logits.device).log()
 
     def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        mixture = torch.logsumexp(torch.stack([teacher, student], dim=-1) + weights, dim=-1)
+        mixture = torch.logaddexp(teacher + math.log(jsd_beta), student + math.log1p(-jsd_beta))
         return jsd_beta * _kl_teacher_student(mixture, teacher) + (1 - jsd_beta) * _kl_teacher_student(mixture, student)
 
     return _divergence(divergence, student_logits, teacher_logits, distill_temperature)

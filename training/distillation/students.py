@@ -25,6 +25,7 @@ from training.distillation.arguments import training_arguments
 from training.distillation.lora import add_lora, permuted_adapters
 from training.distillation.trainer import DistillationTrainer
 from training.distillation.trainer_checkpoints import delete_checkpoints
+from training.ranks import from_rank_0
 from training.recipe.model import ModelSettings
 from training.recipe.student import StudentRecipe
 from training.run import device, is_main_process
@@ -104,7 +105,7 @@ def train_student(
     Raises:
         UserError: as `DistillationTrainer`.
     """
-    if (folder / "weights").exists():
+    if from_rank_0((folder / "weights").exists()):  # on a shared disk, ranks may see different things
         return
     set_seed(recipe.seed)
     # The models are loaded before the training arguments are made. With ZeRO-3, these make from_pretrained divide
@@ -122,7 +123,9 @@ def train_student(
             teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
     trainer = DistillationTrainer(
         model=student,
-        args=training_arguments(recipe.training, folder / "trainer", recipe.seed, folder.name),
+        args=training_arguments(
+            recipe.training, folder / "trainer", recipe.seed, f"{recipe.name}/{folder.name}", recipe
+        ),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,

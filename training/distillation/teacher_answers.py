@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -24,6 +23,7 @@ from data.dataset import ConversationDataset
 from modeling.class_attention import ScoredFeatures, class_attention_of
 from modeling.user_error import UserError
 from modeling.whole_file import whole_file
+from training.progress import Progress
 from training.ranks import rank, wait_for_rank_0, world_size
 
 FEATURES = "features_"
@@ -67,7 +67,7 @@ def write_teacher_answers(
     starts = range(0, len(dataset), batch_size)
     number, count = rank(), world_size()
     own = starts[len(starts) * number // count : len(starts) * (number + 1) // count]  # adjacent, so that parts join
-    for start in tqdm(own, desc="teacher", unit="batch", disable=rank() != 0):
+    for start in Progress(own, desc="teacher", unit="batch"):
         samples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         batch = {name: value.to(teacher.device) for name, value in collator(samples).items()}
         supervised = predicts_answer(batch["labels"])

@@ -22,22 +22,28 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers import PreTrainedModel, PrinterCallback
+from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS, predicts_answer
+from modeling.host_memory import to_device, to_host
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training import stops
-from training.distillation.callbacks import MetricsFile, ProgressBar
+from training.distillation.callbacks import MetricsFile, TrainingProgress
+from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
+from training.distillation.loss_watch import LossWatch
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
+from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
+from training.distillation.throughput import Throughput
+from training.distillation.trackers import tracker_run
 from training.distillation.trainer_checkpoints import TrainerCheckpoints, last_checkpoint
 from training.recipe.distillation import DistillationSettings
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(OrderedTrainer):
     """Trains a sparse student on the answers in the data and on the teacher's distributions.
 
     Args:
@@ -60,7 +66,7 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
-        assert not (distillation.needs_teacher and teacher is None and not isinstance(self.student, PeftModel)), (
+        assert not (distillation.needs_teacher and teacher is None and not isinstance(self.model, PeftModel)), (
             "no teacher"
         )
         # compute_loss divides by the number of tokens in the whole step. This makes Trainer count them, and not divide
@@ -70,18 +76,32 @@ class DistillationTrainer(Trainer):
         self.teacher = teacher
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_sums_begin = 0
+        self._watch = LossWatch(self.accelerator)
+        self._throughput: Throughput | None = None
         if teacher is not None:
             _check_vocabulary(teacher, model)
             teacher.requires_grad_(False).eval().to(self.args.device)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ProgressBar())
+        self.add_callback(TrainingProgress())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
         self.add_callback(TrainerCheckpoints())
 
-    @property
-    def student(self) -> PeftModel | PreTrainedModel:
-        """The student. A subclass may train a module around it."""
-        return self.model
+    def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
+        args = self.args
+        if args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler()
+        conversations = conversations_of(self.train_dataset)
+        has_picture = [bool(sample.images) for sample in conversations.samples]
+        step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return GroupedOrder(conversations.lengths, has_picture, step_samples, args.seed, self.epoch)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in Trainer. What is trained on is counted."""
+        if self._throughput is None:
+            self._throughput = Throughput(self.accelerator, self.state.global_step, self.state.max_steps)
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._throughput.count(batches)
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns this micro-batch's part of the step's loss, a scalar.
@@ -89,27 +109,28 @@ class DistillationTrainer(Trainer):
         It is multiplied by the number of ranks, as gradients are averaged over ranks.
         """
         assert not return_outputs, "there is no evaluation loop in this trainer"
-        labels = inputs["labels"]
+        # Rows and sizes follow from tokens, masks and grids. These are read at once and stay on the host, so that no
+        # forward waits for the device.
+        names = [name for name, value in inputs.items() if not value.is_floating_point()]
+        on_host = dict(zip(names, to_host(*(inputs[name] for name in names)), strict=True))
+        device, labels = inputs["labels"].device, on_host["labels"]
         supervised = predicts_answer(labels)  # [B, S]
-        targets = labels.roll(-1, dims=1)[supervised]  # [N]
-        if num_items_in_batch == 0:
-            raise UserError(
-                f"step {self.state.global_step + 1}: no token of its batches is supervised, nothing to train on"
-            )
+        targets = to_device(labels.roll(-1, dims=1)[supervised], device)  # [N]
 
         inputs = {**inputs, "logits_mask": supervised}
         stored_logits = inputs.pop("teacher_logits", None)
-        if isinstance(self.student, PeftModel):
+        if isinstance(self.model, PeftModel):
             inputs = self._with_encoded_pictures(inputs)
+        inputs |= {name: value for name, value in on_host.items() if name in inputs}
         teacher_outputs = None
         if stored_logits is not None:
             teacher_outputs = SupervisedOutputs(stored_logits, None)
         elif self.distillation.needs_teacher:
             with self._teacher_context() as teacher:
                 teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
-        student_outputs = _supervised_outputs(model, self.student, inputs)
+        student_outputs = _supervised_outputs(model, self.model, inputs)
 
-        loss = torch.zeros((), device=labels.device)
+        loss = torch.zeros((), device=device)
         token_sums = weighted_token_sums(self.distillation, targets, student_outputs, teacher_outputs)
         for name, weight, token_sum in token_sums:
             mean = token_sum / num_items_in_batch
@@ -127,23 +148,32 @@ class DistillationTrainer(Trainer):
         self._metric_sums[name] = self._metric_sums.get(name, 0) + value
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As in Trainer. Raises UserError if the loss is not finite."""
+        """As in Trainer. Whether the loss is finite is found out at the next log or checkpoint."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}; "
-                f"the learning rate (now {self._get_learning_rate():.2g}) may be too high, "
-                "or the data or weights hold NaN"
-            )
+        self._watch.add(self.state.global_step + 1, loss, num_items_in_batch)
         return loss
 
+    def _save_checkpoint(self, *args, **kwargs):
+        """As in Trainer. Raises UserError if a loss was not finite, so that no checkpoint has weights from after it."""
+        self._watch.look(self._get_learning_rate())
+        super()._save_checkpoint(*args, **kwargs)
+
     def log(self, logs, start_time=None):
-        """As in Trainer, with each accumulated metric: its mean over the steps since the last log."""
+        """As in Trainer, with each accumulated metric: its mean over the steps since the last log.
+
+        A log of training also has what `Throughput` counted.
+
+        Raises:
+            UserError: a loss since the last log was not finite.
+        """
+        self._watch.look(self._get_learning_rate())
         num_steps = self.state.global_step - self._metric_sums_begin
         if self._metric_sums and num_steps:
             for name, metric_sum in self._metric_sums.items():
                 logs[name] = (self.accelerator.reduce(metric_sum, "sum") / num_steps).item()
             self._metric_sums = {}
+        if "loss" in logs and self._throughput is not None:
+            logs |= self._throughput.since_last_log(self.state.global_step)
         super().log(logs, start_time)
 
     def get_train_dataloader(self):
@@ -160,10 +190,22 @@ class DistillationTrainer(Trainer):
         """
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         try:
-            return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+            with tracker_run(self.args):
+                return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         finally:
             # Otherwise ZeRO-3 would divide every model that this process loads later.
             unset_hf_deepspeed_config()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As in Trainer. Of adapters on frozen weights, only the adapters are gathered.
+
+        transformers would copy all weights to the CPU, on every rank, where DeepSpeed does not divide them.
+        """
+        if self.is_deepspeed_enabled and isinstance(self.model, PeftModel) and not is_deepspeed_zero3_enabled():
+            trained = self.deepspeed.module_state_dict(exclude_frozen_parameters=True)
+            self._save(output_dir, state_dict={name: value.detach().clone() for name, value in trained.items()})
+        else:
+            super().save_model(output_dir, _internal_call)
 
     @torch.no_grad()
     def _with_encoded_pictures(self, inputs: dict) -> dict:
@@ -176,7 +218,7 @@ class DistillationTrainer(Trainer):
         if self.distillation.keep_answers:
             return text | encoded_pictures(pictures)
         with self.accelerator.autocast():
-            return text | self.student.get_base_model().encode_pictures(pictures)
+            return text | self.model.get_base_model().encode_pictures(pictures)
 
     @contextmanager
     def _teacher_context(self) -> Iterator[nn.Module]:
@@ -186,7 +228,7 @@ class DistillationTrainer(Trainer):
                 yield self.teacher
                 return
             # The bare module is called, as DDP and DeepSpeed expect a backward pass after each forward pass.
-            student = self.student
+            student = self.model
             base = student.get_base_model()
             training = student.training
             student.eval()

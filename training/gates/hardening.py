@@ -13,6 +13,7 @@ import torch
 from modeling.layer_plan import LayerPlan
 from modeling.visual_gates import GATE_KINDS, VisualGates
 from modeling.visual_plan import VisualPlan
+from training.gates.opening import OpeningGates
 from training.measure.price import PlanPrice
 from training.recipe.gates import GateSettings
 
@@ -36,7 +37,7 @@ def harden(
         seed: seed of the orders that are drawn.
     """
     plans = (
-        without_dead_work(_opened_in_order(gates, scores, base, price, settings.budget.share), gates)
+        without_dead_work(opened_in_order(gates, scores, base, price, settings.budget.share), gates)
         for scores in _scores(gates, settings.draws, seed)
     )
     return min(dict.fromkeys(plans), key=answer_kl)
@@ -54,28 +55,22 @@ def _scores(gates: VisualGates, draws: int, seed: int) -> Iterator[dict[str, tor
         }
 
 
-def _opened_in_order(
+def opened_in_order(
     gates: VisualGates, scores: Mapping[str, torch.Tensor], base: VisualPlan, price: PlanPrice, share: float
 ) -> VisualPlan:
     """Returns the plan of gates that are opened by falling score.
 
     A gate stays shut if the plan would cost more than `share` of the dense model's cost.
     """
-    opened = {name: gates.fixed_open(name) for name in GATE_KINDS}
     candidates = [
         (float(scores[name][place]), name, place)
         for name in GATE_KINDS
         for place in map(tuple, gates.learned(name).nonzero().tolist())
     ]
-    plan = gates.plan(opened, base)
+    opening = OpeningGates(gates, base, price, share)
     for _, name, place in sorted(candidates, key=lambda candidate: -candidate[0]):
-        opened[name][place] = True
-        wider = gates.plan(opened, base)
-        if price(wider) <= share:
-            plan = wider
-        else:
-            opened[name][place] = False
-    return plan
+        opening.open(name, place)
+    return opening.plan
 
 
 def without_dead_work(plan: VisualPlan, gates: VisualGates) -> VisualPlan:

@@ -3,7 +3,7 @@
 The folder of a learned plan holds:
 
     start.json            the plan that learning starts from
-    weights/              gates, multipliers and adapters after training
+    weights/              adapters, and in gates.safetensors gates and multipliers, after training
     trainer/              metrics.jsonl and gates.jsonl
     hardening.json        the cost of the hard plan and its answer KL, and the same under the soft gates
 """
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
@@ -22,15 +23,15 @@ from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
 from training.distillation.students import train_and_save, untrained_student
 from training.files import write_json
+from training.gates.budgeted import BudgetedGates
 from training.gates.hardening import harden
 from training.gates.start import base_plan, check_budget, gates_at_start
-from training.gates.student import GatedStudent
-from training.gates.trainer import GateTrainer
+from training.gates.trainer import GATES_FILE, GateTrainer
 from training.measure.answer_kl import AnswerKL, OwnAnswers, mean_distance
 from training.measure.calibration import Calibration
 from training.measure.latency import LatencyTable
 from training.measure.price import PlanPrice
-from training.ranks import OnAllRanks, in_order, led_by_rank_0, own_share
+from training.ranks import OnAllRanks, from_rank_0, in_order, led_by_rank_0, own_share
 from training.recipe.gates import GateSettings
 from training.recipe.lora import LoraSettings
 from training.recipe.student import StudentRecipe
@@ -40,16 +41,17 @@ DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
 """The adapters that are trained together with gates if the recipe asks for full fine-tuning of students."""
 
 
-def gated_student(
-    recipe: StudentRecipe,
+def budgeted_gates(
+    config: PreTrainedConfig,
     settings: GateSettings,
     calibration: Calibration,
     start: VisualPlan,
     latency: LatencyTable | None,
-) -> GatedStudent:
-    """Returns the dense model with fresh adapters and gates, on the CPU.
+) -> BudgetedGates:
+    """Returns the gates that learning begins with, on the CPU.
 
     Args:
+        config: the model's config.
         calibration: statistics of the dense model.
         start: the plan whose gates are open at first.
         latency: timings of this machine; None unless the budget bounds latency.
@@ -58,11 +60,15 @@ def gated_student(
         UserError: as `gates_at_start` and `check_budget`.
     """
     base = base_plan(start)
-    student = untrained_student(recipe.model, base)
-    gates = gates_at_start(student.config, calibration, start, settings)
-    price = PlanPrice(student.config, settings.budget.measure, latency)
+    gates = gates_at_start(config, calibration, start, settings)
+    price = PlanPrice(config, settings.budget.measure, latency)
     check_budget(gates, base, price, settings.budget)
-    return GatedStudent(add_lora(student, recipe.lora or DEFAULT_LORA), gates, price)
+    return BudgetedGates(gates, base, price)
+
+
+def _student_with_adapters(recipe: StudentRecipe, start: VisualPlan) -> PeftModel:
+    """Returns the dense model with fresh adapters, on the CPU."""
+    return add_lora(untrained_student(recipe.model, base_plan(start)), recipe.lora or DEFAULT_LORA)
 
 
 def learn_gates(
@@ -87,22 +93,27 @@ def learn_gates(
         folder: folder of the learned plan.
 
     Raises:
-        UserError: as `gated_student` and `DistillationTrainer`.
+        UserError: as `budgeted_gates` and `DistillationTrainer`.
     """
-    if (folder / "weights").exists():
+    if from_rank_0((folder / "weights").exists()):
         return
     set_seed(recipe.seed)
     training = recipe.training.model_copy(
         update={
             "max_steps": settings.steps,
             "num_epochs": None,
-            "deepspeed": None,
             "lr_schedule": "constant_with_warmup",
         }
     )
+    start = VisualPlan.load(folder / "start.json")
+    # The model is loaded before the training arguments are made, as in `train_student`.
+    student = _student_with_adapters(recipe, start)
     trainer = GateTrainer(
-        model=gated_student(recipe, settings, calibration, VisualPlan.load(folder / "start.json"), latency),
-        args=training_arguments(training, folder / "trainer", recipe.seed, f"gates of {folder.name}"),
+        model=student,
+        gates=budgeted_gates(student.config, settings, calibration, start, latency),
+        args=training_arguments(
+            training, folder / "trainer", recipe.seed, f"{recipe.name}/gates of {folder.name}", recipe
+        ),
         train_dataset=dataset,
         data_collator=collator,
         distillation=recipe.distillation,
@@ -129,23 +140,26 @@ def hardened_plan(
         batches: calibration batches, on which plans are compared.
     """
     start = VisualPlan.load(folder / "start.json")
-    gated = gated_student(recipe, settings, calibration, start, latency)
-    outcome = gated.load_state_dict(load_file(folder / "weights" / "model.safetensors"), strict=False)
+    student = _student_with_adapters(recipe, start)
+    outcome = set_peft_model_state_dict(student, learned_adapters(folder))
     assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
-    gated.to(device()).eval()
-    base, model = base_plan(start), gated.student.get_base_model()
+    learned = budgeted_gates(student.config, settings, calibration, start, latency)
+    learned.load_state_dict(load_file(folder / "weights" / GATES_FILE))
+    student.to(device()).eval()
+    learned.to(device()).eval()
+    base, model = learned.base, student.get_base_model()
     own = OwnAnswers(model, own_share(batches))
-    with adapters_off(gated.student):
+    with adapters_off(student):
         own.prepare()  # the dense model's own answers
-    gated.student.merge_adapter()
-    soft_gates, expected_cost = gated.gates(), gated.expected_cost().item()
-    gates = gated.gates.cpu()
+    student.merge_adapter()
+    soft_gates, expected_cost = learned(), learned.expected_cost().item()
+    gates = learned.gates.cpu()
 
     def story(on_all_ranks: OnAllRanks) -> VisualPlan:
         answer_kl = AnswerKL(model, batches, on_all_ranks)
         soft = mean_distance(in_order(on_all_ranks("soft")))
-        plan = harden(gates, base, gated.price, settings, answer_kl, recipe.seed)
-        cost = gated.price(plan)
+        plan = harden(gates, base, learned.price, settings, answer_kl, recipe.seed)
+        cost = learned.price(plan)
         write_json(
             folder / "hardening.json",
             {
@@ -167,9 +181,4 @@ def learned_adapters(folder: Path) -> dict[str, torch.Tensor]:
 
     They are adapters of the dense model, named as by `peft.get_peft_model_state_dict`.
     """
-    weights = load_file(folder / "weights" / "model.safetensors")
-    return {
-        name.removeprefix("student.").replace(".default.", "."): value
-        for name, value in weights.items()
-        if name.startswith("student.")
-    }
+    return load_file(folder / "weights" / "adapter_model.safetensors")

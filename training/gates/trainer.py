@@ -1,70 +1,50 @@
 """The trainer of gates: the distillation trainer, plus a Lagrangian that holds the gates' expected cost to a target.
 
-It does not use DeepSpeed, which casts every parameter to the model's dtype, as gates are fp32. Several processes use
-torch's DistributedDataParallel.
+The model is trained as in distillation, with or without DeepSpeed. Gates and multipliers stand outside of it, in fp32
+and alike on all ranks, with an AdamW of their own. Their gradients are averaged over the ranks, as DDP and DeepSpeed
+average those of the adapters. So it does not matter to them what wraps the model.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.optim import AdamW, Optimizer
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import AdamW
 
 from training.distillation.callbacks import MetricsFile
 from training.distillation.trainer import DistillationTrainer
+from training.gates.budgeted import BudgetedGates
 from training.gates.lagrangian import falling_target
-from training.gates.student import GatedStudent
 from training.recipe.gates import GateSettings
+
+GATES_FILE, OPTIMIZER_FILE = "gates.safetensors", "gates_optimizer.pt"
 
 
 class GateTrainer(DistillationTrainer):
     """Trains LoRA adapters, gates and multipliers together.
 
+    The multipliers are trained to raise the loss, and everything else to lower it.
+
     Args:
-        model: the student with its gates.
+        model: the student with adapters, under `gates.base`.
+        gates: its gates and multipliers.
         settings: budget and learning rates.
         **kwargs: other arguments of `DistillationTrainer`.
     """
 
-    def __init__(self, model: GatedStudent, *, settings: GateSettings, **kwargs):
+    def __init__(self, model: PeftModel, *, gates: BudgetedGates, settings: GateSettings, **kwargs):
         super().__init__(model=model, **kwargs)
-        self.settings = settings
-        with torch.no_grad():
-            self._start_cost = float(model.expected_cost())
-        self.add_callback(GatesFile(Path(self.args.output_dir) / "gates.jsonl"))
-
-    @property
-    def student(self):
-        """The student without its gates."""
-        return self.model.student
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Returns the distillation loss under one draw of the gates, plus this micro-batch's part of the Lagrangian."""
-        gated, settings = self.model, self.settings
-        progress = self.state.global_step / (settings.budget_reached * self.state.max_steps)
-        gated.target = falling_target(self._start_cost, settings.budget.share, progress)
-        gated.target_is_final = progress >= 1 or self._start_cost <= settings.budget.share
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        share = 1 / self.args.gradient_accumulation_steps
-        share_of_rank = share / self.accelerator.num_processes
-        self.accumulate_metric("cost", gated.cost.detach() * share_of_rank)
-        self.accumulate_metric("target", torch.full_like(gated.cost.detach(), gated.target) * share_of_rank)
-        return loss + gated.penalty * share
-
-    def create_optimizer(self, model=None) -> Optimizer:
-        """Returns AdamW with a learning rate each for adapters, gates and multipliers.
-
-        The multipliers are trained to raise the loss, and everything else to lower it.
-        """
-        gated, settings = self.model, self.settings
-        lora = [parameter for parameter in gated.student.parameters() if parameter.requires_grad]
-        self.optimizer = AdamW(
+        self.gates, self.settings = gates.to(self.args.device).train(), settings
+        self.gates_optimizer = AdamW(
             [
-                {"params": lora, "lr": self.args.learning_rate},
-                {"params": list(gated.gates.parameters()), "lr": settings.learning_rate},
+                {"params": list(gates.gates.parameters()), "initial_lr": settings.learning_rate},
                 {
-                    "params": list(gated.lagrangian.parameters()),
-                    "lr": settings.multiplier_learning_rate,
+                    "params": list(gates.lagrangian.parameters()),
+                    "initial_lr": settings.multiplier_learning_rate,
                     "maximize": True,
                 },
             ],
@@ -72,18 +52,85 @@ class GateTrainer(DistillationTrainer):
             eps=self.args.adam_epsilon,
             weight_decay=0.0,
         )
-        return self.optimizer
+        with torch.no_grad():
+            self._start_cost = float(gates.expected_cost())
+        self.add_callback(GatesFile(Path(self.args.output_dir) / "gates.jsonl", gates))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Returns the distillation loss under one draw of the gates, plus this micro-batch's part of the Lagrangian."""
+        settings = self.settings
+        progress = self.state.global_step / (settings.budget_reached * self.state.max_steps)
+        target = falling_target(self._start_cost, settings.budget.share, progress)
+        target_is_final = progress >= 1 or self._start_cost <= settings.budget.share
+        loss = super().compute_loss(partial(model, gates=self.gates()), inputs, return_outputs, num_items_in_batch)
+        cost = self.gates.expected_cost()
+        share = 1 / self.current_gradient_accumulation_steps
+        share_of_rank = share / self.accelerator.num_processes
+        self.accumulate_metric("cost", cost.detach() * share_of_rank)
+        self.accumulate_metric("target", torch.full_like(cost.detach(), target) * share_of_rank)
+        return loss + self.gates.lagrangian(cost, target, target_is_final) * share
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As in `DistillationTrainer`. The last micro-batch of a step also changes gates and multipliers."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._change_gates()
+        return loss
+
+    def _change_gates(self) -> None:
+        """Takes the optimizer's step for gates and multipliers.
+
+        Their learning rates rise as the adapters' does. Their gradients are scaled down to `max_grad_norm` apart from
+        the adapters', which DeepSpeed scales down by itself.
+        """
+        parameters = list(self.gates.parameters())
+        for parameter in parameters:
+            # A rank whose batches have no picture may not have used a gate.
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.accelerator.reduce(own, "mean")
+        nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+        risen = self.lr_scheduler.get_last_lr()[0] / self.args.learning_rate
+        for group in self.gates_optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * risen
+        self.gates_optimizer.step()
+        self.gates_optimizer.zero_grad()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As in Trainer, which saves the adapters, and gates and multipliers beside them."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            save_file(self.gates.state_dict(), Path(output_dir) / GATES_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            torch.save(self.gates_optimizer.state_dict(), Path(output_dir) / OPTIMIZER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.gates.load_state_dict(load_file(Path(checkpoint) / GATES_FILE))
+            self.gates_optimizer.load_state_dict(torch.load(Path(checkpoint) / OPTIMIZER_FILE, weights_only=True))
 
 
 class GatesFile(MetricsFile):
-    """Appends what `GatedStudent.served_shares` returns to gates.jsonl at every log."""
+    """Appends what `BudgetedGates.served_shares` returns to gates.jsonl at every log.
 
-    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+    Args:
+        path: the file.
+        gates: the gates that are trained.
+    """
+
+    def __init__(self, path: Path, gates: BudgetedGates):
+        super().__init__(path)
+        self.gates = gates
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and "cost" in logs:  # the summary at the end has no cost
             with torch.no_grad():
                 shares = {
                     name: [round(share, 4) for share in values.tolist()]
-                    for name, values in model.served_shares().items()
+                    for name, values in self.gates.served_shares().items()
                 }
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **shares}) + "\n")

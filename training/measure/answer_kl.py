@@ -7,6 +7,7 @@ same work (`VisualPlan.live`) are evaluated once. Every rank measures its own ba
 Shape legend: B batch, T tokens, A supervised answer tokens of a batch, V vocabulary.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel
 from data.collator import TEXT_KEYS, pictures_of, predicts_answer
 from modeling.user_error import UserError
 from modeling.visual_gates import LayerGates
-from modeling.visual_plan import VisualPlan
+from modeling.visual_plan import LiveLayer, VisualPlan
+from training.journal import Journal
 from training.ranks import OnAllRanks, alone, in_order
 
 
@@ -52,6 +54,16 @@ def answer_inputs(model: PreTrainedModel, batch: dict) -> dict | None:
     # As in training, labels tell which rows rank visual tokens. With `logits_mask` no loss is computed.
     inputs = {name: samples[name] for name in ("input_ids", "attention_mask", "labels")}
     return inputs | {"logits_mask": supervised} | model.encode_pictures(pictures_of(samples))
+
+
+def kl_sum(dense: torch.Tensor, sparse: torch.Tensor) -> torch.Tensor:
+    """Returns the sum over rows of KL(dense || sparse) in nats, computed in fp32 from logits [A, V]."""
+    return F.kl_div(sparse.float().log_softmax(-1), dense.float().log_softmax(-1), reduction="sum", log_target=True)
+
+
+def has_answer(batch: dict, visual_token_ids: Iterable[int]) -> bool:
+    """Returns whether a sample of the batch that has a picture has an answer. The arguments are as above."""
+    return bool(predicts_answer(samples_with_images(batch, visual_token_ids)["labels"]).any())
 
 
 def refuse_no_answers(num_answers: int) -> None:
@@ -101,6 +113,11 @@ class OwnAnswers:
         """
         return len(self._dense_logits)
 
+    def dense_answers(self) -> Iterator[tuple[int, dict, torch.Tensor]]:
+        """Yields the number of each batch that has answers, its inputs, and the dense model's answer logits [A, V]."""
+        for (number, inputs), dense in zip(self._inputs, self._dense_logits, strict=True):
+            yield number, inputs, dense
+
     @torch.no_grad()
     def _logits(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> Iterator[torch.Tensor]:
         """Yields each batch's answer logits [A, V] under the plan."""
@@ -112,11 +129,8 @@ class OwnAnswers:
         """Returns each batch's number and divergence. `gates` lie on top of the plan, one for each layer."""
         found = []
         for (number, _), dense, sparse in zip(self._inputs, self._dense_logits, self._logits(plan, gates), strict=True):
-            divergence = F.kl_div(
-                sparse.float().log_softmax(-1), dense.float().log_softmax(-1), reduction="sum", log_target=True
-            )
             agreeing = int((dense.argmax(-1) == sparse.argmax(-1)).sum())
-            found.append((number, Divergence(divergence.item(), agreeing, len(dense))))
+            found.append((number, Divergence(kl_sum(dense, sparse).item(), agreeing, len(dense))))
         return found
 
     def right_answers(self, plan: VisualPlan) -> list[tuple[int, tuple[int, int]]]:
@@ -149,29 +163,46 @@ class AnswerKL:
         batches: dicts that `data.collator.Collator` returns. Text-only samples are left out.
         on_all_ranks: does `OwnAnswers.tasks` on every rank, each with its share of the batches. None measures all
             batches in this process.
+        journal: keeps the KL of every plan, so that it is never measured again. None keeps it in memory alone.
 
     Raises:
         UserError: no answer in the batches belongs to a sample with an image.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[dict], on_all_ranks: OnAllRanks | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[dict],
+        on_all_ranks: OnAllRanks | None = None,
+        journal: Journal | None = None,
+    ):
         text = model.config.text_config
         self._on_all_ranks = on_all_ranks or alone(OwnAnswers(model, list(enumerate(batches))).tasks)
         self._sizes = {"num_units": text.num_key_value_heads, "intermediate_size": text.intermediate_size}
+        self._journal = journal
         self._kl_of_work = {VisualPlan.dense(text.num_hidden_layers).live(**self._sizes): 0.0}
         refuse_no_answers(sum(self._on_all_ranks("prepare")))
 
     @property
     def num_evaluations(self) -> int:
-        """How many plans have been run so far. Plans whose work was evaluated before are not counted."""
+        """How many plans have been looked at so far. Plans of the same work count once, and the dense plan does not."""
         return len(self._kl_of_work) - 1
 
     def __call__(self, plan: VisualPlan) -> float:
         """Returns the KL of a plan in nats."""
         live = plan.live(**self._sizes)
         if live not in self._kl_of_work:
-            self._kl_of_work[live] = self.distance(plan)["kl"]
+            self._kl_of_work[live] = self._journaled_kl(plan, live)
         return self._kl_of_work[live]
+
+    def _journaled_kl(self, plan: VisualPlan, live: tuple[LiveLayer, ...]) -> float:
+        """Returns the KL of a plan from the journal, where it is written if it is new."""
+        if self._journal is None:
+            return self.distance(plan)["kl"]
+        work = hashlib.blake2b(repr(live).encode(), digest_size=16).hexdigest()
+        if work not in self._journal:
+            self._journal.add(work, self.distance(plan)["kl"])
+        return self._journal[work]
 
     def distance(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> dict[str, float]:
         """Returns how far the answers are from the dense model's, always by a new evaluation.

@@ -29,10 +29,17 @@ from training.measure.timing import interleaved_seconds, seconds_of, spread
 
 
 def stock_twin(sparse: PreTrainedModel) -> PreTrainedModel:
-    """Returns the stock model of a sparse one, in eval mode. Both share the same tensors."""
-    with torch.device(sparse.device):
+    """Returns the stock model of a sparse one, in eval mode. Both share the same tensors.
+
+    At no time do two copies of the weights lie in memory.
+    """
+    with torch.device("meta"):
         dense = sparse.stock_class._from_config(stock_config(sparse.config.to_dict()), dtype=sparse.dtype)
     dense.load_state_dict(sparse.state_dict(), assign=True)
+    for name, buffer in sparse.named_buffers():  # those that no state dict holds, as of RoPE
+        module, _, leaf = name.rpartition(".")
+        setattr(dense.get_submodule(module), leaf, buffer)
+    assert not any(tensor.is_meta for tensor in (*dense.parameters(), *dense.buffers()))
     return dense.eval()
 
 

@@ -2,37 +2,36 @@
 
 Planners share these statistics. Head activity follows YOPO (arXiv 2410.06169, eq. 6): how much of a head's attention
 goes to the picture. Here it is counted over the text rows that can see a picture, in samples that have one. YOPO's
-released code counts fixed positions, in text-only samples too. The forward pass behind the statistics is that of
-dense_forward.py.
+released code counts fixed positions, in text-only samples too. The files in statistics/ measure one batch.
 
-Shape legend: N samples with a picture, L layers, U units (key/value groups), H query heads, M FFN neurons, B batch,
-T tokens, V visual rows of a sample, R largest Chebyshev distance in a picture's grid.
+Shape legend: N samples with a picture, L layers, U units (key/value groups), M FFN neurons, R largest Chebyshev
+distance in a picture's grid.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from data.collator import pictures_of
-from modeling.visual_layout import VisualTokens
-from modeling.visual_plan import VisualPlan
 from modeling.whole_file import whole_file
-from training.measure.answer_kl import AnswerKL, OwnAnswers, samples_with_images
-from training.measure.dense_forward import decoder_inputs, dense_layers
-from training.ranks import OnAllRanks, alone, in_order, own_share, rank
+from training.journal import Journal
+from training.measure.answer_kl import OwnAnswers, has_answer, refuse_no_answers
+from training.measure.fingerprint import fingerprint
+from training.measure.statistics.batch_statistics import BatchStatistics, own_statistics
+from training.measure.statistics.unit_kl import UnitKL, own_unit_kl
+from training.progress import Progress
+from training.ranks import OnAllRanks, alone, in_order, own_share, world_size
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the statistics. A new one makes cached files of older versions unused."""
+UNIT_KL = "unit_kl.jsonl"
+"""Journal, among the calibration files, of the answer KL without each unit. It holds one line for each batch."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,13 @@ class Calibration:
         neighborhood: [L, R + 1] share, in [0, 1], of a visual row's attention to visual keys that stays within each
             Chebyshev distance from 0 on, in its own picture. It is the mean over rows and heads.
         unit_kl: [L, U] answer KL, in nats per supervised token, if this unit alone stops serving visual tokens.
+            None if no planner reads it, as it takes far longer than the rest.
     """
 
     activity: Tensor
     neuron_importance: Tensor
     neighborhood: Tensor
-    unit_kl: Tensor
+    unit_kl: Tensor | None = None
 
     @property
     def read_share(self) -> Tensor:
@@ -62,7 +62,8 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Writes the statistics to a safetensors file, whole or not at all."""
         with whole_file(path) as file:
-            save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, file)
+            given = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+            save_file({name: tensor.contiguous() for name, tensor in given.items()}, file)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -76,10 +77,12 @@ def calibrate(
     batches: Sequence[dict],
     cache: Path,
     on_all_ranks: OnAllRanks | None = None,
+    with_unit_kl: bool = True,
 ) -> Calibration:
     """Returns the statistics of a model.
 
-    They are read from `cache` if they were measured before for the same weights and data.
+    They are read from `cache` if they were measured before for the same weights and data. If measuring `unit_kl` was
+    stopped, it goes on.
 
     Args:
         model: a sparse model with the dense weights. Any plan may be in force, and it is restored. The model is put in
@@ -87,75 +90,52 @@ def calibrate(
         batches: dicts that `data.collator.Collator` returns. Text-only samples are left out.
         cache: folder of calibration files. It is made if it is missing.
         on_all_ranks: does `measuring_tasks` on every rank. None measures all batches in this process.
+        with_unit_kl: whether `unit_kl` is measured too. It takes half as long as an evaluation of each unit's plan.
 
     Raises:
         UserError: no sample with an image has a supervised answer.
     """
-    path = Path(cache) / f"calibration-{_fingerprint(model, batches)}.safetensors"
+    refuse_no_answers(sum(has_answer(batch, model.visual_tokens(model.config).values()) for batch in batches))
+    on_all_ranks = on_all_ranks or alone(measuring_tasks(model, batches))
+    subject, cache = fingerprint(model, batches), Path(cache)
+    path = cache / f"calibration-{FORMAT_VERSION}-{subject}.safetensors"
     if not path.exists():
-        on_all_ranks = on_all_ranks or alone(measuring_tasks(model, batches))
-        unit_kl = _unit_kl(model, AnswerKL(model, batches, on_all_ranks))
-        Calibration(**_mean_statistics(model, in_order(on_all_ranks("statistics"))), unit_kl=unit_kl).save(path)
-    return Calibration.load(path)
+        Calibration(**_mean_statistics(model, in_order(on_all_ranks("statistics")))).save(path)
+    statistics = Calibration.load(path)
+    if not with_unit_kl:
+        return statistics
+    return replace(statistics, unit_kl=_unit_kl(len(batches), on_all_ranks, Journal(cache / UNIT_KL, subject)))
 
 
 def measuring_tasks(model: PreTrainedModel, batches: Sequence[dict]) -> dict[str, Callable[..., Any]]:
     """Returns what `calibrate` and `AnswerKL` ask of every rank, given all batches."""
     own = own_share(batches)
-    return {**OwnAnswers(model, own).tasks, "statistics": lambda: own_statistics(model, own)}
-
-
-def _fingerprint(model: PreTrainedModel, batches: Sequence[dict]) -> str:
-    """Returns a hash of all weights, of the config that gives them meaning, and of all tensors of the data."""
-    digest = hashlib.blake2b(digest_size=16)
-    config = {
-        name: value
-        for name, value in model.config.to_dict().items()
-        if name not in ("visual_plan", "transformers_version")
+    answers = OwnAnswers(model, own)
+    return {
+        **answers.tasks,
+        "statistics": lambda: own_statistics(model, own),
+        "unit_kl": lambda numbers: own_unit_kl(answers, numbers),
     }
-    digest.update(json.dumps([FORMAT_VERSION, config], sort_keys=True, default=str).encode())
-    tensors = [*model.state_dict().items(), *(item for batch in batches for item in sorted(batch.items()))]
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
-def _unit_kl(model: PreTrainedModel, answer_kl: AnswerKL) -> Tensor:
-    """Returns [L, U]: the answer KL without each unit. Each of them is one plan."""
-    config = model.config.text_config
-    dense = VisualPlan.dense(config.num_hidden_layers)
-    units = range(config.num_key_value_heads)
-    kls = [
-        answer_kl(dense.replace(layer, heads=tuple(other for other in units if other != unit)))
-        for layer in tqdm(range(len(dense)), desc="shutting each unit", unit="layer")
-        for unit in units
-    ]
-    return torch.tensor(kls).view(len(dense), -1)
+def _unit_kl(num_batches: int, on_all_ranks: OnAllRanks, journal: Journal) -> Tensor:
+    """Returns [L, U]: the answer KL without each unit.
 
-
-class BatchStatistics(NamedTuple):
-    """Statistics of one batch of samples with pictures, fp32 on the CPU."""
-
-    activity: Tensor
-    """[B, L, U] of each sample."""
-    neuron_sums: Tensor
-    """[L, M] sum over samples of the mean size of each neuron's value."""
-    neighborhood_sums: Tensor
-    """[L, R + 1] sum over samples, up to the largest distance in the batch."""
-
-
-@torch.no_grad()
-def own_statistics(model: PreTrainedModel, batches: Sequence[tuple[int, dict]]) -> list[tuple[int, BatchStatistics]]:
-    """Returns the statistics of each of this rank's batches that has a picture, with the batch's number."""
-    found = []
-    for number, batch in tqdm(batches, desc="calibrating", unit="batch", disable=rank() != 0):
-        samples = samples_with_images(batch, model.visual_tokens(model.config).values())
-        if len(samples["input_ids"]) > 0:
-            on_device = {key: value.to(model.device) for key, value in samples.items()}
-            statistics = _batch_statistics(model, on_device)
-            found.append((number, BatchStatistics(*(tensor.cpu() for tensor in statistics))))
-    return found
+    Every rank measures one batch at a time, and what was measured is kept in the journal.
+    """
+    missing = [number for number in range(num_batches) if str(number) not in journal]
+    with Progress(
+        desc="shutting each unit", unit="batch", total=num_batches, initial=num_batches - len(missing)
+    ) as bar:
+        while missing:
+            asked, missing = missing[: world_size()], missing[world_size() :]
+            found = dict(pair for share in on_all_ranks("unit_kl", asked) for pair in share)
+            for number in asked:
+                journal.add(str(number), found.get(number))  # None without answers
+            bar.update(len(asked))
+    with_answers = [UnitKL(*found) for number in range(num_batches) if (found := journal[str(number)]) is not None]
+    sums = torch.stack([torch.tensor(batch.sums, dtype=torch.double) for batch in with_answers]).sum(0)
+    return (sums / sum(batch.num_tokens for batch in with_answers)).float()
 
 
 @torch.no_grad()
@@ -176,62 +156,3 @@ def _mean_statistics(model: PreTrainedModel, batches: Sequence[BatchStatistics])
         "neuron_importance": neuron_sums / num_samples * column_lengths,
         "neighborhood": sum(padded) / num_samples,
     }
-
-
-def _batch_statistics(model: PreTrainedModel, samples: dict) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the statistics of a batch of samples with pictures.
-
-    These are the activity [B, L, U] of each sample, the sum over samples of the neurons' mean size [L, M], and the
-    sum over samples of the neighbourhood [L, R + 1]. The samples may have different numbers of pictures.
-    """
-    text = {name: samples[name] for name in ("input_ids", "attention_mask")}
-    inputs = decoder_inputs(model, text | model.encode_pictures(pictures_of(samples)))
-    visual, mask = inputs.visual, inputs.attention_mask
-    is_visual = torch.zeros_like(mask, dtype=torch.bool)
-    is_visual[visual.valid.nonzero()[:, 0], visual.index[visual.valid]] = True  # [B, T]
-    # Visual rows stand on the left in `slots`, so the first one is where the sample's first picture begins.
-    readers = mask.bool() & ~is_visual & (torch.arange(mask.shape[1], device=mask.device) > visual.slots[:, :1])
-    beyond = max(side for grid in visual.grids for side in grid)  # larger than any distance within a grid
-    distance = _distances(visual, beyond)  # [B, V, V]
-
-    activity, neuron_sums, neighborhood_sums = [], [], []
-    for probabilities, neurons in dense_layers(model.model.language_model, inputs):
-        to_vision = torch.einsum("bhqk,bk->bhq", probabilities, is_visual.to(probabilities.dtype))
-        head_activity = (to_vision * readers[:, None]).sum(-1) / readers.sum(-1, keepdim=True).clamp(min=1)  # [B, H]
-        activity.append(head_activity.unflatten(1, (model.config.text_config.num_key_value_heads, -1)).mean(-1))
-        neuron_sizes = torch.einsum("btm,bt->bm", neurons.float().abs(), is_visual.float())
-        neuron_sums.append((neuron_sizes / is_visual.sum(1, keepdim=True)).sum(0))  # [M]
-        neighborhood_sums.append(
-            sum(
-                _neighborhood(
-                    probabilities[sample], visual.index[sample], visual.valid[sample], distance[sample], beyond
-                )
-                for sample in range(len(mask))
-            )
-        )
-    return torch.stack(activity, dim=1), torch.stack(neuron_sums), torch.stack(neighborhood_sums)
-
-
-def _distances(visual: VisualTokens, beyond: int) -> Tensor:
-    """Returns [B, V, V]: the Chebyshev distance of two visual rows in their grid, or `beyond` if their grids differ."""
-    distance = torch.maximum(
-        (visual.row[:, :, None] - visual.row[:, None]).abs(), (visual.column[:, :, None] - visual.column[:, None]).abs()
-    )
-    return distance.masked_fill(visual.grid[:, :, None] != visual.grid[:, None], beyond)
-
-
-def _neighborhood(probabilities: Tensor, index: Tensor, valid: Tensor, distance: Tensor, beyond: int) -> Tensor:
-    """Returns [R + 1]: the share of one sample's visual-to-visual attention that stays within each distance.
-
-    Args:
-        probabilities: [H, T, T].
-        index: [V] the rows of visual tokens among the sample's tokens.
-        valid: [V] bool, false where `index` is padding.
-        distance: [V, V] distances between visual rows. `beyond` stands for different grids.
-    """
-    index, distance = index[valid], distance[valid][:, valid]  # [V], [V, V]
-    among_visual = probabilities[:, index][:, :, index]  # [H, V, V]
-    shares = among_visual / among_visual.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float).tiny)
-    at_distance = torch.zeros(beyond + 1, device=shares.device)
-    at_distance.index_add_(0, distance.flatten(), shares.mean(0).flatten())
-    return at_distance.cumsum(0)[:beyond] / len(index)

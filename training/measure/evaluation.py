@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from rich.progress import track
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from checkpoints.families import sparse_class
@@ -28,7 +27,8 @@ from data.conversations import Sample, encode_prompt
 from data.shapes.questions import QUESTION_FAMILIES
 from modeling.user_error import UserError
 from training.files import write_json
-from training.ranks import of_all_ranks, own_share, rank
+from training.progress import Progress
+from training.ranks import of_all_ranks, own_share
 
 NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
 
@@ -188,7 +188,7 @@ def evaluate(
     model.eval()
     own_predictions: dict[int, str] = {}
     own_batches = own_share(_batches(samples, batch_size))
-    for _, indices in track(own_batches, description=title, disable=rank() != 0):
+    for _, indices in Progress(own_batches, desc=title, unit="batch"):
         batch = collate([encode_prompt(samples[index], processor) for index in indices])
         limit = limits[samples[indices[0]].family]
         own_predictions |= zip(indices, _generate(model, processor, batch, limit, pixel_transform), strict=True)

@@ -63,12 +63,17 @@ class LatencyTable:
             works: the work of each layer for all visual tokens. If it is given in tensors, the result is a tensor.
             tokens: the share of the visual tokens that each layer carries.
         """
-        seconds = self.text
-        for work, carried in zip(works, tokens, strict=True):
-            added = _interpolated(self.keys, work.key_units)
-            added = added + _interpolated(self.queries, work.query_units) + _interpolated(self.neurons, work.neurons)
-            seconds = seconds + added * _interpolated(self.tokens, carried)
-        return seconds / self.dense
+        return self.share_of_seconds(list(map(self.layer_seconds, works, tokens)))
+
+    def layer_seconds(self, work: Work, tokens: float) -> float | torch.Tensor:
+        """Returns the predicted seconds that visual work adds to a layer. The arguments are one layer's of `share`."""
+        added = _interpolated(self.keys, work.key_units)
+        added = added + _interpolated(self.queries, work.query_units) + _interpolated(self.neurons, work.neurons)
+        return added * _interpolated(self.tokens, tokens)
+
+    def share_of_seconds(self, seconds: Sequence[float | torch.Tensor]) -> float | torch.Tensor:
+        """Returns the same share, given what `layer_seconds` returns for each layer."""
+        return sum(seconds, start=self.text) / self.dense
 
     def save(self, path: Path) -> None:
         """Writes the table as a JSON file, whole or not at all."""

@@ -32,7 +32,8 @@ def time_neighbor_attention(
     rows = []
     for side in sides:
         cell = torch.arange(side**2, device=device)[None]
-        positions = (torch.zeros_like(cell), cell // side, cell % side)  # grid, row, column; each [1, side^2]
+        # The grids of the only sample, and each token's grid, row and column, [1, side^2].
+        positions = ([[(side, side)]], torch.zeros_like(cell), cell // side, cell % side)
         query, key, value = (_random_heads(side**2, num_heads, head_dim, dtype, device) for _ in range(3))
         text_key, text_value = (_random_heads(text_tokens, num_heads, head_dim, dtype, device) for _ in range(2))
         text_mask = torch.ones(1, side**2, text_tokens, dtype=torch.bool, device=device)

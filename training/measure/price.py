@@ -47,6 +47,8 @@ class PlanPrice:
         assert measure != "latency" or latency is not None
         self._decoder, self._images = DecoderShape.from_config(config.text_config), reference_images(config)
         self._measure, self._latency = measure, latency
+        stock = self._decoder.stock_layers()
+        self._stock_cost = 0 if measure == "latency" else sum(map(self._layer_cost, map(Work.of, stock), stock))
 
     def __call__(self, plan: VisualPlan) -> float:
         """Returns the price of a plan. Raises UserError if the plan does not fit the model."""
@@ -63,6 +65,14 @@ class PlanPrice:
                 return self._latency.share([Work.of(layer) for layer in layers], [layer.tokens for layer in layers])
         raise AssertionError(self._measure)
 
+    def layer_cost(self, layer: LiveLayer) -> float:
+        """Returns the cost of one layer in the measure's own unit, without the choice of tokens."""
+        return self._layer_cost(Work.of(layer), layer)
+
+    def of_layer_costs(self, costs: Sequence[float]) -> float:
+        """Returns the price of a plan that chooses no tokens, given what `layer_cost` returns for each layer."""
+        return self._latency.share_of_seconds(costs) if self._measure == "latency" else sum(costs) / self._stock_cost
+
     def expected(
         self, probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor, base: VisualPlan
     ) -> torch.Tensor:
@@ -73,19 +83,11 @@ class PlanPrice:
             block_sizes: [L, K] number of neurons in each of the K blocks of a layer.
             base: the plan that gives `radius`, which no gate decides. It must carry all visual tokens.
         """
-        works = expected_work(probability, block_sizes)
-        if self._measure == "latency":
-            return self._latency.share(works, [1.0] * len(works))
-        stock = self._decoder.stock_layers()
-        stock_cost = self._cost([Work.of(layer) for layer in stock], stock)
-        return self._cost(works, self._decoder.live_layers(base)) / stock_cost
-
-    def _cost(self, works: Sequence[Work], layers: Sequence[LiveLayer]) -> float | torch.Tensor:
-        """Returns the summed cost of layers that do `works`, in the measure's own unit."""
-        return sum(self._layer_cost(work, layer) for work, layer in zip(works, layers, strict=True))
+        layers = self._decoder.live_layers(base)
+        return self.of_layer_costs(list(map(self._layer_cost, expected_work(probability, block_sizes), layers)))
 
     def _layer_cost(self, work: Work, layer: LiveLayer) -> float | torch.Tensor:
-        """Returns the cost of one layer: MACs for FLOPs measures, numbers of keys and values for `kv_bytes`."""
+        """Returns the cost of one layer: MACs for FLOPs measures, numbers of keys and values, or seconds."""
         match self._measure:
             case "visual_flops":
                 return layer_visual_macs(work, layer, self._decoder, self._images)
@@ -94,6 +96,8 @@ class PlanPrice:
                 return layer_visual_macs(work, layer, self._decoder, self._images) + shared
             case "kv_bytes":
                 return layer_kv_values(work, layer, self._decoder, self._images, TEXT_TOKENS)
+            case "latency":
+                return self._latency.layer_seconds(work, layer.tokens)
         raise AssertionError(self._measure)
 
 

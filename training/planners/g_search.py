@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Literal
 
 from optuna.distributions import FloatDistribution
 from pydantic import Field
-from tqdm.auto import tqdm
 
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import Planner
 from training.planners.tools.token_schedule import RANK_BY_INSTRUCTION, token_schedule
 from training.planners.tools.trials import TRIALS, Trials
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.planners.tools.search import Search
@@ -88,5 +88,5 @@ class GSearchPlanner(Planner):
             else:
                 shares.append(0.0)
         listed = ", ".join(f"{share:.3g}" for share in shares)
-        tqdm.write(f"g_search plan: {listed} of the visual tokens, layer by layer")
+        Progress.write(f"g_search plan: {listed} of the visual tokens, layer by layer")
         return token_schedule(shares, RANK_BY_INSTRUCTION)

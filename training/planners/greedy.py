@@ -18,15 +18,15 @@ import heapq
 from itertools import count
 from typing import TYPE_CHECKING, Literal
 
-from tqdm.auto import tqdm
-
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
 from training.planners.tools.move_estimate import ESTIMATED_MOVES, optimistic_kl_change
 from training.planners.tools.moves import Move, Moves
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.measure.answer_kl import AnswerKL
+    from training.measure.budget import Budget
     from training.measure.calibration import Calibration
     from training.measure.price import PlanPrice
     from training.planners.tools.search import Search
@@ -39,6 +39,7 @@ class GreedyPlanner(BudgetPlanner):
     """Searches step by step for the plan within the budget that changes the answers least, by the answer KL."""
 
     reads_statistics = True
+    reads_unit_kl = True
     planner: Literal["greedy"]
 
     def find(self, search: Search) -> VisualPlan:
@@ -49,10 +50,35 @@ class GreedyPlanner(BudgetPlanner):
         """
         price = search.price_within(self.budget)
         moves = Moves(search.config, search.calibration)
-        with tqdm(desc="greedy plan", unit="plan") as progress:
-            walks = _Walks(moves, search.calibration, search.answer_kl, price, self.budget.share, progress)
-            ends = [walks.walk(start) for start in (moves.dense, moves.all_frozen)]
+        starts = (moves.dense, moves.all_frozen)
+        with Progress(desc="greedy plan", unit="%", total=100) as bar:
+            walks = _Walks(
+                moves, search.calibration, search.answer_kl, price, self.budget, _WalkProgress(bar, len(starts))
+            )
+            ends = [walks.walk(start) for start in starts]
             return moves.with_units(min(ends, key=walks.kl))
+
+
+class _WalkProgress:
+    """Shows in a bar, in percent, how much of the price above the budget was saved. All walks have equal parts of it.
+
+    Args:
+        bar: has a total of 100.
+        num_walks: how many walks there will be.
+    """
+
+    def __init__(self, bar: Progress, num_walks: int):
+        self._bar, self._num_walks, self._num_ended = bar, num_walks, 0
+
+    def step(self, saved: float, text: str) -> None:
+        """Shows that a walk saved this share of the price above the budget, and where it stands in words."""
+        self._bar.update(int(100 * (self._num_ended + saved) / self._num_walks) - self._bar.n)
+        self._bar.set_postfix_str(text)
+
+    def end_walk(self) -> None:
+        """Shows that a walk is at its end."""
+        self._num_ended += 1
+        self._bar.update(100 * self._num_ended // self._num_walks - self._bar.n)
 
 
 class _Walks:
@@ -64,8 +90,8 @@ class _Walks:
         calibration: Calibration,
         answer_kl: AnswerKL,
         price: PlanPrice,
-        budget: float,
-        progress: tqdm,
+        budget: Budget,
+        progress: _WalkProgress,
     ):
         self._moves = moves
         self._calibration = calibration
@@ -73,31 +99,44 @@ class _Walks:
         self._price = price
         self._budget = budget
         self._progress = progress
+        self._kls: dict[VisualPlan, float] = {}
 
     def kl(self, plan: VisualPlan) -> float:
         """Returns the answer KL, in nats, of a plan that counts its units."""
-        value = self._answer_kl(self._moves.with_units(plan))
-        self._progress.update(self._answer_kl.num_evaluations - self._progress.n)
-        return value
+        if plan not in self._kls:
+            self._kls[plan] = self._answer_kl(self._moves.with_units(plan))
+        return self._kls[plan]
 
     def walk(self, plan: VisualPlan) -> VisualPlan:
         """Returns a plan within the budget from which no opening move within the budget lowers the KL."""
         kl_changes: dict[Move, float] = {}
-        while (price := self._price(plan)) > self._budget:
-            excess = price - self._budget
+        price = self._price(plan)
+        to_save = price - self._budget.share
+        while (excess := price - self._budget.share) > 0:
             cheaper = [(move, after, price - self._price(after)) for move, after in self._moves.closings(plan)]
             # What a move saves beyond the budget has no value, so it does not count.
             steps = [(move, after, min(saved, excess)) for move, after, saved in cheaper if saved >= MIN_STEP * excess]
             plan, _ = self._best(plan, steps, kl_changes)
+            price = self._price(plan)
+            self._show(plan, price, saved=min(1 - (price - self._budget.share) / to_save, 1.0))
         kl_changes = {}
         while True:
-            price = self._price(plan)
             dearer = [(move, after, self._price(after) - price) for move, after in self._moves.openings(plan)]
-            within = [(move, after, added) for move, after, added in dearer if 0 < added <= self._budget - price]
+            within = [(move, after, added) for move, after, added in dearer if 0 < added <= self._budget.share - price]
             better, kl_change = self._best(plan, within, kl_changes)
             if kl_change >= 0:
+                self._progress.end_walk()
                 return plan
-            plan = better
+            plan, price = better, self._price(better)
+            self._show(plan, price, saved=1.0)
+
+    def _show(self, plan: VisualPlan, price: float, saved: float) -> None:
+        """Shows where a walk stands. `saved` is the share of the price above the budget."""
+        self._progress.step(
+            saved,
+            f"{self._budget.measure} {price:.1%} of {self._budget.share:.1%}, KL {self.kl(plan):.4f}, "
+            f"{self._answer_kl.num_evaluations} plans",
+        )
 
     def _best(
         self, plan: VisualPlan, candidates: list[tuple[Move, VisualPlan, float]], kl_changes: dict[Move, float]
@@ -126,7 +165,6 @@ class _Walks:
         while queue:
             _, _, is_measured, move, after, cost = heapq.heappop(queue)
             if is_measured:
-                self._progress.set_postfix_str(f"visual FLOPs {self._price(after):.1%}, KL {self.kl(after):.4f}")
                 return after, kl_changes[move]
             kl_changes[move] = self.kl(after) - self.kl(plan)
             heapq.heappush(queue, (kl_changes[move] / cost, next(order), True, move, after, cost))

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Literal
 
 from optuna.distributions import FloatDistribution
 from pydantic import Field, model_validator
-from tqdm.auto import tqdm
 
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import SolvingPlanner
 from training.planners.tools.token_schedule import RANK_BY_INSTRUCTION, token_schedule
 from training.planners.tools.trials import TRIALS, Trials
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -125,7 +125,7 @@ class PSigmoidPlanner(SolvingPlanner):
             num_trials=self.trials,
             seed=self.seed,
         )
-        tqdm.write(f"p_sigmoid plan: k {best:.4g}, answer KL {search.answer_kl(plan_of(best)):.3g}")
+        Progress.write(f"p_sigmoid plan: k {best:.4g}, answer KL {search.answer_kl(plan_of(best)):.3g}")
         return plan_of(best)
 
 

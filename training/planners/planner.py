@@ -35,6 +35,8 @@ class Planner(Strict):
 
     reads_statistics: ClassVar[bool] = False
     """Whether `find` reads `Search.calibration`."""
+    reads_unit_kl: ClassVar[bool] = False
+    """Whether it also reads `unit_kl` of these statistics, which takes far longer to measure than the others."""
     plot: ClassVar[Literal["withdrawals", "shares", "slopes"] | None] = None
     """How training/report/search_plots.py plots what a search wrote into its folder. None if it writes nothing."""
 
@@ -55,6 +57,11 @@ class Planner(Strict):
     def needs_statistics(self) -> bool:
         """Whether the search for the plan reads calibrated statistics."""
         return self.reads_statistics
+
+    @property
+    def needs_unit_kl(self) -> bool:
+        """Whether the search for the plan reads the answer KL without each unit."""
+        return self.reads_unit_kl
 
     def with_budget(self, share: float) -> Self:
         """Returns the same settings with a budget of visual FLOPs, or unchanged where they have no budget.

@@ -19,6 +19,7 @@ class RandomPlanner(BudgetPlanner):
     """Draws moves at random from the dense plan down to the budget. It is a baseline."""
 
     reads_statistics = True
+    reads_unit_kl = True
     planner: Literal["random"]
     seed: int = Field(ge=0)
     """Seed of the drawn moves."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from tqdm.auto import tqdm
-
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
 from training.planners.tools.moves import FREEZE
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.planners.tools.search import Search
@@ -37,7 +36,7 @@ class ShortvPlanner(BudgetPlanner):
             all_frozen = all_frozen.replace(layer, **FREEZE)
         self.budget.refuse_below(price(all_frozen), "frozen layers that are read")
         order = sorted(
-            tqdm(range(num_layers), desc="shortv plan", unit="layer"),
+            Progress(range(num_layers), desc="shortv plan", unit="layer"),
             key=lambda layer: search.answer_kl(plan.replace(layer, **FREEZE)),
         )
         for layer in order:

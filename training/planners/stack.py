@@ -59,6 +59,10 @@ class StackPlanner(Planner):
     def needs_statistics(self) -> bool:
         return any(planner.needs_statistics for planner in self.of)
 
+    @property
+    def needs_unit_kl(self) -> bool:
+        return any(planner.needs_unit_kl for planner in self.of)
+
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan | None:
         """Returns the plan if the config decides every plan that is stacked, otherwise None.
 

@@ -25,6 +25,7 @@ class UniformPlanner(BudgetPlanner):
     """
 
     reads_statistics = True
+    reads_unit_kl = True
     planner: Literal["uniform"]
 
     def find(self, search: Search) -> VisualPlan:

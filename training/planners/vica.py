@@ -20,6 +20,7 @@ class VicaPlanner(BudgetPlanner):
     """ViCA (arXiv 2602.07574): never updates visual tokens, and lets text read them in the layers that matter most."""
 
     reads_statistics = True
+    reads_unit_kl = True
     planner: Literal["vica"]
 
     def find(self, search: Search) -> VisualPlan:

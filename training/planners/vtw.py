@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
-from tqdm.auto import tqdm
 
 from modeling.visual_plan import VisualPlan
 from training.files import write_json
 from training.planners.planner import SolvingPlanner
+from training.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -93,10 +93,10 @@ class VtwPlanner(SolvingPlanner):
         chosen = _first_within_tolerance(curve, self.tolerance, self.for_all_later)
         layer, num_layers, held = chosen["layer"], len(curve), chosen["kl_hold_out"]
         if layer == num_layers:
-            tqdm.write("vtw plan: dense, no withdrawal is within the tolerance")
+            Progress.write("vtw plan: dense, no withdrawal is within the tolerance")
         else:
             on_others = "" if held is None else f", {held:.3g} on held-out samples"
-            tqdm.write(f"vtw plan: text alone from layer {layer} of {num_layers}, KL {chosen['kl']:.3g}{on_others}")
+            Progress.write(f"vtw plan: text alone from layer {layer} of {num_layers}, KL {chosen['kl']:.3g}{on_others}")
         return _withdrawal_plan(layer, num_layers)
 
 

@@ -10,12 +10,13 @@ from training.schema import MayChange, Strict
 
 
 class SourceSettings(Strict):
-    """One source of samples: a LLaVA JSON file (`path` and `images`), or a split of the embedded world (`split`)."""
+    """One source of samples: a file of rows (`path` and `images`), or a split of the embedded world (`split`)."""
 
     path: Annotated[Path | None, MayChange.WITH_EQUAL_CONTENT] = None
-    """LLaVA JSON file. null: the source is `split`."""
+    """A JSON list of rows, or JSON lines (`.jsonl`), in one of the schemas of data/schemas.py, which its columns tell.
+    null: the source is `split`."""
     images: Annotated[Path | None, MayChange.ALWAYS] = None
-    """Folder that the image paths in the JSON file start from. Images outside it are refused. It is given with
+    """Folder that the image paths in the file start from. Images outside it are refused. It is given with
     `path`."""
     split: str | None = None
     """Name of a split in `data.world`. null: the source is `path`."""
@@ -27,7 +28,7 @@ class SourceSettings(Strict):
     @model_validator(mode="after")
     def _one_origin(self):
         if (self.path is None) == (self.split is None):
-            raise ValueError("give either path (a LLaVA JSON) or split (of data.world)")
+            raise ValueError("give either path (a JSON file) or split (of data.world)")
         if (self.path is None) != (self.images is None):
             raise ValueError("images goes with path: the folder of the JSON's images")
         if self.weight is not None and self.num_samples is not None:

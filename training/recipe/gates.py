@@ -59,6 +59,10 @@ class GateSettings(BudgetPlanner):
         return (self.budget, *(self.start.bounds if self.start else ()))
 
     @property
+    def needs_unit_kl(self) -> bool:
+        return self.start is not None and self.start.needs_unit_kl
+
+    @property
     def learned_kinds(self) -> tuple[GateKind, ...]:
         """The kinds of gates that are learned."""
         allowed = SERVABLE if self.profile == "servable" else get_args(GateKind)

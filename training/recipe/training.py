@@ -19,6 +19,9 @@ class TrainingSettings(Strict):
     """Samples per process in one forward pass."""
     gradient_accumulation_steps: Annotated[int, MayChange.AT_EQUAL_GLOBAL_BATCH] = Field(default=1, ge=1)
     """Forward passes per optimizer step. The global batch is this x `micro_batch_size` x the number of processes."""
+    group_by_modality_length: bool = False
+    """Make batches of samples of similar length, all with pictures or all without. They hold less padding, and ranks
+    wait less for each other. false: batches of random samples."""
     learning_rate: float = Field(gt=0)
     """The highest learning rate, reached at the end of the warm-up."""
     lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
@@ -29,7 +32,8 @@ class TrainingSettings(Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients with a larger L2 norm than this are scaled down to it."""
+    """Gradients with a larger L2 norm than this are scaled down to it. While gates are learned, those of gates and
+    multipliers are scaled apart from those of the adapters."""
     precision: Literal["bfloat16", "float32"]
     """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
     gradient_checkpointing: Annotated[bool, MayChange.ALWAYS] = False

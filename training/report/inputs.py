@@ -30,6 +30,7 @@ from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.callbacks import read_metrics
 from training.measure.evaluation import Evaluation
+from training.planners.tools.search import JOURNAL
 
 EVALUATIONS = {"dense": "teacher", "student": "student", "dense, grey pictures": "grey"}
 """Name of each model in the report -> name of its file in evaluation/."""
@@ -58,7 +59,7 @@ class Inputs:
     plans: dict[str, VisualPlan]
     """The plans in the table, each of them once. The key is the name of the first row that has the plan."""
     search_folder: Path | None
-    """Folder of the search for the student's plan; None if the plan was not searched."""
+    """Folder of the search for the student's plan; None if there is nothing in it to plot."""
     learned: dict | None
     """How the student's plan was learned: `history` (gates.jsonl), `metrics` and `hardening`; None if it was not."""
 
@@ -95,6 +96,7 @@ def read_inputs(run_directory: Path) -> Inputs:
     recipe, result = yaml.safe_load(text("recipe.yaml")), parsed("result.json")
     plan = VisualPlan.load(run_directory / "plan.json")
     search_folder = run_directory / "search" / "student"
+    has_plots = any(path.name != JOURNAL for path in search_folder.glob("*"))
     rows = parsed("table.json")
     plans: dict[str, VisualPlan] = {}
     for row in rows:
@@ -114,6 +116,6 @@ def read_inputs(run_directory: Path) -> Inputs:
             name: Evaluation.load(run_directory / "evaluation" / f"{file}.json") for name, file in EVALUATIONS.items()
         },
         plans=plans,
-        search_folder=search_folder if search_folder.is_dir() else None,
+        search_folder=search_folder if has_plots else None,
         learned=learned,
     )

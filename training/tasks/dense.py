@@ -22,7 +22,6 @@ from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -35,6 +34,7 @@ from data.shapes.patches import GROUPS
 from data.shapes.world import WORLDS, split_rows, write_world
 from training import stops
 from training.distillation.callbacks import MetricsFile
+from training.distillation.sample_order import OrderedTrainer
 from training.distillation.trainer_checkpoints import TrainerCheckpoints, delete_checkpoints, last_checkpoint
 from training.measure.evaluation import Evaluation, evaluate
 from training.recipe.dense import DenseRecipe, OptimizerSettings, PhaseSettings
@@ -84,7 +84,7 @@ def train_tower(run: Run) -> dict:
     scenes = [scene for scene, _, _ in split_rows(settings.tower.split, split, settings.world.seed)]
     reader = PatchReader(model, processor)
     folder = run.directory / "tower"
-    trainer = Trainer(
+    trainer = OrderedTrainer(
         model=reader,
         args=training_arguments(settings.tower, folder / "trainer", seed),
         train_dataset=PatchDataset(scenes, processor),
@@ -125,7 +125,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         weight_decay=phase.weight_decay,
     )
-    trainer = Trainer(
+    trainer = OrderedTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -218,7 +218,7 @@ def load_trained_model(run: Run) -> LlavaForConditionalGeneration:
     )
 
 
-def train_and_save(trainer: Trainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
+def train_and_save(trainer: OrderedTrainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
     """Trains to the end, and saves the model in `folder`/model. Returns the number of steps.
 
     If an earlier start of the run was stopped, training continues from its last checkpoint.

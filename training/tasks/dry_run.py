@@ -1,5 +1,7 @@
 """Shows what a recipe would do and cost. It reads the model's config alone, and writes nothing."""
 
+import os
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -7,49 +9,46 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from checkpoints.build import dense_config
-from checkpoints.families import PICTURE, reference_images, sparse_class
+from checkpoints.families import PICTURE, reference_images
 from modeling.visual_layout import num_tokens
 from modeling.visual_plan import VisualPlan
-from training.distillation.lora import add_lora
-from training.measure.budget import Budget
 from training.measure.costs import TEXT_TOKENS, cost_sheet
 from training.recipe.dense import DenseRecipe
 from training.recipe.frontier import FrontierRecipe
 from training.recipe.student import SparsifyRecipe, StudentRecipe
+from training.recipe.training import TrainingSettings
 from training.report.numbers import COST_LABELS, quantity
-from training.tasks.memory import activation_bytes, num_parameters, state_bytes
-
-NUM_PROCESSES = (1, 2, 4, 8)
-"""Numbers of processes for which memory is estimated."""
+from training.run import Stage
+from training.tasks import frontier, sparsify
+from training.tasks.forecast.assumptions import Assumptions
+from training.tasks.forecast.budget_costs import budget_costs
+from training.tasks.forecast.sizes import Sizes, build_on_meta, num_parameters, sizes_of
+from training.tasks.forecast.stage_hours import Hours, hours_by_stage
+from training.tasks.forecast.stage_memory import ESTIMATES, HEADROOM, PROCESSES_PER_MACHINE, memory_by_stage
 
 console = Console()
 
 
-def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe) -> None:
-    """Prints what the recipe would do and cost.
+def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assumptions | None = None) -> None:
+    """Prints what the recipe would do and cost. Of several processes, the first one does.
+
+    Args:
+        assumed: what is assumed of devices and data. None takes the defaults.
 
     Raises:
         UserError: its model is not supported, or its plan does not fit the model.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
     if isinstance(recipe, StudentRecipe):
         config = dense_config(recipe.model.config or recipe.model.path)
-        student = build_on_meta(recipe, config)
+        student = build_on_meta(recipe.lora, config)
         console.print(parameter_table(student))
         console.print(cost_table(recipe, config) if isinstance(recipe, SparsifyRecipe) else points_table(recipe))
-        console.print(memory_table(recipe, config, student))
-
-
-def build_on_meta(recipe: StudentRecipe, config: PreTrainedConfig) -> nn.Module:
-    """Returns the student that would be trained, on the meta device, so that its tensors need no memory."""
-    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    with torch.device("meta"):
-        cls = sparse_class(config)
-        student = cls(cls.config_class.from_dict(values))
-    if recipe.lora is not None:
-        return add_lora(student, recipe.lora)
-    student.vision_tower.requires_grad_(False)
-    return student
+        assumed = assumed or Assumptions()
+        for table in stage_tables(recipe, config, sizes_of(recipe, config, student, assumed), assumed):
+            console.print(table)
 
 
 def parameter_table(student: nn.Module) -> Table:
@@ -92,48 +91,62 @@ def cost_table(recipe: SparsifyRecipe, config: PreTrainedConfig) -> Table:
     return table
 
 
-def budget_costs(dense: dict, budget: Budget | None) -> dict:
-    """Returns the most that a plan may cost in each convention, or None where the budget sets no limit.
+def stage_tables(recipe: StudentRecipe, config: PreTrainedConfig, sizes: Sizes, assumed: Assumptions) -> list[Table]:
+    """Returns tables of what each stage needs: memory of a device, memory of a machine, hours.
 
-    It assumes that only visual work is saved, and nothing of what text does with visual tokens.
-
-    Args:
-        dense: costs of the dense model.
-        budget: the budget; None if the plan has none.
+    A stage that does not fit a device is marked.
     """
-    bounds = budget.model_dump(exclude_none=True) if budget else {}
-    at_most = dict.fromkeys(dense)
-    if "visual_flops" in bounds:
-        at_most |= {name: bounds["visual_flops"] * dense[name] for name in ("A", "B")}
-        saved = dense["B"] - at_most["B"]
-        at_most |= {name: dense[name] - saved for name in ("C", "D")}
-    if "model_flops" in bounds:
-        saved = (1 - bounds["model_flops"]) * dense["C"]
-        at_most |= {name: dense[name] - saved for name in ("C", "D")}
-    if "kv_bytes" in bounds:
-        at_most["kv_bytes"] = bounds["kv_bytes"] * dense["kv_bytes"]
-    return at_most
+    memory = {count: memory_by_stage(recipe, sizes, count) for count in assumed.processes}
+    hours = {count: hours_by_stage(recipe, config, sizes, assumed, count) for count in assumed.processes}
+    room = assumed.device_memory * HEADROOM
+
+    def on_device(stage: str, count: int) -> str:
+        needed = memory[count][stage].device
+        return gigabytes(needed) + (", does not fit" if needed > room else "")
+
+    stages = [stage.name for stage in stages_of(recipe)]
+    sample = f"samples of {sizes.visual_tokens} visual and {sizes.text_tokens} text tokens"
+    rows = [
+        (
+            f"memory of each device, estimated; up to {HEADROOM:.0%} of {gigabytes(assumed.device_memory)} fit",
+            [stage for stage in stages if stage in ESTIMATES],
+            on_device,
+        ),
+        (
+            f"memory of a machine, estimated; up to {PROCESSES_PER_MACHINE} processes on each",
+            [stage for stage in stages if stage in ESTIMATES],
+            lambda stage, count: gigabytes(memory[count][stage].host),
+        ),
+        (
+            f"hours, estimated; {assumed.device_flops:.2g} FLOP/s on each device, {sample}",
+            [stage for stage in stages if stage in hours[assumed.processes[0]]],
+            lambda stage, count: in_words(hours[count][stage]),
+        ),
+    ]
+    tables = []
+    for title, names, cell in rows:
+        table = Table("processes", *map(str, assumed.processes), title=title)
+        for name in names:
+            table.add_row(name, *(cell(name, count) for count in assumed.processes))
+        tables.append(table)
+    tables[0].add_row("global batch", *(str(global_batch(recipe.training, count)) for count in assumed.processes))
+    return tables
 
 
-def memory_table(recipe: StudentRecipe, config: PreTrainedConfig, student: nn.Module) -> Table:
-    """Returns a table of the estimated memory per process in training (training/tasks/memory.py)."""
-    activations = activation_bytes(recipe.training, config, recipe.data.max_length)
-    table = Table(
-        "processes",
-        "ZeRO-2",
-        "ZeRO-3",
-        "global batch",
-        title=f"memory per process, estimated ({gigabytes(activations)} of it activations)",
-    )
-    for num_processes in NUM_PROCESSES:
-        sizes = [
-            state_bytes(recipe, student, num_processes, weights_divided=divided) + activations
-            for divided in (False, True)
-        ]
-        settings = recipe.training
-        samples = settings.micro_batch_size * settings.gradient_accumulation_steps * num_processes
-        table.add_row(str(num_processes), *map(gigabytes, sizes), str(samples))
-    return table
+def stages_of(recipe: StudentRecipe) -> list[Stage]:
+    """Returns the stages of the recipe's run."""
+    return sparsify.stages(recipe) if isinstance(recipe, SparsifyRecipe) else frontier.stages(recipe)
+
+
+def global_batch(settings: TrainingSettings, processes: int) -> int:
+    """Returns the samples in one optimizer step."""
+    return settings.micro_batch_size * settings.gradient_accumulation_steps * processes
+
+
+def in_words(hours: Hours) -> str:
+    """Returns hours as text."""
+    number = f"{hours.value:.1f}" if hours.value >= 1 else f"{hours.value:.2f}"
+    return f"{number if hours.value >= 0.01 else 'under 0.01'} {hours.per}".strip()
 
 
 def bytes_per_value(recipe: SparsifyRecipe) -> int:

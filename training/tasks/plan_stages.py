@@ -11,7 +11,7 @@ from checkpoints.build import dense_config
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import calibration_batches, training_collator
 from training.distillation.students import dense_processor, dense_student
-from training.gates.learning import gated_student, hardened_plan, learn_gates
+from training.gates.learning import budgeted_gates, hardened_plan, learn_gates
 from training.measure.calibration import Calibration, calibrate
 from training.measure.costs import fractions
 from training.measure.latency import measure_latency
@@ -32,6 +32,7 @@ from training.tasks.shared_plans import (
     bounds_latency,
     plan_key,
     reads_statistics,
+    reads_unit_kl,
     recipe_of_student,
     students_to_learn,
 )
@@ -53,7 +54,8 @@ def measure_dense(run: Run) -> dict:
             measure_latency(model).save(run.directory / LATENCY)
         if not reads_statistics(recipe):
             return {}
-        statistics = calibrate(model, batches, run.directory / "calibration", on_all_ranks)
+        folder = run.directory / "calibration"
+        statistics = calibrate(model, batches, folder, on_all_ranks, with_unit_kl=reads_unit_kl(recipe))
         statistics.save(run.directory / CALIBRATION)
         _find_starts(run, Search(model, batches, statistics, load_latency(run), ranks=on_all_ranks))
         return {"read_share": statistics.read_share.tolist()}
@@ -67,11 +69,12 @@ def _find_starts(run: Run, search: Search) -> None:
     starts = {None: VisualPlan.dense(search.config.text_config.num_hidden_layers)}
     for student in students_to_learn(recipe):
         if student.plan.start not in starts:  # students with different seeds may share it
-            starts[student.plan.start] = student.plan.start.find(search)
+            folder = gates_folder(run, student.name) / "start.search"
+            starts[student.plan.start] = student.plan.start.find(replace(search, folder=folder))
         start = starts[student.plan.start]
         start.save(gates_folder(run, student.name) / "start.json")
         # This only checks: a start or budget that learning would refuse is refused now, before any search.
-        gated_student(recipe, student.plan, search.calibration, start, search.latency)
+        budgeted_gates(search.config, student.plan, search.calibration, start, search.latency)
 
 
 def find_plans(run: Run) -> dict:

@@ -9,6 +9,11 @@ def reads_statistics(recipe: StudentRecipe) -> bool:
     return any(student.plan.needs_statistics for student in recipe.students)
 
 
+def reads_unit_kl(recipe: StudentRecipe) -> bool:
+    """Returns whether any plan is found from the answer KL without each unit."""
+    return any(student.plan.needs_unit_kl for student in recipe.students)
+
+
 def bounds_latency(recipe: StudentRecipe) -> bool:
     """Returns whether any budget bounds latency."""
     return any(bound.measure == "latency" for student in recipe.students for bound in student.plan.bounds)

@@ -4,11 +4,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from checkpoints.build import dense_config
 from modeling.layer_plan import LayerPlan
+from modeling.visual_gates import GATE_KINDS
 from modeling.visual_plan import VisualPlan
 from tests.training.planners.tiny_calibration import NUM_LAYERS, NUM_NEURONS, NUM_UNITS, tiny_calibration, tiny_config
-from training.gates.hardening import harden, without_dead_work
+from training.gates.hardening import harden, opened_in_order, without_dead_work
 from training.gates.start import base_plan, check_budget, gates_at_start
+from training.measure.latency import LatencyTable
 from training.measure.price import PlanPrice
 from training.recipe.gates import GateSettings
 
@@ -85,6 +88,48 @@ def test_kinds_of_gates_that_are_not_learned_stay_as_they_start(changes, fixed):
         assert all(layer.read and layer.heads is None for layer in plan.layers), "servable: every layer is read in full"
 
 
+def plainly_opened(gates, scores, base, price, share):
+    """Opens gates by falling score, and prices the whole plan at every step."""
+    opened = {name: gates.fixed_open(name) for name in GATE_KINDS}
+    plan = gates.plan(opened, base)
+    places = [(name, place) for name in GATE_KINDS for place in map(tuple, gates.learned(name).nonzero().tolist())]
+    for name, place in sorted(places, key=lambda at: -float(scores[at[0]][at[1]])):
+        opened[name][place] = True
+        wider = gates.plan(opened, base)
+        if price(wider) <= share:
+            plan = wider
+        else:
+            opened[name][place] = False
+    return plan
+
+
+LATENCY = LatencyTable(
+    dense=10.0,
+    text=1.0,
+    keys=((0, 0.0), (2, 0.3), (NUM_UNITS, 0.4)),
+    queries=((0, 0.0), (NUM_UNITS, 0.31)),
+    neurons=((0, 0.0), (NUM_NEURONS // 2, 0.17), (NUM_NEURONS, 0.3)),
+)
+MEASURES = ["visual_flops", "model_flops", "kv_bytes", "latency"]
+
+
+@pytest.mark.parametrize("base", [DENSE, VisualPlan((LayerPlan(radius=1),) * NUM_LAYERS)], ids=["dense", "radius"])
+@pytest.mark.parametrize("profile", ["max", "servable"])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_steps_priced_from_counts_open_the_same_gates_as_whole_plans(measure, profile, base):
+    price, text_alone = PlanPrice(CONFIG, measure, LATENCY), VisualPlan((LayerPlan(tokens=0.0),) * NUM_LAYERS)
+    seen = set()
+    for seed in range(2):
+        gates = shuffled(start_gates(DENSE, profile=profile), seed)
+        scores = {name: value.detach() for name, value in gates.log_alpha.items()}
+        for part in (0.0, 0.05, 0.4, 1.0):
+            share = price(text_alone) + part * (1 - price(text_alone))
+            plan = opened_in_order(gates, scores, base, price, share)
+            assert plan == plainly_opened(gates, scores, base, price, share)
+            seen.add(plan)
+    assert len(seen) > 1
+
+
 @pytest.mark.parametrize("share", [0.02, 0.04, 0.12, 0.25, 0.6])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_budget_is_never_exceeded_and_mostly_used(seed, share):
@@ -139,3 +184,28 @@ def test_impossible_settings_are_refused():
     for wrong in ({"off": ["noses"]}, {"profile": "fast"}, {"steps": 0}, {"share": 0.0}):
         with pytest.raises(ValidationError):
             settings(**wrong)
+
+
+@pytest.mark.slow
+def test_hardening_at_the_size_of_7b_prices_few_layers():
+    """`pytest --durations` tells the seconds. Pricing whole plans would take 32 layers for each of 1,632 gates."""
+    config = dense_config("recipes/shapes/llava-1.5-7b.json")
+    text = config.text_config
+    sizes = {"num_layers": text.num_hidden_layers, "num_units": text.num_key_value_heads}
+    calibration = tiny_calibration(**sizes, num_neurons=text.intermediate_size)
+    asked = GateSettings(planner="gates", budget={"visual_flops": 0.3}, steps=1)
+    dense = VisualPlan.dense(text.num_hidden_layers)
+    gates = shuffled(gates_at_start(config, calibration, dense, asked), 0)
+    price, plans = CountingPrice(config), []
+    harden(gates, dense, price, asked, lambda plan: float(len(plans.append(plan) or plans)), seed=0)
+    assert len(plans) == asked.draws + 1 and all(price(plan) <= 0.3 for plan in plans)
+    num_gates = sum(int(gates.learned(name).sum()) for name in GATE_KINDS)
+    assert price.num_layers < 2 * len(plans) * num_gates
+
+
+class CountingPrice(PlanPrice):
+    num_layers = 0
+
+    def layer_cost(self, layer):
+        self.num_layers += 1
+        return super().layer_cost(layer)

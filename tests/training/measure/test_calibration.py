@@ -121,7 +121,7 @@ def test_cache_answers_for_the_same_weights_and_data_only(tmp_path, monkeypatch)
         calibrate(model, BATCHES[:1], tmp_path)
     monkeypatch.setattr(training.measure.calibration, "own_statistics", gather)
     calibrate(model, BATCHES[:1], tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("calibration-*"))) == 2
 
 
 def test_saved_whole_and_read_back(tmp_path):

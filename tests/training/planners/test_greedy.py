@@ -1,8 +1,11 @@
 """The greedy planner meets its budget, finds planted structure, and does better than chance."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
+import training.planners.greedy
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
@@ -88,6 +91,82 @@ def test_plan_in_force_is_left_alone_and_the_search_repeats(student, calibration
     first = greedy(0.3).find(Search(student, BATCHES, calibration))
     assert greedy(0.3).find(Search(student, BATCHES, calibration)) == first
     assert student.visual_plan == before
+
+
+class Bar:
+    """What a bar was told."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, total: int, **_):
+        self.total, self.n, self.steps, self.text = total, 0, [], ""
+        self.made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, step: float) -> None:
+        self.n += step
+        self.steps.append(step)
+
+    def set_postfix_str(self, text: str) -> None:
+        self.text = text
+
+
+def test_the_bar_names_the_measure_and_ends_at_its_total(student, calibration, monkeypatch):
+    monkeypatch.setattr(training.planners.greedy, "tqdm", Bar)
+    planner = GreedyPlanner(planner="greedy", budget={"kv_bytes": 0.92})
+    search = Search(student, BATCHES, calibration)
+    plan = planner.find(search)
+    (bar,) = Bar.made
+    assert bar.n == bar.total == 100 and min(bar.steps) >= 0
+    assert len({step for step in bar.steps if step}) > 1, "it moves in more than one step"
+    assert bar.text.startswith("kv_bytes ") and "of 92.0%" in bar.text
+    assert bar.text.endswith(f"{search.answer_kl.num_evaluations} plans")
+    assert PlanPrice(student.config, "kv_bytes")(plan) <= 0.92
+
+
+class Killed(Exception):
+    pass
+
+
+def evaluations_until(monkeypatch, kill_after: int | None) -> list:
+    """Counts the plans that are run from now on, and kills the search at the one after `kill_after`."""
+    run, distance = [], AnswerKL.distance
+
+    def counted(self, plan, gates=None):
+        if len(run) == kill_after:
+            raise Killed
+        run.append(plan)
+        return distance(self, plan, gates)
+
+    monkeypatch.setattr(AnswerKL, "distance", counted)
+    return run
+
+
+def test_a_killed_search_goes_on(student, calibration, monkeypatch, tmp_path):
+    def run_plans(kill_after: int | None, batches=BATCHES, folder=tmp_path) -> tuple[list, VisualPlan | None]:
+        with monkeypatch.context() as patch:
+            run = evaluations_until(patch, kill_after)
+            try:
+                return run, greedy(0.2).find(Search(student, batches, calibration, folder=folder))
+            except Killed:
+                return run, None
+
+    whole, plan = run_plans(None, folder=None)
+    done = []
+    for kill_after in (1, 3, 10):
+        run, found = run_plans(kill_after)
+        assert len(run) == kill_after and found is None
+        done += run
+    run, found = run_plans(None)
+    assert found == plan
+    assert done + run == whole, "each plan is run once, in the same order"
+    assert run_plans(None) == ([], plan)
+    assert len(run_plans(1, batches=BATCHES[:1])[0]) == 1, "other data are measured anew"
 
 
 def test_file_planner(student, calibration, tmp_path):

@@ -5,6 +5,7 @@ Every planner that takes a budget takes one in each measure.
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,17 @@ def test_every_planner_meets_a_budget_of_every_measure(search, name, measure):
     plan.check(NUM_LAYERS, 2, MODEL.config.text_config.intermediate_size)
     assert price(plan) <= share
     assert price(plan) > text_alone, "text alone meets every budget"
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_planners_say_whether_they_read_the_kl_without_each_unit(search, name):
+    without = replace(search, calibration=replace(search.calibration, unit_kl=None))
+    planner = BOUNDED[name](planner=name, budget={"visual_flops": 0.7}, **SETTINGS.get(name, {}))
+    if planner.needs_unit_kl:
+        with pytest.raises(AttributeError):
+            planner.find(without)
+    else:
+        assert planner.find(without) == planner.find(search)
 
 
 @pytest.mark.parametrize("measure", ["model_flops", "kv_bytes", "latency"])

@@ -24,13 +24,15 @@ def tiny_config() -> LlavaConfig:
     )
 
 
-def tiny_calibration(seed: int = 0) -> Calibration:
+def tiny_calibration(
+    seed: int = 0, num_layers: int = NUM_LAYERS, num_units: int = NUM_UNITS, num_neurons: int = NUM_NEURONS
+) -> Calibration:
     generator = torch.Generator().manual_seed(seed)
     return Calibration(
-        activity=torch.rand(NUM_SAMPLES, NUM_LAYERS, NUM_UNITS, generator=generator),
-        neuron_importance=torch.rand(NUM_LAYERS, NUM_NEURONS, generator=generator),
-        neighborhood=torch.rand(NUM_LAYERS, GRID_SIDE, generator=generator).cumsum(1) / GRID_SIDE,
-        unit_kl=torch.rand(NUM_LAYERS, NUM_UNITS, generator=generator),
+        activity=torch.rand(NUM_SAMPLES, num_layers, num_units, generator=generator),
+        neuron_importance=torch.rand(num_layers, num_neurons, generator=generator),
+        neighborhood=torch.rand(num_layers, GRID_SIDE, generator=generator).cumsum(1) / GRID_SIDE,
+        unit_kl=torch.rand(num_layers, num_units, generator=generator),
     )
 
 

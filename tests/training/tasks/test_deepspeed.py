@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from checkpoints.load import load_checkpoint
 from tests.families.family import TinyFamily
@@ -73,6 +74,28 @@ def test_zero_trains_like_one_process(train, alone, stage, processes):
 def test_neither_launcher_nor_deepspeed_needs_the_other(train, alone, processes, config):
     run = train(f"apart_{processes}", processes, f"training.deepspeed={config}")
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+
+
+def test_adapters_are_saved_without_a_copy_of_the_frozen_weights(dense_folder, tmp_path):
+    """transformers would copy the whole state dict here."""
+    script = tmp_path / "train_without_copies.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import deepspeed.checkpoint.utils as utils\n"
+        "def refuse(*arguments, **kwargs): raise SystemExit('a copy of the whole state dict')\n"
+        "utils.clone_tensors_for_torch_save = refuse\n"
+        "import train\n"
+        "train.main()\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, script, "--recipe", "debug", f"model.path={dense_folder}", "compare=[]"]
+    command += [f"training.deepspeed={RECIPES}/deepspeed/zero2.json", "training.max_steps=2", "training.save_steps=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    weights = load_file(tmp_path / "runs" / "debug" / "students" / "student" / "weights" / "adapter_model.safetensors")
+    assert weights and all("lora_" in name for name in weights)
+    assert any(value.any() for name, value in weights.items() if "lora_B" in name), "trained adapters"
 
 
 @pytest.mark.parametrize("stage", [2, 3])

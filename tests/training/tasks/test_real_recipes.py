@@ -5,8 +5,13 @@ that in some steps one rank has a picture and the other has none, and in some st
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,7 @@ import yaml
 
 from checkpoints.load import load_checkpoint
 from data.shapes.world import SplitSettings, WorldSettings, write_world
+from modeling.visual_plan import VisualPlan
 from tests.families.family import TinyFamily
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
@@ -44,13 +50,19 @@ PLANS = {
     "p_sigmoid": {"full_layers": 1, "trials": 3, "budget": {"visual_flops": 0.6}},
     "g_search": {"full_layers": 1, "trials": 2},
     "vtw": {},
-    "greedy": {"budget": {"visual_flops": 0.5}},
+    "gates": {
+        "budget": {"visual_flops": 0.5},
+        "start": {"planner": "greedy", "budget": {"visual_flops": 0.7}},
+        "steps": 6,
+        "ffn_blocks": 4,
+        "draws": 2,
+    },
 }
+DISTILLATION_STEPS = 4
 SMALL = {
     "data.world.splits.test.rows": 4,
     "calibration": {"num_samples": 4, "batch_size": 2},
     "training.num_epochs": None,
-    "training.max_steps": 4,
     "training.micro_batch_size": 1,
     "training.gradient_accumulation_steps": 2,
     "training.num_workers": 1,
@@ -78,50 +90,85 @@ def rows(tmp_path_factory) -> Path:
     return mixed
 
 
-def run_recipe(name: str, rows: Path, folder: Path, processes: int, *more: str) -> Path:
-    """Runs the recipe, small, and returns its run's folder."""
-    family, plan = family_of(name), RECIPE[name]["plan"]
+def command_of(name: str, rows: Path, folder: Path, processes: int) -> list:
+    """Returns the command that runs the recipe, small, in `folder`, where it puts a dense model of the family."""
+    family, recipe = family_of(name), RECIPE[name]
     family.dense().save_pretrained(folder / "dense")
     family.processor().save_pretrained(folder / "dense")
     source = [{"path": str(rows), "images": str(rows.parent)}]
+    plan = {**recipe["plan"], **PLANS[recipe["plan"]["planner"]]}
     small = {
         **SMALL,
         "model.path": str(folder / "dense"),
         "data.train": source,
         "data.calibration": source,
-        "training.deepspeed": str(RECIPES.parent / RECIPE[name]["training"]["deepspeed"]),
-        "plan": {**plan, **PLANS[plan["planner"]]},
+        "training.deepspeed": str(RECIPES.parent / recipe["training"]["deepspeed"]),
+        "training.max_steps": DISTILLATION_STEPS + plan.get("steps", 0),
+        "plan": plan,
     }
     command = [LAUNCHER, "--num_gpus", str(processes), RECIPES.parent / "train.py", "--recipe", name]
-    command += [f"{key}={json.dumps(value)}" for key, value in small.items()]
-    done = subprocess.run([*command, *more], cwd=folder, capture_output=True, text=True, timeout=600)
+    return [*command, *(f"{key}={json.dumps(value)}" for key, value in small.items())]
+
+
+def finish(command: list, folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "Traceback" not in done.stderr, "a rank died on its way out"
-    return folder / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def whole_run(rows, tmp_path_factory) -> Callable[[str], Path]:
+    """Runs a recipe on two processes, once: whole_run(name) gives the run's folder."""
+
+    @cache
+    def run(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        finish(command_of(name, rows, folder, 2), folder)
+        return folder / "runs" / name
+
+    return run
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in REAL]
 )
-def test_a_recipe_of_a_released_model_goes_from_data_to_a_checkpoint(name, rows, tmp_path):
-    run = run_recipe(name, rows, tmp_path, 2)
+def test_a_recipe_of_a_released_model_goes_from_data_to_a_checkpoint(name, whole_run):
+    run = whole_run(name)
     losses = [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
-    assert len(losses) == 4 and all(torch.isfinite(torch.tensor(losses)))
+    assert len(losses) == DISTILLATION_STEPS and all(torch.isfinite(torch.tensor(losses)))
     model, _ = load_checkpoint(run / "checkpoint", torch.float32)
     assert model.visual_plan.is_integer
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     assert 0 < result["visual_flops"] < 1 and result["prefill_speedup"] > 0
 
 
-GATES = {"planner": "gates", "budget": {"visual_flops": 0.5}, "steps": 3, "ffn_blocks": 4, "draws": 2}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava_sparse", "llava_13b_sparse", "internvl2_8b_sparse", "qwen2_vl_sparse"])
-def test_plans_are_learned_with_a_recipes_own_settings(name, rows, tmp_path):
-    """Gradient checkpointing is on in all of them."""
+def test_plans_are_learned_with_a_recipes_own_settings(name, rows, whole_run, tmp_path):
+    """Gradient checkpointing is on in all of them. A run that is killed meanwhile learns the same plan."""
     assert RECIPE[name]["training"]["gradient_checkpointing"]
-    run = run_recipe(name, rows, tmp_path, 2, f"plan={json.dumps(GATES)}", "training.max_steps=5")
-    learned = [row for row in read_metrics(run / "gates" / "student" / "trainer" / "metrics.jsonl") if "cost" in row]
-    assert [row["step"] for row in learned] == [1, 2, 3]
+    command = command_of(name, rows, tmp_path, 2)
+    trainer = Path("gates", "student", "trainer")
+    run = tmp_path / "runs" / name
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        while process.poll() is None and not list((run / trainer).glob("checkpoint-3/trainer_state.json")):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    state = next((run / trainer / "checkpoint-3").glob("global_step3/*_rank_1_*optim_states.pt"))
+    zero = torch.load(state, weights_only=False)["optimizer_state_dict"]["zero_stage"]
+    assert f"zero{zero}.json" == Path(RECIPE[name]["training"]["deepspeed"]).name
+    assert not (run / "gates" / "student" / "weights").exists(), "it was killed too late to show anything"
+    finish(command, tmp_path)
+
+    learned, expected = (
+        [row for row in read_metrics(folder / trainer / "metrics.jsonl") if "cost" in row]
+        for folder in (run, whole_run(name))
+    )
+    assert [row["step"] for row in learned] == list(range(1, 7))
+    for figure in ("loss", "cost", "target"):
+        assert [row[figure] for row in learned] == pytest.approx([row[figure] for row in expected], rel=1e-4), figure
+    plans = [VisualPlan.load(folder / "plan.json") for folder in (run, whole_run(name))]
+    assert plans[0] == plans[1]
     assert json.loads((run / "result.json").read_text(encoding="utf-8"))["visual_flops"] <= 0.5

@@ -10,13 +10,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
+from training.journal import Journal
 from training.measure.answer_kl import AnswerKL
 from training.measure.budget import Budget
 from training.measure.calibration import Calibration, measuring_tasks
+from training.measure.fingerprint import fingerprint
 from training.measure.latency import LatencyTable
 from training.measure.price import PlanPrice
 from training.planners.tools.withdrawal import own_withdrawals
 from training.ranks import OnAllRanks, alone, own_share
+
+JOURNAL = "answer_kl.jsonl"
+"""Name of the journal in the folder of a search. It holds the KL of each plan that was measured."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,15 @@ class Search:
     def answer_kl(self) -> AnswerKL:
         """Measures how much a plan changes the answers. The dense model's answers are computed once.
 
+        Plans that were measured before this search was stopped are not measured again.
+
         Raises:
             UserError: no calibration sample with an image has an answer.
         """
-        return AnswerKL(self.model, self.batches, self.on_all_ranks)
+        journal = None
+        if self.folder is not None:
+            journal = Journal(self.folder / JOURNAL, fingerprint(self.model, self.batches))
+        return AnswerKL(self.model, self.batches, self.on_all_ranks, journal)
 
     def price_within(self, budget: Budget) -> PlanPrice:
         """Returns the price of plans in the budget's measure.

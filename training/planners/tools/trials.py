@@ -17,7 +17,8 @@ from optuna.samplers import TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from tqdm.auto import tqdm
+
+from training.progress import Progress
 
 TRIALS = "trials.journal"
 """Name of the journal file in the folder of a search."""
@@ -70,7 +71,7 @@ class Trials:
         with self._lock:
             study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         self._finish_started(study, objective)
-        with tqdm(desc=name, total=num_trials, unit="trial") as progress:
+        with Progress(desc=name, total=num_trials, unit="trial") as progress:
             while (trial := self._next_trial(study, distribution, initial, num_trials, seed)) is not None:
                 self._evaluate(study, trial, objective)
                 progress.update(len(_valid_trials(study)) - progress.n)

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from data.conversations import IGNORE_INDEX
@@ -22,7 +21,7 @@ from modeling.user_error import UserError
 from modeling.visual_layout import join_streams
 from modeling.visual_plan import VisualPlan
 from training.measure.answer_kl import answer_inputs, refuse_no_answers
-from training.ranks import rank
+from training.progress import Progress
 
 
 class Withdrawals(NamedTuple):
@@ -47,7 +46,7 @@ def own_withdrawals(
         at: as in `VtwPlanner`.
     """
     num_layers, found = model.config.text_config.num_hidden_layers, []
-    for number, batch in tqdm(batches, desc="withdrawing", unit="batch", disable=rank() != 0):
+    for number, batch in Progress(batches, desc="withdrawing", unit="batch"):
         inputs = answer_inputs(model.eval(), batch)
         if inputs is None:
             continue

@@ -1,0 +1,98 @@
+"""The order in which samples are trained on: random, or so that the samples of a batch are alike.
+
+A batch is padded to its longest sample, so batches of samples of one length hold little padding. With several
+processes a step takes as long as its slowest rank, so the batches of a step are alike too.
+
+Every process holds the whole order. accelerate hands its batches out to the ranks, in turn.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+class SampleOrder(Sampler[int]):
+    """The indices of a dataset, each once, in a new random order in every epoch. Seed and epoch decide it.
+
+    Args:
+        num_samples: size of the dataset.
+        seed: seed of the order.
+        epoch: returns the number of the epoch that begins, from 0. accelerate tells samplers their epoch as well, but
+            not where several processes continue a training in the middle of an epoch.
+    """
+
+    def __init__(self, num_samples: int, seed: int, epoch: Callable[[], int]):
+        self._num_samples, self._seed, self._epoch = num_samples, seed, epoch
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices(torch.Generator().manual_seed(self._seed + self._epoch())))
+
+    def indices(self, generator: torch.Generator) -> list[int]:
+        """Returns the order that `generator` draws."""
+        return torch.randperm(self._num_samples, generator=generator).tolist()
+
+
+class GroupedOrder(SampleOrder):
+    """An order whose batches have samples of similar length, all with pictures or all without.
+
+    The batches stand in random order. The first has the longest sample, so that a lack of memory shows at once. The
+    last ones have what is left over of both kinds.
+
+    Args:
+        lengths: the number of tokens of each sample.
+        has_picture: whether each sample has a picture.
+        batch_size: samples of one optimizer step, over all ranks and micro-batches.
+        seed, epoch: as for `SampleOrder`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        has_picture: Sequence[bool],
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+    ):
+        super().__init__(len(lengths), seed, epoch)
+        self._lengths, self._has_picture, self._batch_size = lengths, has_picture, batch_size
+
+    def indices(self, generator: torch.Generator) -> list[int]:
+        batches: list[list[int]] = []
+        left_over: list[int] = []
+        for kind in (True, False):
+            members = [index for index, found in enumerate(self._has_picture) if found == kind]
+            if members:
+                lengths = [self._lengths[index] for index in members]
+                grouped = get_length_grouped_indices(lengths, self._batch_size, generator=generator)
+                cut = [
+                    [members[place] for place in grouped[start : start + self._batch_size]]
+                    for start in range(0, len(members), self._batch_size)
+                ]
+                left_over += cut.pop() if len(cut[-1]) < self._batch_size else []
+                batches += cut
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        if batches:
+            order.remove(longest := max(range(len(batches)), key=lambda number: self._longest(batches[number])))
+            order.insert(0, longest)
+        return [index for number in order for index in batches[number]] + left_over
+
+    def _longest(self, samples: Sequence[int]) -> int:
+        """Returns the length of the longest of `samples`."""
+        return max(self._lengths[index] for index in samples)
+
+
+class OrderedTrainer(Trainer):
+    """A trainer that takes the samples in a `SampleOrder`, and finds the order again when it continues."""
+
+    def epoch(self) -> int:
+        """Returns the number of the epoch that is being trained, from 0."""
+        return int(self.state.epoch or 0)
+
+    def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
+        return SampleOrder(len(self.train_dataset), self.args.seed, self.epoch)

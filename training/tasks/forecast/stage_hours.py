@@ -1,0 +1,161 @@
+"""Estimates the hours of each stage: the FLOPs of its forward and backward passes, at an assumed FLOP/s.
+
+A sample is one picture and the assumed number of text tokens (assumptions.py). FLOPs are those of convention D
+(modeling/visual_flops.py) and of the output head at text tokens. Loading, reading of pictures, decoding of an answer's
+few tokens, and waiting for the slowest process are left out, so an estimate is a lower bound for a device that reaches
+the assumed FLOP/s.
+
+A backward pass computes gradients of the layers' inputs, which costs as much as the forward pass, and gradients of
+trained weights, which for adapters is little and for full fine-tuning as much again. Gradient checkpointing repeats the
+forward pass.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from checkpoints.families import reference_images, vision_macs
+from modeling.visual_flops import dense_cost, plan_cost
+from training.recipe.data import DataSettings, SourceSettings
+from training.recipe.gates import GateSettings
+from training.recipe.student import CompareSettings, SparsifyRecipe, StudentRecipe
+from training.recipe.training import TrainingSettings
+from training.tasks.forecast.assumptions import Assumptions
+from training.tasks.forecast.budget_costs import budget_costs
+from training.tasks.forecast.sizes import Sizes
+from training.tasks.shared_plans import plan_key, reads_statistics, students_to_learn
+
+PLANS = 100
+"""Plans that are tried in a search, for which its hours are given: how many it needs is seen in the search."""
+ROWS = 10_000
+"""Training rows for which hours are given, where their number is not known."""
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Hours of a stage, or of a part of it that is named in words."""
+
+    value: float
+    per: str = ""
+
+
+def hours_by_stage(
+    recipe: StudentRecipe, config: PreTrainedConfig, sizes: Sizes, assumed: Assumptions, processes: int
+) -> dict[str, Hours]:
+    """Returns the hours of every stage that takes long, by the stage's name.
+
+    Raises:
+        UserError: a plan does not fit the model.
+    """
+    cost = SampleCost(recipe, config, sizes)
+    sample = cost.forward()
+    samples, all_rows = recipe.calibration.num_samples, _rows(recipe.data.train, recipe.data) or assumed.rows
+    rows, per_rows = (all_rows, "") if all_rows else (ROWS, f"per {ROWS:,} rows")
+    questions = _rows(recipe.data.evaluation, recipe.data)
+    models = len(recipe.students) + (2 if isinstance(recipe, SparsifyRecipe) else 1)
+    searches = {plan_key(student): student for student in recipe.students if not isinstance(student.plan, GateSettings)}
+    searched = [student for student in searches.values() if student.plan.plan_of_config(config) is None]
+    learned = students_to_learn(recipe)
+
+    def stage(flops: float, per: str = "") -> Hours:
+        return Hours(flops / (assumed.device_flops * processes) / 3600, per)
+
+    def training(student: CompareSettings, settings: TrainingSettings, *, gates: bool) -> float:
+        batch = settings.micro_batch_size * settings.gradient_accumulation_steps * processes
+        count = settings.max_steps * batch if settings.max_steps else settings.num_epochs * rows
+        return count * cost.step(student, gates=gates)
+
+    distilled = sum(
+        training(student, recipe.training_of(student), gates=False) for student in recipe.students if student.distil
+    )
+    gates = sum(
+        training(student, recipe.training.model_copy(update={"max_steps": student.plan.steps}), gates=True)
+        for student in learned
+    )
+    hardened = sum(student.plan.draws + 4 for student in learned)  # and the dense model, the gates, the best twice
+    return {
+        "calibrate": stage(samples * cost.calibration()),
+        "plan": stage(len(searched) * PLANS * samples * cost.answers(), f"per {PLANS} plans tried" if searched else ""),
+        "ask": stage(rows * sample, per_rows),
+        "learn": stage(gates),
+        "harden": stage(hardened * samples * cost.answers()),
+        "distil": stage(distilled, "" if recipe.training.max_steps else per_rows),
+        "evaluate": stage((questions or ROWS) * models * sample, "" if questions else f"per {ROWS:,} questions"),
+    }
+
+
+class SampleCost:
+    """FLOPs of one sample."""
+
+    def __init__(self, recipe: StudentRecipe, config: PreTrainedConfig, sizes: Sizes):
+        self._recipe, self._config, self._sizes = recipe, config, sizes
+        self._images = reference_images(config)
+        self._vision = 2 * vision_macs(config, self._images)
+        self._head = 2 * sizes.text_tokens * sizes.decoder.hidden_size * sizes.vocabulary
+        self._dense = dense_cost(sizes.decoder, self._images, sizes.text_tokens)
+
+    def forward(self) -> float:
+        """Returns the dense model's forward pass, with vision tower and head."""
+        return self._dense.flops_prefill + self._head + self._vision
+
+    def answers(self) -> float:
+        """Returns the dense model's answers where pictures are encoded already."""
+        return self._dense.flops_prefill + self._head
+
+    def calibration(self) -> float:
+        """Returns what calibration does on a sample (training/measure/calibration.py).
+
+        The decoder runs twice for its statistics, once for its answers, and once without each unit.
+        """
+        if not reads_statistics(self._recipe):
+            return 0.0
+        units = self._sizes.decoder.num_layers * self._sizes.decoder.num_kv_heads
+        return 2 * self._vision + (3 + units) * self.answers()
+
+    def decoder(self, student: CompareSettings) -> float:
+        """Returns the student's decoder. Where its plan is not known, it is the most that the budget allows."""
+        plan = student.plan.plan_of_same_cost(self._config)
+        if plan is not None:
+            return plan_cost(plan, self._sizes.decoder, self._images, self._sizes.text_tokens).flops_prefill
+        dense = {"A": self._dense.macs_visual, "B": self._dense.flops_visual, "kv_bytes": 0}
+        dense |= dict.fromkeys(("C", "D"), self._dense.flops_prefill)
+        at_most = budget_costs(dense, student.plan.bound)["C"]
+        return self._dense.flops_prefill if at_most is None else at_most
+
+    def step(self, student: CompareSettings, *, gates: bool) -> float:
+        """Returns the FLOPs of a sample in training.
+
+        Args:
+            gates: whether gates are learned. The student then computes all that the dense model does.
+        """
+        recipe, sizes = self._recipe, self._sizes
+        lora = gates or recipe.lora is not None
+        student_pass = (self._dense.flops_prefill if gates else self.decoder(student)) + self._head
+        passes = 2 + (not lora) + recipe.training.gradient_checkpointing
+        flops = passes * student_pass
+        if lora:
+            adapters = sizes.gate_adapters if gates else sizes.trained
+            flops += (6 + 2 * recipe.training.gradient_checkpointing) * adapters * self._tokens
+        if recipe.distillation.keep_answers:
+            return flops
+        if recipe.distillation.needs_teacher:
+            flops += self._dense.flops_prefill + self._head
+            flops += 0 if lora else self._vision  # with adapters, teacher and student share the encoded pictures
+        return flops + self._vision
+
+    @property
+    def _tokens(self) -> int:
+        return self._sizes.visual_tokens + self._sizes.text_tokens
+
+
+def _rows(sources: tuple[SourceSettings, ...], data: DataSettings) -> int | None:
+    """Returns how many rows the sources give. None if the recipe does not say."""
+    total = 0
+    for source in sources:
+        if source.num_samples is not None:
+            total += source.num_samples
+        elif source.split is not None:
+            total += round(data.world.splits[source.split].rows * (source.weight or 1))
+        else:
+            return None
+    return total
