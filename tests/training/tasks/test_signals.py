@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,12 +20,12 @@ pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "none": [sys.executable],
-    "deepspeed": [BIN / "deepspeed", "--num_gpus", "2"],
-    "torchrun": [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", "29653"],
+    "deepspeed": [BIN / "deepspeed", "--num_gpus", "2", "--master_port", "PORT"],
+    "torchrun": [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", "PORT"],
 }
 
 
-def overrides(dense_folder: Path, launcher: str) -> list[str]:
+def overrides(dense_folder: Path, sharded: bool, processes: int) -> list[str]:
     return [
         "name=run",
         f"model.path={dense_folder}",
@@ -32,16 +33,27 @@ def overrides(dense_folder: Path, launcher: str) -> list[str]:
         "compare=[]",
         "training.max_steps=4000",
         "training.save_steps=4000",
-        f"training.micro_batch_size={4 if launcher == 'none' else 2}",
-        f"training.deepspeed={'null' if launcher == 'torchrun' else f'{RECIPES}/deepspeed/zero2.json'}",
+        f"training.micro_batch_size={4 // processes}",
+        f"training.deepspeed={f'{RECIPES}/deepspeed/zero2.json' if sharded else 'null'}",
     ]
 
 
-def start(folder: Path, dense_folder: Path, launcher: str) -> tuple[subprocess.Popen, dict[str, psutil.Process]]:
+def start(
+    folder: Path, dense_folder: Path, launcher: str, sharded: bool
+) -> tuple[subprocess.Popen, dict[str, psutil.Process]]:
     """Starts a training. Returns the launcher, and all its processes by rank when the second step has been made."""
-    script = [RECIPES.parent / "train.py", "--recipe", "debug", *overrides(dense_folder, launcher)]
+    script = [
+        RECIPES.parent / "train.py",
+        "--recipe",
+        "debug",
+        *overrides(dense_folder, sharded, 1 if launcher == "none" else 2),
+    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [port if argument == "PORT" else argument for argument in LAUNCHERS[launcher]]
     log = (folder / "log").open("w")
-    run = subprocess.Popen([*LAUNCHERS[launcher], *script], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    run = subprocess.Popen([*command, *script], cwd=folder, stdout=log, stderr=log, start_new_session=True)
     metrics = folder / "runs" / "run" / "students" / "student" / "trainer" / "metrics.jsonl"
     while len(read_metrics(metrics)) < 2:
         assert run.poll() is None, (folder / "log").read_text()[-3000:]
@@ -65,7 +77,8 @@ def start(folder: Path, dense_folder: Path, launcher: str) -> tuple[subprocess.P
     ],
 )
 def test_a_training_saves_and_stops(tmp_path, dense_folder, launcher, target, number, code):
-    run, ranks = start(tmp_path, dense_folder, launcher)
+    sharded = (launcher, target) == ("deepspeed", "1")
+    run, ranks = start(tmp_path, dense_folder, launcher, sharded)
     assert len(ranks) == (1 if launcher == "none" else 2)
     for process in {"launcher": [run], "all ranks": list(ranks.values())}.get(target) or [ranks[target]]:
         process.send_signal(number)
@@ -85,6 +98,6 @@ def test_a_training_saves_and_stops(tmp_path, dense_folder, launcher, target, nu
     step = int(checkpoint.parent.name.removeprefix("checkpoint-"))
     assert f"step {step} of students/student/trainer" in said
     assert read_metrics(checkpoint.parents[1] / "metrics.jsonl")[-1]["step"] == step, "steps were lost"
-    assert json.loads(checkpoint.read_text()) == {"processes": len(ranks), "sharded": launcher != "torchrun"}
+    assert json.loads(checkpoint.read_text()) == {"processes": len(ranks), "sharded": sharded}
     if launcher != "torchrun":  # torchrun reports the code of its ranks with a traceback of its own
         assert "Traceback" not in log
