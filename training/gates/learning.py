@@ -23,6 +23,7 @@ from modeling.visual_plan import VisualPlan
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
 from training.distillation.students import train_and_save, untrained_student
+from training.distillation.validation import Validation
 from training.files import write_json
 from training.gates.budgeted import BudgetedGates
 from training.gates.hardening import harden
@@ -80,6 +81,7 @@ def learn_gates(
     dataset: Dataset,
     collator: Collator,
     folder: Path,
+    validation: Validation | None = None,
 ) -> None:
     """Trains gates and adapters together, unless `folder` has their weights already. Every process calls this.
 
@@ -92,6 +94,7 @@ def learn_gates(
         dataset: the training data, perhaps with the teacher's answers.
         collator: makes batches of its samples.
         folder: folder of the learned plan.
+        validation: held-out samples that are looked at meanwhile, if any.
 
     Raises:
         UserError: as `budgeted_gates` and `DistillationTrainer`.
@@ -117,6 +120,7 @@ def learn_gates(
         ),
         train_dataset=dataset,
         data_collator=collator,
+        validation=validation,
         distillation=recipe.distillation,
         settings=settings,
     )

@@ -54,6 +54,8 @@ def read_data(run: Run) -> dict:
     refuse_missing_trackers(recipe.training.report_to)
     processor = dense_processor(recipe.model)
     used, left_out = {}, {}
+    if recipe.validation is not None:
+        used["validation"] = recipe.validation.num_samples
     for role in ("train", "calibration", "evaluation"):
         dataset = mixture(recipe, role, processor)
         if role == "evaluation":
