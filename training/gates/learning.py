@@ -3,6 +3,7 @@
 The folder of a learned plan holds:
 
     start.json            the plan that learning starts from
+    start.search/         what the search for that plan measured, if it was searched
     weights/              adapters, and in gates.safetensors gates and multipliers, after training
     trainer/              metrics.jsonl and gates.jsonl
     hardening.json        the cost of the hard plan and its answer KL, and the same under the soft gates

@@ -165,7 +165,7 @@ def test_a_killed_search_goes_on(student, calibration, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             run = evaluations_until(patch, kill_after)
             try:
-                return run, greedy(0.2).find(Search(student, batches, calibration, folder=folder))
+                return run, greedy(0.4).find(Search(student, batches, calibration, folder=folder))
             except Killed:
                 return run, None
 
@@ -179,6 +179,8 @@ def test_a_killed_search_goes_on(student, calibration, monkeypatch, tmp_path):
     assert found == plan
     assert done + run == whole, "each plan is run once, in the same order"
     assert run_plans(None) == ([], plan)
+    search = Search(student, BATCHES, calibration, folder=tmp_path)
+    assert search.subsearch("part").subject is search.subject, "weights are read once"
     assert len(run_plans(1, batches=BATCHES[:1])[0]) == 1, "other data are measured anew"
 
 
