@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 KILLS, SEED = int(os.environ.get("SQUINT_KILLS", "30")), int(os.environ.get("SQUINT_SEED", "0"))
 PROCESSES = 2
 GATES = {"planner": "gates", "budget": {"visual_flops": 0.3}, "steps": 4, "ffn_blocks": 4, "draws": 3}
+LEARNED = ("step", "loss", "cross_entropy", "forward_kl", "grad_norm", "learning_rate", "cost", "target", "read", "ffn")
+"""Names in the logs of gates and students that hold no times."""
 GREEDY = {"name": "greedy", "plan": {"planner": "greedy", "budget": {"visual_flops": 0.5}}, "distil": True}
 
 
@@ -95,9 +97,9 @@ class Starts:
 def results(folder: Path) -> dict:
     """What a run has found: plans, losses and answers."""
     found: dict = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.glob("plans/*")}
-    for path in [*folder.rglob("trainer/metrics.jsonl"), *folder.rglob("trainer/gates.jsonl")]:
-        rows = [row for row in read_metrics(path) if "train_runtime" not in row]
-        found[str(path.relative_to(folder))] = rows
+    for path in folder.rglob("trainer/*.jsonl"):
+        rows = [{name: row[name] for name in LEARNED if name in row} for row in read_metrics(path)]
+        found[str(path.relative_to(folder))] = [row for row in rows if len(row) > 1]
     for path in folder.glob("evaluation/*.json"):
         records = json.loads(path.read_text())["records"]
         found[str(path.relative_to(folder))] = [[record["id"], record["prediction"]] for record in records]
