@@ -11,8 +11,8 @@ from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture
 from data.shapes.world import WORLDS, write_world
 from modeling.user_error import UserError
+from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset
-from training.distillation.validation import Validation, hold_out
 from training.ranks import world_size
 from training.recipe.data import SourceSettings
 from training.recipe.student import StudentRecipe

@@ -23,9 +23,9 @@ from modeling.visual_plan import VisualPlan
 from training import stops
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import add_lora, permuted_adapters
+from training.distillation.monitoring.validation import Validation
 from training.distillation.trainer import DistillationTrainer
 from training.distillation.trainer_checkpoints import delete_checkpoints
-from training.distillation.validation import Validation
 from training.ranks import from_rank_0
 from training.recipe.model import ModelSettings
 from training.recipe.student import StudentRecipe

@@ -33,14 +33,14 @@ from training import stops
 from training.distillation.callbacks import MetricsFile, TrainingProgress, ValidateEvery
 from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
-from training.distillation.loss_watch import LossWatch
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
+from training.distillation.monitoring.loss_watch import LossWatch
+from training.distillation.monitoring.throughput import Throughput
+from training.distillation.monitoring.trackers import tracker_run
+from training.distillation.monitoring.validation import Validation
 from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
-from training.distillation.throughput import Throughput
-from training.distillation.trackers import tracker_run
 from training.distillation.trainer_checkpoints import TrainerCheckpoints, last_checkpoint
-from training.distillation.validation import Validation
 from training.recipe.distillation import DistillationSettings
 
 

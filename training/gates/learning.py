@@ -22,8 +22,8 @@ from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
+from training.distillation.monitoring.validation import Validation
 from training.distillation.students import train_and_save, untrained_student
-from training.distillation.validation import Validation
 from training.files import write_json
 from training.gates.budgeted import BudgetedGates
 from training.gates.hardening import harden

@@ -35,7 +35,7 @@ class ValidationSettings(Strict):
 
     num_samples: int = Field(ge=1)
     """Number of samples that are held out."""
-    steps: int = Field(ge=1)
+    steps: Annotated[int, MayChange.ALWAYS] = Field(ge=1)
     """Optimizer steps from one look at them to the next. There is one after the last step, too."""
 
 

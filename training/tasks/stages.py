@@ -9,8 +9,8 @@ from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
 from training.distillation.answers_size import answers_size, refuse_too_many_answers
 from training.distillation.datasets import mixture
+from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.students import dense_processor
-from training.distillation.trackers import refuse_missing_trackers
 from training.files import write_json
 from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings

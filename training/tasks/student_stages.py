@@ -13,6 +13,7 @@ from data.collator import Collator
 from data.conversations import Sample
 from data.dataset import ConversationDataset
 from training.distillation.datasets import mixture, training_collator, training_split, validation_of
+from training.distillation.monitoring.validation import Validation
 from training.distillation.students import (
     dense_processor,
     dense_student,
@@ -21,7 +22,6 @@ from training.distillation.students import (
     untrained_student,
 )
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
-from training.distillation.validation import Validation
 from training.gates.learning import learned_adapters
 from training.measure.evaluation import Evaluation, evaluate
 from training.ranks import from_rank_0

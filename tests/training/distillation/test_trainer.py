@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from training.distillation.loss_watch import LossWatch
 from transformers import TrainerCallback
 
 from data.collator import Collator
@@ -13,7 +14,6 @@ from tests.waits import Waits, on_device
 from training.distillation.arguments import training_arguments
 from training.distillation.callbacks import read_metrics
 from training.distillation.lora import add_lora
-from training.distillation.loss_watch import LossWatch
 from training.distillation.trainer import DistillationTrainer
 from training.recipe.distillation import DistillationSettings
 from training.recipe.lora import LoraSettings

@@ -62,6 +62,7 @@ DISTILLATION_STEPS = 4
 SMALL = {
     "data.world.splits.test.rows": 4,
     "calibration": {"num_samples": 4, "batch_size": 2},
+    "validation": {"num_samples": 3, "steps": 2},
     "training.num_epochs": None,
     "training.micro_batch_size": 1,
     "training.gradient_accumulation_steps": 2,

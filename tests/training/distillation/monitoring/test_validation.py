@@ -15,11 +15,11 @@ from tests.tiny_processor import tiny_processor
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, full_student, sparse_plan, student, trainer
 from tests.training.gates.test_trainer import trainer as gate_trainer
-from training.distillation import validation as validation_module
 from training.distillation.callbacks import read_metrics
 from training.distillation.lora import adapters_off, add_lora
+from training.distillation.monitoring import validation as validation_module
+from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.trainer import DistillationTrainer
-from training.distillation.validation import Validation, hold_out
 from training.recipe.distillation import DistillationSettings
 from training.recipe.lora import LoraSettings
 
