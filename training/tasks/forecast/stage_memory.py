@@ -93,7 +93,11 @@ def statistics_bytes(recipe: StudentRecipe, sizes: Sizes) -> float:
 
 
 def host_weights(sizes: Sizes, processes: int) -> float:
-    """Returns the bytes of a machine's memory while a stage loads one model: every process loads all weights."""
+    """Returns the most bytes of a machine's memory while a stage loads one model: a copy for each process.
+
+    Weights that are stored in the recipe's dtype are mapped from their file. They lie in memory once, until a process
+    changes its own: a plan that lists units or neurons permutes them, and merged adapters are added to them.
+    """
     return min(processes, PROCESSES_PER_MACHINE) * sizes.weights
 
 
