@@ -63,7 +63,7 @@ def test_memory_is_linear_in_tokens(monkeypatch, statistics, is_linear):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("batch_size", "num_images", "num_rows"), [(1, 40, 32), (3, 10, 16), (2, 5, 128)])
+@pytest.mark.parametrize(("batch_size", "num_images", "num_rows"), [(1, 40, 32), (3, 5, 128)])
 def test_the_formula_holds_what_was_counted(monkeypatch, batch_size, num_images, num_rows, dtype):
     in_blocks_of(monkeypatch, num_rows)
     model, batch = tiny_student(2).to(dtype), tiny_batch((num_images,) * batch_size)
