@@ -156,6 +156,7 @@ def test_plans_are_learned_with_a_recipes_own_settings(name, rows, whole_run, tm
     ) as process:
         while process.poll() is None and not list((run / trainer).glob("checkpoint-3/trainer_state.json")):
             time.sleep(0.02)
+        assert process.poll() is None, "it ended before a checkpoint of its gates was seen"
         os.killpg(process.pid, signal.SIGKILL)
     state = next((run / trainer / "checkpoint-3").glob("global_step3/*_rank_1_*optim_states.pt"))
     zero = torch.load(state, weights_only=False)["optimizer_state_dict"]["zero_stage"].value
