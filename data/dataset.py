@@ -6,6 +6,7 @@ When it is built, texts are encoded and pictures are checked. Pictures are decod
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 
@@ -106,6 +107,14 @@ class ConversationDataset(Dataset):
         sample = self.samples[index]
         with naming_sample(sample):
             return add_images(self._tokens[index], sample, self._processor, self._max_pixels)
+
+    def subset(self, indices: Sequence[int]) -> "ConversationDataset":
+        """Returns a dataset of these items, in the order of `indices`. It lists the same samples that were left out."""
+        part = copy(self)
+        for name in ("samples", "lengths", "_tokens", "_tokens_of_images"):
+            values = getattr(self, name)
+            setattr(part, name, [values[index] for index in indices])
+        return part
 
     def tokens(self, index: int) -> dict[str, torch.Tensor]:
         """Returns item `index` without its pictures, which are not decoded."""

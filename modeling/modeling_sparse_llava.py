@@ -95,6 +95,7 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
             features["image"] = self.get_image_features(
                 pixel_values, vision_feature_layer, vision_feature_select_strategy
             )
+        rows = None
         if kinds is not None:
             rows, grids = torch.cat(tuple(features["image"].pooler_output)), image_grids(self.config)
             kwargs["visual_mask"] = kinds > 0
@@ -102,7 +103,10 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
             kwargs["class_attention"] = class_attention_of(features["image"])
             # Put in place here: LLaVA's own forward waits for the device to count image tokens.
             embeddings = with_features(embeddings, kinds > 0, rows)
-        return super().forward(attention_mask=attention_mask, inputs_embeds=embeddings, **kwargs)
+        outputs = super().forward(attention_mask=attention_mask, inputs_embeds=embeddings, **kwargs)
+        if isinstance(outputs, LlavaModelOutputWithPast):
+            outputs.image_hidden_states = rows
+        return outputs
 
 
 class SparseLlavaForConditionalGeneration(

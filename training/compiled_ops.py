@@ -35,6 +35,15 @@ def clear_killed_builds(several_machines: bool) -> list[Path]:
     return killed
 
 
+def on_several_machines() -> bool:
+    """Returns whether the processes of this run are on several machines.
+
+    How many of them are on this one, torchrun says as LOCAL_WORLD_SIZE and deepspeed as LOCAL_SIZE.
+    """
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    return int(os.environ.get("WORLD_SIZE", "1")) > int(here)
+
+
 def _seconds_untouched(folder: Path) -> float:
     newest = max((path.stat().st_mtime for path in (folder, *folder.iterdir())), default=0.0)
     return time.time() - newest

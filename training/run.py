@@ -30,9 +30,9 @@ from rich.console import Console
 
 from modeling.user_error import UserError
 from training import stops
-from training.compiled_ops import clear_killed_builds
+from training.compiled_ops import clear_killed_builds, on_several_machines
 from training.files import read_json, write_json
-from training.ranks import from_rank_0, open_patient_group, rank, wait_for_rank_0
+from training.ranks import from_rank_0, of_all_ranks, open_patient_group, rank, wait_for_rank_0
 from training.starts import STARTS, checkpoints_in_progress, open_folder
 
 RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
@@ -204,18 +204,24 @@ def _only_run_in(directory: Path) -> Iterator[None]:
 
 
 def _refuse_unshared(directory: Path) -> None:
-    """Raises UserError on a rank that does not see rank 0's folder: stages read what others wrote."""
+    """Raises UserError if a machine does not see rank 0's folder: stages read what others wrote.
+
+    It is raised on every rank. Otherwise the others would begin to work, and wait for one that has ended.
+    """
     starts = directory / STARTS
     written = from_rank_0(starts.read_text(encoding="utf-8") if is_main_process() else None)
-    if not starts.exists() or starts.read_text(encoding="utf-8") != written:
-        raise UserError(f"{directory}: rank {rank()} does not see what rank 0 wrote there; use a shared file system")
+    sees = starts.exists() and starts.read_text(encoding="utf-8") == written
+    blind = sorted({machine for machine in of_all_ranks(None if sees else platform.node()) if machine is not None})
+    if blind:
+        raise UserError(
+            f"{directory}: what rank 0 wrote there is not seen on {', '.join(blind)}; use a shared file system"
+        )
 
 
 def _clear_killed_builds() -> None:
     """Clears what killed compilations of DeepSpeed's op left behind, on each machine once."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        for folder in clear_killed_builds(several_machines=world > local > 1):
+        for folder in clear_killed_builds(on_several_machines()):
             console.print(f"cleared a compilation that was killed: {folder}", soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from training.compiled_ops import OLD_SECONDS, clear_killed_builds
+from training.compiled_ops import OLD_SECONDS, clear_killed_builds, on_several_machines
 
 # Begins to build as torch does: its lock is open while it works.
 BUILDS = """
@@ -59,3 +59,23 @@ def test_where_another_machine_may_build_a_lock_must_be_old(cache):
     for path in (*cache.iterdir(), cache):
         os.utime(path, (past, past))
     assert clear_killed_builds(several_machines=True) == [cache]
+
+
+@pytest.mark.parametrize(
+    ("launched", "several"),
+    [
+        ({}, False),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, False),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, False),
+        ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, True),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, True),
+        ({"WORLD_SIZE": "8", "LOCAL_SIZE": "8"}, False),  # under deepspeed
+        ({"WORLD_SIZE": "2", "LOCAL_SIZE": "1"}, True),
+    ],
+)
+def test_launchers_say_whether_there_are_several_machines(launched, several, monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert on_several_machines() == several

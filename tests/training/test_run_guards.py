@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from modeling.user_error import UserError
-from training.distillation.trackers import refuse_missing_trackers
+from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.recipe.base import BaseRecipe
 from training.recipe.file import RECIPES, load_recipe
 from training.run import Stage, execute, start_single_process

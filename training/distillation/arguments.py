@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from training.distillation.trackers import PROJECT, RecipeArguments
+from training.distillation.monitoring.trackers import PROJECT, RecipeArguments
 from training.recipe.student import StudentRecipe
 from training.recipe.training import TrainingSettings
 

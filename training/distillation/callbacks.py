@@ -28,6 +28,17 @@ class TrainingProgress(TrainerCallback):
         self.progress.close()
 
 
+class ValidateEvery(TrainerCallback):
+    """Has the trainer look at the held-out samples every so many steps, and after the last one."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0 or state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
 class MetricsFile(TrainerCallback):
     """Appends every log to a file, one JSON object per line.
 

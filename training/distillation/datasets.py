@@ -11,6 +11,7 @@ from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture
 from data.shapes.world import WORLDS, write_world
 from modeling.user_error import UserError
+from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset
 from training.ranks import world_size
 from training.recipe.data import SourceSettings
@@ -20,11 +21,30 @@ from training.recipe.student import StudentRecipe
 def mixture(
     recipe: StudentRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
 ) -> ConversationDataset:
-    """Returns the samples that the recipe names under `data.ROLE`.
+    """Returns the samples that the recipe names under `data.ROLE`. For `train`, they are those to train on.
 
     Raises:
-        UserError: the data is bad, as in `data.mixture.build_mixture`.
+        UserError: the data is bad, as in `data.mixture.build_mixture`, or too small to hold out samples of it.
     """
+    return training_split(recipe, processor)[0] if role == "train" else _whole_mixture(recipe, role, processor)
+
+
+def training_split(
+    recipe: StudentRecipe, processor: ProcessorMixin
+) -> tuple[ConversationDataset, ConversationDataset | None]:
+    """Returns the samples to train on, and those that are held out of `data.train`; None if none are.
+
+    Raises:
+        UserError: as `mixture`.
+    """
+    dataset = _whole_mixture(recipe, "train", processor)
+    if recipe.validation is None:
+        return dataset, None
+    return hold_out(dataset, recipe.validation.num_samples, recipe.seed)
+
+
+def _whole_mixture(recipe: StudentRecipe, role: str, processor: ProcessorMixin) -> ConversationDataset:
+    """Returns all samples that the recipe names under `data.ROLE`."""
     data = recipe.data
     return build_mixture(
         _sources(recipe, getattr(data, role)),
@@ -93,3 +113,12 @@ def training_collator(dataset: ConversationDataset | AnsweredDataset, processor:
     if world_size() == 1 or len(with_picture) in (0, len(conversations)):
         return collator
     return PictureInEveryBatch(collator, dataset[min(with_picture, key=conversations.lengths.__getitem__)])
+
+
+def validation_of(
+    recipe: StudentRecipe, held_out: ConversationDataset | None, processor: ProcessorMixin
+) -> Validation | None:
+    """Returns what trainers look at meanwhile; None if no samples are held out."""
+    if held_out is None:
+        return None
+    return Validation(held_out, training_collator(held_out, processor), recipe.validation.steps)

@@ -23,6 +23,7 @@ from modeling.visual_plan import VisualPlan
 from training import stops
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import add_lora, permuted_adapters
+from training.distillation.monitoring.validation import Validation
 from training.distillation.trainer import DistillationTrainer
 from training.distillation.trainer_checkpoints import delete_checkpoints
 from training.ranks import from_rank_0
@@ -89,6 +90,7 @@ def train_student(
     collator: Collator,
     folder: Path,
     adapters: Mapping[str, torch.Tensor] | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Distils the student under `plan`, unless `folder` has its weights already. Every process calls this.
 
@@ -101,6 +103,7 @@ def train_student(
         collator: makes batches of its samples.
         folder: folder of the student.
         adapters: adapters of the dense model that the student begins with, not permuted; None for fresh adapters.
+        validation: held-out samples that are looked at meanwhile, if any.
 
     Raises:
         UserError: as `DistillationTrainer`.
@@ -128,6 +131,7 @@ def train_student(
         ),
         train_dataset=dataset,
         data_collator=collator,
+        validation=validation,
         distillation=recipe.distillation,
         teacher=teacher,
     )

@@ -30,15 +30,16 @@ from modeling.host_memory import to_device, to_host
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training import stops
-from training.distillation.callbacks import MetricsFile, TrainingProgress
+from training.distillation.callbacks import MetricsFile, TrainingProgress, ValidateEvery
 from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
-from training.distillation.loss_watch import LossWatch
 from training.distillation.losses import SupervisedOutputs, weighted_token_sums
+from training.distillation.monitoring.loss_watch import LossWatch
+from training.distillation.monitoring.throughput import Throughput
+from training.distillation.monitoring.trackers import tracker_run
+from training.distillation.monitoring.validation import Validation
 from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
-from training.distillation.throughput import Throughput
-from training.distillation.trackers import tracker_run
 from training.distillation.trainer_checkpoints import TrainerCheckpoints, last_checkpoint
 from training.recipe.distillation import DistillationSettings
 
@@ -50,6 +51,7 @@ class DistillationTrainer(OrderedTrainer):
         model: the student. It is a PeftModel, which is its own teacher, or the bare model for full fine-tuning.
         distillation: the losses and their weights.
         teacher: a model of the same class under the dense plan, for full fine-tuning; None with a PeftModel.
+        validation: held-out samples that are looked at meanwhile, if any.
         **kwargs: other arguments of transformers.Trainer. Batches are those of `data.collator.Collator`.
 
     Raises:
@@ -63,6 +65,7 @@ class DistillationTrainer(OrderedTrainer):
         *,
         distillation: DistillationSettings,
         teacher: PreTrainedModel | None = None,
+        validation: Validation | None = None,
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
@@ -74,6 +77,8 @@ class DistillationTrainer(OrderedTrainer):
         self.model_accepts_loss_kwargs = True
         self.distillation = distillation
         self.teacher = teacher
+        self.validation = validation
+        self._validation_sums: dict[str, torch.Tensor] | None = None  # while a held-out batch is looked at
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_sums_begin = 0
         self._watch = LossWatch(self.accelerator)
@@ -82,6 +87,8 @@ class DistillationTrainer(OrderedTrainer):
             _check_vocabulary(teacher, model)
             teacher.requires_grad_(False).eval().to(self.args.device)
         self.remove_callback(PrinterCallback)
+        if validation is not None:
+            self.add_callback(ValidateEvery(validation.steps))
         self.add_callback(TrainingProgress())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
         self.add_callback(TrainerCheckpoints())
@@ -108,7 +115,7 @@ class DistillationTrainer(OrderedTrainer):
 
         It is multiplied by the number of ranks, as gradients are averaged over ranks.
         """
-        assert not return_outputs, "there is no evaluation loop in this trainer"
+        assert not return_outputs, "the evaluation of this trainer needs the losses alone"
         # Rows and sizes follow from tokens, masks and grids. These are read at once and stay on the host, so that no
         # forward waits for the device.
         names = [name for name, value in inputs.items() if not value.is_floating_point()]
@@ -120,12 +127,12 @@ class DistillationTrainer(OrderedTrainer):
         inputs = {**inputs, "logits_mask": supervised}
         stored_logits = inputs.pop("teacher_logits", None)
         if isinstance(self.model, PeftModel):
-            inputs = self._with_encoded_pictures(inputs)
+            inputs = self._with_encoded_pictures(inputs, stored=stored_logits is not None)
         inputs |= {name: value for name, value in on_host.items() if name in inputs}
         teacher_outputs = None
         if stored_logits is not None:
             teacher_outputs = SupervisedOutputs(stored_logits, None)
-        elif self.distillation.needs_teacher:
+        elif self.distillation.needs_teacher or (self._validation_sums is not None and self._has_teacher):
             with self._teacher_context() as teacher:
                 teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
         student_outputs = _supervised_outputs(model, self.model, inputs)
@@ -136,13 +143,56 @@ class DistillationTrainer(OrderedTrainer):
             mean = token_sum / num_items_in_batch
             self.accumulate_metric(name, mean.detach())
             loss = loss + weight * mean
+            if self._validation_sums is not None:
+                self._validation_sums[name] = token_sum
+        if self._validation_sums is not None:
+            self._validation_sums |= {"loss": loss, "tokens": torch.tensor(len(targets), device=device)}
+            if teacher_outputs is not None:
+                same = student_outputs.logits.argmax(dim=-1) == teacher_outputs.logits.argmax(dim=-1)
+                self._validation_sums["agreement"] = same.sum()
         return loss * self.accelerator.num_processes
+
+    @torch.no_grad()
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Logs and returns the losses on the held-out samples, and the agreement of student and teacher.
+
+        The agreement is the share of supervised tokens at which both find the same token most likely. Every rank takes
+        its share of the samples. Training goes on as if they had not been looked at.
+        """
+        assert self.validation is not None
+        self.model.eval()
+        means = self.validation.means(
+            self.args.per_device_train_batch_size,
+            self._token_sums,
+            lambda sums: self.accelerator.reduce(sums, "sum"),
+        )
+        self.model.train()
+        metrics = {f"eval_{name}": mean for name, mean in means.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _token_sums(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns sums over the supervised tokens of a held-out batch, and as `tokens` their number."""
+        self._validation_sums = {}
+        with self.compute_loss_context_manager():
+            # The bare model is called, as DDP and DeepSpeed expect a backward pass after each forward pass.
+            self.compute_loss(self.model, self._prepare_inputs(batch), num_items_in_batch=1)
+        sums, self._validation_sums = self._validation_sums, None
+        return sums
+
+    @property
+    def _has_teacher(self) -> bool:
+        return self.teacher is not None or isinstance(self.model, PeftModel)
 
     def accumulate_metric(self, name: str, value: torch.Tensor) -> None:
         """Adds a scalar to the metric `name`.
 
-        The next log gives the sum over micro-batches and ranks, and of these sums the mean over steps.
+        The next log gives the sum over micro-batches and ranks, and of these sums the mean over steps. What is computed
+        on held-out samples is not added.
         """
+        if self._validation_sums is not None:
+            return
         if not self._metric_sums:
             self._metric_sums_begin = self.state.global_step
         self._metric_sums[name] = self._metric_sums.get(name, 0) + value
@@ -168,7 +218,7 @@ class DistillationTrainer(OrderedTrainer):
         """
         self._watch.look(self._get_learning_rate())
         num_steps = self.state.global_step - self._metric_sums_begin
-        if self._metric_sums and num_steps:
+        if self._metric_sums and num_steps and "eval_loss" not in logs:
             for name, metric_sum in self._metric_sums.items():
                 logs[name] = (self.accelerator.reduce(metric_sum, "sum") / num_steps).item()
             self._metric_sums = {}
@@ -208,14 +258,17 @@ class DistillationTrainer(OrderedTrainer):
             super().save_model(output_dir, _internal_call)
 
     @torch.no_grad()
-    def _with_encoded_pictures(self, inputs: dict) -> dict:
+    def _with_encoded_pictures(self, inputs: dict, stored: bool) -> dict:
         """Returns the inputs with features instead of pixels, so that teacher and student need not compute them both.
 
         Both have the same features, as LoRA leaves vision tower and projector frozen.
+
+        Args:
+            stored: whether the inputs have features already.
         """
         text = {name: inputs[name] for name in (*TEXT_KEYS, "logits_mask")}
         pictures = {name: value for name, value in inputs.items() if name not in text}
-        if self.distillation.keep_answers:
+        if stored:
             return text | encoded_pictures(pictures)
         with self.accelerator.autocast():
             return text | self.model.get_base_model().encode_pictures(pictures)

@@ -3,6 +3,7 @@
 The folder of a learned plan holds:
 
     start.json            the plan that learning starts from
+    start.search/         what the search for that plan measured, if it was searched
     weights/              adapters, and in gates.safetensors gates and multipliers, after training
     trainer/              metrics.jsonl and gates.jsonl
     hardening.json        the cost of the hard plan and its answer KL, and the same under the soft gates
@@ -21,6 +22,7 @@ from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
+from training.distillation.monitoring.validation import Validation
 from training.distillation.students import train_and_save, untrained_student
 from training.files import write_json
 from training.gates.budgeted import BudgetedGates
@@ -79,6 +81,7 @@ def learn_gates(
     dataset: Dataset,
     collator: Collator,
     folder: Path,
+    validation: Validation | None = None,
 ) -> None:
     """Trains gates and adapters together, unless `folder` has their weights already. Every process calls this.
 
@@ -91,6 +94,7 @@ def learn_gates(
         dataset: the training data, perhaps with the teacher's answers.
         collator: makes batches of its samples.
         folder: folder of the learned plan.
+        validation: held-out samples that are looked at meanwhile, if any.
 
     Raises:
         UserError: as `budgeted_gates` and `DistillationTrainer`.
@@ -116,6 +120,7 @@ def learn_gates(
         ),
         train_dataset=dataset,
         data_collator=collator,
+        validation=validation,
         distillation=recipe.distillation,
         settings=settings,
     )

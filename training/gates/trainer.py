@@ -95,6 +95,13 @@ class GateTrainer(DistillationTrainer):
         self.gates_optimizer.step()
         self.gates_optimizer.zero_grad()
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As in `DistillationTrainer`, under the gates' deterministic values."""
+        self.gates.eval()
+        metrics = super().evaluate(*args, **kwargs)
+        self.gates.train()
+        return metrics
+
     def save_model(self, output_dir=None, _internal_call=False):
         """As in Trainer, which saves the adapters, and gates and multipliers beside them."""
         super().save_model(output_dir, _internal_call)

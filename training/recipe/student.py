@@ -26,6 +26,19 @@ class CalibrationSettings(Strict):
     """Samples in one forward pass. It does not change the result."""
 
 
+class ValidationSettings(Strict):
+    """Held-out samples, on which students and gates are looked at while they are trained.
+
+    They are drawn from `data.train`, and no student is trained on them. Their pictures may be in other samples that are
+    trained on. Plans may be found on them, if `data.calibration` reads the same file.
+    """
+
+    num_samples: int = Field(ge=1)
+    """Number of samples that are held out."""
+    steps: Annotated[int, MayChange.ALWAYS] = Field(ge=1)
+    """Optimizer steps from one look at them to the next. There is one after the last step, too."""
+
+
 class CompareSettings(Strict):
     """One more student, which gives one more row in the report's table."""
 
@@ -62,6 +75,8 @@ class StudentRecipe(BaseRecipe):
     """What is trained, calibrated and evaluated on."""
     calibration: CalibrationSettings
     """How much of the calibration data is used to find plans."""
+    validation: ValidationSettings | None = None
+    """Held-out samples on which loss and agreement with the teacher are logged during training. null: none."""
     lora: LoraSettings | None
     """LoRA adapters that students are trained with. null: all weights of text decoder and projector are trained, and
     the teacher is a second model in memory."""

@@ -113,7 +113,7 @@ def stage_tables(recipe: StudentRecipe, config: PreTrainedConfig, sizes: Sizes, 
             on_device,
         ),
         (
-            f"memory of a machine, estimated; up to {PROCESSES_PER_MACHINE} processes on each",
+            f"memory of a machine at most, estimated; up to {PROCESSES_PER_MACHINE} processes on each",
             [stage for stage in stages if stage in ESTIMATES],
             lambda stage, count: gigabytes(memory[count][stage].host),
         ),

@@ -97,7 +97,7 @@ def learn_plans(run: Run) -> dict:
     """Trains gates and LoRA adapters for every plan that is learned. All processes execute it together."""
     recipe = run.recipe
     processor = dense_processor(recipe.model)
-    dataset = training_data(run, processor)
+    dataset, validation = training_data(run, processor)
     collator = training_collator(dataset, processor)
     statistics = Calibration.load(run.directory / CALIBRATION)
     for student in students_to_learn(recipe):
@@ -109,6 +109,7 @@ def learn_plans(run: Run) -> dict:
             dataset,
             collator,
             gates_folder(run, student.name),
+            validation,
         )
     return {}
 

@@ -8,8 +8,8 @@ from checkpoints.build import dense_config
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
 from training.distillation.datasets import mixture
+from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.students import dense_processor
-from training.distillation.trackers import refuse_missing_trackers
 from training.files import write_json
 from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings
@@ -54,6 +54,8 @@ def read_data(run: Run) -> dict:
     refuse_missing_trackers(recipe.training.report_to)
     processor = dense_processor(recipe.model)
     used, left_out = {}, {}
+    if recipe.validation is not None:
+        used["validation"] = recipe.validation.num_samples
     for role in ("train", "calibration", "evaluation"):
         dataset = mixture(recipe, role, processor)
         if role == "evaluation":

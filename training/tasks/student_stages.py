@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from data.collator import Collator
 from data.conversations import Sample
 from data.dataset import ConversationDataset
-from training.distillation.datasets import mixture, training_collator
+from training.distillation.datasets import mixture, training_collator, training_split, validation_of
+from training.distillation.monitoring.validation import Validation
 from training.distillation.students import (
     dense_processor,
     dense_student,
@@ -57,7 +58,7 @@ def distil(run: Run) -> dict:
     """Trains every student that is distilled. All processes execute it together."""
     recipe = run.recipe
     processor = dense_processor(recipe.model)
-    dataset = training_data(run, processor)
+    dataset, validation = training_data(run, processor)
     collator = training_collator(dataset, processor)
     for student in recipe.students:
         if student.distil:
@@ -67,14 +68,19 @@ def distil(run: Run) -> dict:
             # no adapters.
             if isinstance(student.plan, GateSettings) and recipe.lora is not None:
                 adapters = learned_adapters(gates_folder(run, name_of_learned_plan(recipe, student)))
-            train_student(recipe_of_student(recipe, student), plan, dataset, collator, folder, adapters)
+            train_student(recipe_of_student(recipe, student), plan, dataset, collator, folder, adapters, validation)
     return {}
 
 
-def training_data(run: Run, processor: ProcessorMixin) -> ConversationDataset | AnsweredDataset:
-    """Returns the training data, with the teacher's answers if the recipe keeps them."""
-    dataset = mixture(run.recipe, "train", processor)
-    return AnsweredDataset(dataset, run.directory / ANSWERS) if run.recipe.distillation.keep_answers else dataset
+def training_data(
+    run: Run, processor: ProcessorMixin
+) -> tuple[ConversationDataset | AnsweredDataset, Validation | None]:
+    """Returns the training data, with the teacher's answers if the recipe keeps them, and what is held out of it."""
+    dataset, held_out = training_split(run.recipe, processor)
+    validation = validation_of(run.recipe, held_out, processor)
+    if run.recipe.distillation.keep_answers:
+        return AnsweredDataset(dataset, run.directory / ANSWERS), validation
+    return dataset, validation
 
 
 def load_student(run: Run, student: CompareSettings) -> PreTrainedModel:

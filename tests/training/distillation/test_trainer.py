@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from training.distillation.loss_watch import LossWatch
 from transformers import TrainerCallback
 
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import VOCAB_SIZE, single_samples, tiny_batch, tiny_student
+from tests.waits import Waits, on_device
 from training.distillation.arguments import training_arguments
 from training.distillation.callbacks import read_metrics
 from training.distillation.lora import add_lora
@@ -38,7 +40,7 @@ def student(rank: int = 2):
 
 
 def trainer(
-    folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), teacher=None, **settings
+    folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), teacher=None, validation=None, **settings
 ) -> DistillationTrainer:
     values = {
         "max_steps": 1,
@@ -60,6 +62,7 @@ def trainer(
         distillation=losses,
         callbacks=list(callbacks),
         teacher=teacher,
+        validation=validation,
     )
 
 
@@ -141,6 +144,39 @@ def test_bad_losses_and_data_stop_the_run(tmp_path):
     silent = [{**sample, "labels": torch.full_like(sample["labels"], -100)} for sample in DATASET]
     with pytest.raises(ValueError, match="step 1: no token of its batches is supervised"):
         trainer(tmp_path / "silent", dataset=silent).train()
+
+
+class Break(TrainerCallback):
+    """Spoils the weights after the first step."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        model.get_output_embeddings().weight.data.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_bad_loss_between_logs_is_found_before_a_checkpoint(tmp_path, watched, monkeypatch):
+    """Losses are looked at when metrics are logged or a checkpoint is saved; without the look there would be one."""
+    if not watched:
+        monkeypatch.setattr(LossWatch, "look", lambda self, learning_rate: None)
+    one = trainer(tmp_path, callbacks=[Break()], max_steps=4, save_steps=3, logging_steps=100)
+    if watched:
+        with pytest.raises(ValueError, match="step 2: the loss is nan"):
+            one.train()
+    else:
+        one.train()
+    assert bool(list(tmp_path.glob("checkpoint-*"))) is not watched
+
+
+def test_losses_are_remembered_without_a_look():
+    watch = LossWatch(SimpleNamespace(gather=lambda values: values))
+    with Waits() as waits:
+        for step, loss in ((1, 2.0), (2, float("inf")), (3, float("nan"))):
+            watch.add(step, on_device(torch.tensor(loss)), on_device(torch.tensor(5)))
+    assert waits.count == 0
+    with Waits() as waits, pytest.raises(ValueError, match="step 2: the loss is inf"):
+        watch.look(1e-4)
+    assert waits.count == 1
+    watch.look(1e-4)  # they are forgotten
 
 
 def test_teacher_and_student_must_share_a_vocabulary(tmp_path):

@@ -40,6 +40,7 @@ def trainer(
     cls=GateTrainer,
     dataset=DATASET,
     collator=COLLATOR,
+    validation=None,
     **training,
 ) -> GateTrainer:
     settings = GateSettings(planner="gates", budget={"visual_flops": share}, steps=steps, ffn_blocks=4)
@@ -73,6 +74,7 @@ def trainer(
         data_collator=collator,
         distillation=DistillationSettings(cross_entropy_weight=0.5, forward_kl_weight=1.0),
         callbacks=list(callbacks),
+        validation=validation,
     )
 
 

@@ -5,6 +5,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import training.measure.calibration
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import GRID_SIDE, IMAGE_TOKEN, TOKENS_PER_IMAGE, single_samples, tiny_batch, tiny_student
 from training.measure.calibration import Calibration, calibrate
@@ -122,6 +123,14 @@ def test_cache_answers_for_the_same_weights_and_data_only(tmp_path, monkeypatch)
     monkeypatch.setattr(training.measure.calibration, "own_statistics", gather)
     calibrate(model, BATCHES[:1], tmp_path)
     assert len(list(tmp_path.glob("calibration-*"))) == 2
+
+
+def test_data_without_answers_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    without_answers = {**BATCHES[0], "labels": torch.full_like(BATCHES[0]["labels"], -100)}
+    monkeypatch.setattr(training.measure.calibration, "own_statistics", None)
+    for batch in (without_answers, BATCHES[1]):
+        with pytest.raises(UserError, match="no supervised answer in a sample with an image"):
+            calibrate(tiny_student(NUM_LAYERS), [batch], tmp_path, with_unit_kl=False)
 
 
 def test_saved_whole_and_read_back(tmp_path):

@@ -12,7 +12,7 @@ FILES = [path for room in ("measure", "planners") for path in sorted((TRAINING /
 def bars_without_total(source: str) -> list[str]:
     """Bars that are given neither what they run over nor a total."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    bars = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "tqdm"]
+    bars = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("tqdm", "Progress")]
     return [
         ast.unparse(bar) for bar in bars if not bar.args and all(keyword.arg != "total" for keyword in bar.keywords)
     ]
@@ -24,5 +24,5 @@ def test_every_bar_has_a_total(path):
 
 
 def test_a_bar_without_one_is_noticed():
-    assert bars_without_total("with tqdm(desc='greedy plan', unit='plan') as progress: pass")
-    assert not bars_without_total("tqdm(range(3), desc='layers')")
+    assert bars_without_total("with Progress(desc='greedy plan', unit='plan') as progress: pass")
+    assert not bars_without_total("Progress(range(3), desc='layers')")

@@ -13,8 +13,9 @@ from training.measure.answer_kl import AnswerKL
 from training.measure.calibration import calibrate
 from training.measure.price import PlanPrice
 from training.planners.file import FilePlanner
-from training.planners.greedy import GreedyPlanner
+from training.planners.greedy import GreedyPlanner, _Walks
 from training.planners.random_plan import RandomPlanner
+from training.planners.tools.moves import Moves
 from training.planners.tools.search import Search
 from training.planners.yopo import YopoPlanner
 
@@ -93,6 +94,18 @@ def test_plan_in_force_is_left_alone_and_the_search_repeats(student, calibration
     assert student.visual_plan == before
 
 
+@pytest.mark.parametrize("measure", ["visual_flops", "model_flops", "kv_bytes"])
+def test_plans_are_priced_from_their_layers(student, calibration, measure):
+    """The price in a walk is that of the plan with its units, to the last bit."""
+    moves, price = Moves(student.config, calibration), PlanPrice(student.config, measure)
+    walks = _Walks(moves, calibration, None, price, None, None)
+    for start in (moves.dense, moves.all_frozen):
+        once = [start, *(plan for _, plan in moves.closings(start))]
+        twice = [plan for before in once for _, plan in (*moves.closings(before), *moves.openings(before))]
+        for plan in (*once, *twice):
+            assert walks._price_of(plan) == price(moves.with_units(plan))
+
+
 class Bar:
     """What a bar was told."""
 
@@ -117,7 +130,7 @@ class Bar:
 
 
 def test_the_bar_names_the_measure_and_ends_at_its_total(student, calibration, monkeypatch):
-    monkeypatch.setattr(training.planners.greedy, "tqdm", Bar)
+    monkeypatch.setattr(training.planners.greedy, "Progress", Bar)
     planner = GreedyPlanner(planner="greedy", budget={"kv_bytes": 0.92})
     search = Search(student, BATCHES, calibration)
     plan = planner.find(search)
@@ -152,7 +165,7 @@ def test_a_killed_search_goes_on(student, calibration, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             run = evaluations_until(patch, kill_after)
             try:
-                return run, greedy(0.2).find(Search(student, batches, calibration, folder=folder))
+                return run, greedy(0.4).find(Search(student, batches, calibration, folder=folder))
             except Killed:
                 return run, None
 
@@ -166,6 +179,8 @@ def test_a_killed_search_goes_on(student, calibration, monkeypatch, tmp_path):
     assert found == plan
     assert done + run == whole, "each plan is run once, in the same order"
     assert run_plans(None) == ([], plan)
+    search = Search(student, BATCHES, calibration, folder=tmp_path)
+    assert search.subsearch("part").subject is search.subject, "weights are read once"
     assert len(run_plans(1, batches=BATCHES[:1])[0]) == 1, "other data are measured anew"
 
 

@@ -76,6 +76,30 @@ def test_neither_launcher_nor_deepspeed_needs_the_other(train, alone, processes,
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def validated_alone(train) -> Path:
+    """The reference of a run with held-out samples."""
+    return train("validated_alone", None, "validation={num_samples: 5, steps: 2}", "compare=[]")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_held_out_samples_are_measured_as_by_one_process(train, validated_alone, stage):
+    """Three batches of two on two ranks, so that one rank has a batch that does not count."""
+    run = train(
+        f"validated_{stage}",
+        2,
+        "validation={num_samples: 5, steps: 2}",
+        "compare=[]",
+        f"training.deepspeed={RECIPES}/deepspeed/zero{stage}.json",
+        "training.micro_batch_size=2",
+        f"distillation.keep_answers={'true' if stage == 2 else 'false'}",
+    )
+    for name in ("loss", "eval_loss", "eval_cross_entropy", "eval_forward_kl"):
+        assert losses(run, name) == pytest.approx(losses(validated_alone, name), rel=1e-4, abs=1e-7), name
+    assert losses(run, "eval_agreement") == pytest.approx(losses(validated_alone, "eval_agreement"), abs=0.05)
+    assert len(losses(run, "eval_loss")) == 2
+
+
 def test_adapters_are_saved_without_a_copy_of_the_frozen_weights(dense_folder, tmp_path):
     """transformers would copy the whole state dict here."""
     script = tmp_path / "train_without_copies.py"

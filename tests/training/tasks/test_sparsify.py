@@ -210,3 +210,15 @@ def test_a_budget_out_of_reach_stops_the_run_before_it_learns(dense_folder, tmp_
     with pytest.raises(ValueError, match="plan.budget.visual_flops: got 0.01, allowed: 0"):
         execute(recipe, stages(recipe), tmp_path / "run")
     assert not (tmp_path / "run" / "gates" / "student" / "trainer").exists()
+
+
+def test_held_out_samples_are_looked_at_while_students_are_trained(dense_folder, tmp_path):
+    """The teacher's kept answers are those to the samples that are trained on."""
+    plan = "plan={planner: yopo, budget: {visual_flops: 0.5}}"
+    overrides = ["validation={num_samples: 5, steps: 2}", "distillation.keep_answers=true", "compare=[]", plan]
+    recipe = load_recipe("debug", [f"model.path={dense_folder}", *overrides])
+    until_distil = stages(recipe)[: [stage.name for stage in stages(recipe)].index("distil") + 1]
+    run = execute(recipe, until_distil, tmp_path / "run")
+    assert run.result("data")["used"] == {"train": 19, "validation": 5, "calibration": 6, "evaluation": 12}
+    rows = [row for row in read_metrics(run.directory / "metrics.jsonl") if "eval_loss" in row]
+    assert [row["step"] for row in rows] == [2, 3] and all(0 <= row["eval_agreement"] <= 1 for row in rows)

@@ -1,7 +1,7 @@
 """The search that a planner is given: the model, the data, and what was measured on them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Search:
         folder: where the search writes what it measured. A search that is started again continues from these files, so
             the folder belongs to this search alone. None writes nothing.
         ranks: does `search_tasks` on every rank. None does all in this process.
+        shared: what searches of the same model and data share, once it is known.
     """
 
     model: PreTrainedModel
@@ -44,6 +45,7 @@ class Search:
     latency: LatencyTable | None = None
     folder: Path | None = None
     ranks: OnAllRanks | None = None
+    shared: dict[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def on_all_ranks(self) -> OnAllRanks:
@@ -66,8 +68,15 @@ class Search:
         """
         journal = None
         if self.folder is not None:
-            journal = Journal(self.folder / JOURNAL, fingerprint(self.model, self.batches))
+            journal = Journal(self.folder / JOURNAL, self.subject)
         return AnswerKL(self.model, self.batches, self.on_all_ranks, journal)
+
+    @property
+    def subject(self) -> str:
+        """The fingerprint of the model and the data. Searches in other folders share it, since all weights are read."""
+        if "subject" not in self.shared:
+            self.shared["subject"] = fingerprint(self.model, self.batches)
+        return self.shared["subject"]
 
     def price_within(self, budget: Budget) -> PlanPrice:
         """Returns the price of plans in the budget's measure.

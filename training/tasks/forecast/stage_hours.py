@@ -23,7 +23,7 @@ from training.recipe.training import TrainingSettings
 from training.tasks.forecast.assumptions import Assumptions
 from training.tasks.forecast.budget_costs import budget_costs
 from training.tasks.forecast.sizes import Sizes
-from training.tasks.shared_plans import plan_key, reads_statistics, students_to_learn
+from training.tasks.shared_plans import plan_key, reads_statistics, reads_unit_kl, students_to_learn
 
 PLANS = 100
 """Plans that are tried in a search, for which its hours are given: how many it needs is seen in the search."""
@@ -72,9 +72,12 @@ def hours_by_stage(
         training(student, recipe.training.model_copy(update={"max_steps": student.plan.steps}), gates=True)
         for student in learned
     )
+    starting = {student.plan.start for student in learned if student.plan.start is not None}
+    starting = [planner for planner in starting if planner.plan_of_config(config) is None]
+    starts = stage(len(starting) * PLANS * samples * cost.answers()).value  # calibration finds them
     hardened = sum(student.plan.draws + 4 for student in learned)  # and the dense model, the gates, the best twice
     return {
-        "calibrate": stage(samples * cost.calibration()),
+        "calibrate": stage(samples * cost.calibration(), f"and {starts:.2f} per {PLANS} plans tried" if starts else ""),
         "plan": stage(len(searched) * PLANS * samples * cost.answers(), f"per {PLANS} plans tried" if searched else ""),
         "ask": stage(rows * sample, per_rows),
         "learn": stage(gates),
@@ -105,12 +108,16 @@ class SampleCost:
     def calibration(self) -> float:
         """Returns what calibration does on a sample (training/measure/calibration.py).
 
-        The decoder runs twice for its statistics, once for its answers, and once without each unit.
+        The decoder runs once for statistics and once for answers. If a planner reads the answer KL without each unit,
+        half of the decoder's layers run once more for each unit (statistics/unit_kl.py).
         """
         if not reads_statistics(self._recipe):
             return 0.0
-        units = self._sizes.decoder.num_layers * self._sizes.decoder.num_kv_heads
-        return 2 * self._vision + (3 + units) * self.answers()
+        flops = 2 * (self._vision + self._dense.flops_prefill) + self._head
+        if reads_unit_kl(self._recipe):
+            units = self._sizes.decoder.num_layers * self._sizes.decoder.num_kv_heads
+            flops += units * (self._dense.flops_prefill / 2 + self._head)
+        return flops
 
     def decoder(self, student: CompareSettings) -> float:
         """Returns the student's decoder. Where its plan is not known, it is the most that the budget allows."""

@@ -11,6 +11,7 @@ Formulas are held to what is really allocated in tests/training/tasks/forecast/.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from training.measure.statistics.dense_forward import BLOCK_ROWS
 from training.recipe.student import StudentRecipe
 from training.tasks.forecast.sizes import Sizes
 from training.tasks.forecast.training_memory import Zero, activation_bytes, logits_bytes, state_bytes
@@ -82,16 +83,21 @@ def comparison_bytes(recipe: StudentRecipe, sizes: Sizes) -> float:
 
 
 def statistics_bytes(recipe: StudentRecipe, sizes: Sizes) -> float:
-    """Returns the bytes of attention in calibration (training/measure/dense_forward.py).
+    """Returns the bytes of attention in calibration (training/measure/statistics/dense_forward.py).
 
-    Its logits are held in the model's dtype, then twice in fp32, for all heads and all pairs of tokens of a batch.
+    The probabilities of a block of rows are held: their logits in fp32, then the softmax of these, then a copy in the
+    model's dtype. They grow with the tokens, and not with their square.
     """
-    pairs = recipe.calibration.batch_size * sizes.decoder.num_heads * sizes.longest**2
+    pairs = recipe.calibration.batch_size * sizes.decoder.num_heads * min(BLOCK_ROWS, sizes.longest) * sizes.longest
     return pairs * (sizes.value_bytes + 2 * 4)
 
 
 def host_weights(sizes: Sizes, processes: int) -> float:
-    """Returns the bytes of a machine's memory while a stage loads one model: every process loads all weights."""
+    """Returns the most bytes of a machine's memory while a stage loads one model: a copy for each process.
+
+    Weights that are stored in the recipe's dtype are mapped from their file. They lie in memory once, until a process
+    changes its own: a plan that lists units or neurons permutes them, and merged adapters are added to them.
+    """
     return min(processes, PROCESSES_PER_MACHINE) * sizes.weights
 
 
@@ -151,10 +157,13 @@ def _evaluate(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:
 
 
 def _export(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:
-    """`export`: one model at a time, on one process, and all its logits for a calibration batch, also in fp32."""
+    """`export`: one model on the device of one process, and all its logits for a calibration batch, also in fp32.
+
+    While a fresh process loads the checkpoint, the model lies in the machine's memory.
+    """
     batch_size = recipe.calibration.batch_size
     logits = batch_size * sizes.longest * sizes.vocabulary * (sizes.value_bytes + 4)
-    return Memory(sizes.weights + forward_bytes(sizes, batch_size) + logits, sizes.weights)
+    return Memory(sizes.weights + forward_bytes(sizes, batch_size) + logits, 2 * sizes.weights)
 
 
 def _benchmark(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:

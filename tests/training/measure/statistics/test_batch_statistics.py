@@ -32,6 +32,17 @@ def test_blocks_equal_whole_matrices(monkeypatch, num_rows, num_kv_heads, paddin
         torch.testing.assert_close(getattr(found, name), value, rtol=2e-5, atol=1e-6)
 
 
+def test_the_models_own_forward_ends_at_the_decoder():
+    model, batch, run = tiny_student(2), tiny_batch((1, 2)), []
+    for layer in model.model.language_model.layers:
+        layer.register_forward_hook(lambda *_: run.append("layer"))
+    model.vision_tower.register_forward_hook(lambda *_: run.append("tower"))
+    batch_statistics(model, batch)
+    assert run == ["tower"]
+    model(**batch)
+    assert run == ["tower", "tower", "layer", "layer"], "later forwards go on as ever"
+
+
 def measured(monkeypatch, model, batch: dict, statistics=batch_statistics) -> LiveBytes:
     """Returns the memory that the statistics of a batch take beside the model and the features of its pictures."""
     features = model.encode_pictures(pictures_of(batch))

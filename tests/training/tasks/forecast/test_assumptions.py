@@ -70,8 +70,9 @@ def test_an_option_without_a_dry_run_is_refused_before_torch_is_imported():
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_a_device_is_said_to_be_so_stage_by_stage(capsys):
-    recipe = load_recipe("internvl2_26b_sparse")
+    recipe = load_recipe("internvl2_26b_sparse", ["plan={planner: greedy, budget: {visual_flops: 0.25}}"])
 
     def rows(**assumed) -> dict[str, str]:
         dry_run(recipe, Assumptions(processes=(8,), **assumed))

@@ -1,5 +1,7 @@
 """The FLOPs that a forecast counts for a step of training, against those that torch counts while one is executed."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,9 +52,12 @@ def test_the_step_of_a_dense_student(lora, checkpointing):
     assert counted.get_total_flops() == pytest.approx(counts, rel=0.1)
 
 
+DENSE = cache(model)
+
+
 def hours(*overrides: str, processes: int = 1, **assumed) -> dict[str, Hours]:
     settings = recipe("lora=null", *overrides)
-    dense = model()
+    dense = DENSE()
     return hours_by_stage(settings, dense.config, sizes(settings, dense), Assumptions(**assumed), processes)
 
 

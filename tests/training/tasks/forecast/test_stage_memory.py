@@ -9,7 +9,7 @@ from tests.training.tasks.forecast.live_bytes import LiveBytes
 from training.distillation.lora import add_lora
 from training.measure.answer_kl import OwnAnswers
 from training.measure.benchmark import stock_twin
-from training.measure.calibration import own_statistics
+from training.measure.statistics.batch_statistics import own_statistics
 from training.recipe.file import RECIPES, load_recipe
 from training.tasks.dry_run import stages_of
 from training.tasks.forecast.stage_memory import (

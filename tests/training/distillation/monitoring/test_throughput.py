@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data.collator import Collator, PictureInEveryBatch
 from tests.tiny_student import single_samples, tiny_batch
 from tests.training.distillation.test_trainer import DATASET, trainer
-from training.distillation import throughput
 from training.distillation.callbacks import read_metrics
-from training.distillation.throughput import Throughput
+from training.distillation.monitoring import throughput
+from training.distillation.monitoring.throughput import Throughput
 
 LENGTHS = [len(sample["input_ids"]) for sample in DATASET]
 

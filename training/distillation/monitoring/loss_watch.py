@@ -47,8 +47,8 @@ class LossWatch:
             return
         seen, self._seen = torch.stack(self._seen), []
         step = torch.where(seen[:, 1].isfinite(), torch.inf, seen[:, 0])
-        first = torch.cat([step[:, None], seen[:, 1:]], dim=1)[step.argmin()]
-        found = min(self._accelerator.gather(first[None]).tolist())
+        first = torch.cat([step[:, None], seen[:, 1:]], dim=1)[step.argmin(keepdim=True)]  # [1, 3]
+        found = min(self._accelerator.gather(first).tolist())
         if found[0] == torch.inf:
             return
         if found[2] == 0:
