@@ -7,7 +7,6 @@ import torch
 from checkpoints.build import dense_config
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
-from training.distillation.answers_size import answers_size, refuse_too_many_answers
 from training.distillation.datasets import mixture
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.students import dense_processor
@@ -16,6 +15,7 @@ from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings
 from training.recipe.student import StudentRecipe
 from training.run import Run, Stage
+from training.tasks.answers_size import answers_size, refuse_too_many_answers
 from training.tasks.plan_stages import find_plans, harden_plans, learn_plans, measure_dense
 from training.tasks.shared_plans import bounds_latency, reads_statistics, students_to_learn
 from training.tasks.student_stages import ask_teacher

@@ -11,9 +11,9 @@ from modeling.user_error import UserError
 from tests.processes import run_processes
 from tests.tiny_student import tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, DATASET, gradients
-from training.distillation.answers_size import answers_size, refuse_too_many_answers
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
 from training.recipe.distillation import DistillationSettings
+from training.tasks.answers_size import answers_size, refuse_too_many_answers
 
 
 class Conversations(list):
