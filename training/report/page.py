@@ -37,6 +37,7 @@ FIGURES = {
 """Key in result.json -> label and unit of the figure."""
 CURVES = {
     "loss": "loss",
+    "eval_loss": "loss on held-out samples",
     "cross_entropy": "cross entropy",
     "forward_kl": "KL to the teacher",
     "reverse_kl": "reverse KL to the teacher",

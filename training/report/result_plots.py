@@ -4,6 +4,7 @@ Every function returns a matplotlib `Figure` and keeps no global state.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -21,7 +22,7 @@ def curves_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     """
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
-    for color, (name, points) in zip(SERIES, curves.items(), strict=False):
+    for color, (name, points) in zip(cycle(SERIES), curves.items(), strict=False):
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
         axes.plot(steps, _smooth(values), color=color, linewidth=2, label=name)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training.distillation.loss_watch import LossWatch
+from training.distillation.monitoringloss_watchloss_watch import LossWatch
 from transformers import TrainerCallback
 
 from data.collator import Collator

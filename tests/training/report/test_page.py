@@ -282,9 +282,14 @@ def test_curves_are_the_loss_and_its_parts():
     metrics = [
         {"step": 1, "loss": 2.0, "forward_kl": 0.0},
         {"step": 2, "loss": 1.0, "forward_kl": 0.5},
+        {"step": 2, "eval_loss": 1.5, "eval_agreement": 0.9},
         {"step": 2, "epoch": 1},
     ]
-    assert curves(metrics) == {"loss": [(1, 2.0), (2, 1.0)], "KL to the teacher": [(2, 0.5)]}
+    assert curves(metrics) == {
+        "loss": [(1, 2.0), (2, 1.0)],
+        "loss on held-out samples": [(2, 1.5)],
+        "KL to the teacher": [(2, 0.5)],
+    }
 
 
 def test_costs_that_were_not_counted_are_left_out():
