@@ -6,9 +6,7 @@ step of it waits for the device.
 Shapes: B batch, S sequence rows of this forward, T text rows, V visual rows, R ranking rows.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 
@@ -143,13 +141,15 @@ def _images_of_samples(counts: Sequence[int], images: Images) -> tuple[Images, .
     sizes = [num_tokens(image) for image in images]
     if sum(counts) != sum(sizes):
         raise UserError(f"image tokens: got {sum(counts)} in the input, the images have {sum(sizes)}")
-    ends, begin, of_samples = list(accumulate(sizes)), 0, []
-    for sample, end_token in enumerate(accumulate(counts)):
-        end = bisect_right(ends, end_token)
-        if sum(sizes[begin:end]) != counts[sample]:
+    of_samples, begin = [], 0
+    for sample, count in enumerate(counts):
+        end = begin
+        while sum(sizes[begin:end]) < count:
+            end += 1
+        if sum(sizes[begin:end]) > count:
             raise UserError(
-                f"image tokens: got {counts[sample]} in sample {sample}, which are not those of whole images of "
-                f"{', '.join(map(str, sizes))} tokens"
+                f"image tokens: got {count} in sample {sample}, which are not those of whole images of "
+                f"{', '.join(map(str, sizes[begin:end]))} tokens"
             )
         of_samples.append(tuple(images[begin:end]))
         begin = end
