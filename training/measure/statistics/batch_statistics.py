@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.collator import pictures_of
+from modeling.visual_flops import DecoderShape
 from modeling.visual_layout import VisualTokens
 from training.measure.answer_kl import samples_with_images
 from training.measure.statistics.dense_forward import (
@@ -62,7 +63,7 @@ def batch_statistics(model: PreTrainedModel, samples: dict) -> BatchStatistics:
     return sums.statistics()
 
 
-def calibration_bytes(config: PreTrainedConfig, batch_size: int, tokens: int, bytes_per_value: int) -> int:
+def calibration_bytes(decoder: DecoderShape, batch_size: int, tokens: int, bytes_per_value: int) -> int:
     """Returns the most bytes that the statistics of a batch need at once, besides the weights and the vision tower.
 
     A block's probabilities are held twice in fp32, as logits and probabilities or as probabilities and a copy whose
@@ -76,14 +77,11 @@ def calibration_bytes(config: PreTrainedConfig, batch_size: int, tokens: int, by
         tokens: rows of the padded batch, visual ones included.
         bytes_per_value: of the model's dtype.
     """
-    text = config.text_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     rows = min(BLOCK_ROWS, tokens)
-    probabilities = text.num_attention_heads * rows * tokens * (2 * 4 + bytes_per_value)
+    probabilities = decoder.num_heads * rows * tokens * (2 * 4 + bytes_per_value)
     pairs = rows * tokens * (3 * 4 + 2 * 8)  # three integers of positions, and share and distance in eight bytes
-    attention = 2 * (text.num_attention_heads + 2 * text.num_key_value_heads) * head_dim
-    row = (3 * text.hidden_size + attention) * bytes_per_value
-    neurons = rows * text.intermediate_size * (3 * bytes_per_value + 8)  # gate, up, product, and sizes in fp32
+    row = (3 * decoder.hidden_size + 2 * (decoder.query_size + 2 * decoder.kv_size)) * bytes_per_value
+    neurons = rows * decoder.intermediate_size * (3 * bytes_per_value + 8)  # gate, up, product, and sizes in fp32
     return batch_size * (probabilities + pairs + tokens * row + neurons)
 
 

@@ -11,7 +11,7 @@ Formulas are held to what is really allocated in tests/training/tasks/forecast/.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.measure.statistics.dense_forward import BLOCK_ROWS
+from training.measure.statistics.batch_statistics import calibration_bytes
 from training.recipe.student import StudentRecipe
 from training.tasks.forecast.sizes import Sizes
 from training.tasks.forecast.training_memory import Zero, activation_bytes, logits_bytes, state_bytes
@@ -82,16 +82,6 @@ def comparison_bytes(recipe: StudentRecipe, sizes: Sizes) -> float:
     return tokens * sizes.vocabulary * (sizes.value_bytes + 4 * 4)
 
 
-def statistics_bytes(recipe: StudentRecipe, sizes: Sizes) -> float:
-    """Returns the bytes of attention in calibration (training/measure/statistics/dense_forward.py).
-
-    The probabilities of a block of rows are held: their logits in fp32, then the softmax of these, then a copy in the
-    model's dtype. They grow with the tokens, and not with their square.
-    """
-    pairs = recipe.calibration.batch_size * sizes.decoder.num_heads * min(BLOCK_ROWS, sizes.longest) * sizes.longest
-    return pairs * (sizes.value_bytes + 2 * 4)
-
-
 def host_weights(sizes: Sizes, processes: int) -> float:
     """Returns the most bytes of a machine's memory while a stage loads one model: a copy for each process.
 
@@ -106,9 +96,10 @@ def host_weights(sizes: Sizes, processes: int) -> float:
 
 def _measure(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:
     """`calibrate`: the dense model, statistics of its attention, and its answers."""
-    working = forward_bytes(sizes, recipe.calibration.batch_size)
-    kept = kept_answer_bytes(recipe, sizes, processes)
-    most = max(working + statistics_bytes(recipe, sizes), working + comparison_bytes(recipe, sizes) + kept)
+    batch_size = recipe.calibration.batch_size
+    answers = forward_bytes(sizes, batch_size) + comparison_bytes(recipe, sizes)
+    answers += kept_answer_bytes(recipe, sizes, processes)
+    most = max(calibration_bytes(sizes.decoder, batch_size, sizes.longest, sizes.value_bytes), answers)
     return Memory(sizes.weights + most, host_weights(sizes, processes))
 
 

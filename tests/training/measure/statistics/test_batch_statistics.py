@@ -8,6 +8,7 @@ import torch
 import training.measure.statistics.batch_statistics
 import training.measure.statistics.dense_forward
 from data.collator import pictures_of
+from modeling.visual_flops import DecoderShape
 from tests.live_bytes import LiveBytes
 from tests.tiny_student import tiny_batch, tiny_student
 from tests.training.measure.statistics.full_matrices import statistics_of_full_matrices
@@ -68,5 +69,7 @@ def test_the_formula_holds_what_was_counted(monkeypatch, batch_size, num_images,
     in_blocks_of(monkeypatch, num_rows)
     model, batch = tiny_student(2).to(dtype), tiny_batch((num_images,) * batch_size)
     memory = measured(monkeypatch, model, batch | {"pixel_values": batch["pixel_values"].to(dtype)})
-    formula = calibration_bytes(model.config, batch_size, batch["input_ids"].shape[1], dtype.itemsize)
+    formula = calibration_bytes(
+        DecoderShape.from_config(model.config.text_config), batch_size, batch["input_ids"].shape[1], dtype.itemsize
+    )
     assert memory.peak <= formula <= 2 * memory.peak, (memory.peak, formula)

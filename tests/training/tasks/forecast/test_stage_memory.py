@@ -9,7 +9,6 @@ from tests.training.tasks.forecast.live_bytes import LiveBytes
 from training.distillation.lora import add_lora
 from training.measure.answer_kl import OwnAnswers
 from training.measure.benchmark import stock_twin
-from training.measure.statistics.batch_statistics import own_statistics
 from training.recipe.file import RECIPES, load_recipe
 from training.tasks.dry_run import stages_of
 from training.tasks.forecast.stage_memory import (
@@ -19,7 +18,6 @@ from training.tasks.forecast.stage_memory import (
     forward_bytes,
     kept_answer_bytes,
     memory_by_stage,
-    statistics_bytes,
 )
 from training.tasks.forecast.training_memory import Zero, activation_bytes, logits_bytes, state_bytes
 
@@ -64,15 +62,6 @@ def test_what_an_answer_kl_keeps_and_what_it_compares(processes):
         own.divergences(dense.visual_plan.replace(0, ffn=1))
         working = comparison_bytes(settings, expected) + forward_bytes(expected, 2)
         assert live.peak - before == pytest.approx(working, rel=0.3)
-
-
-def test_statistics():
-    settings = recipe("lora=null", "calibration={num_samples: 2, batch_size: 2}")
-    dense = model()
-    expected = sizes(settings, dense)
-    with LiveBytes() as live:
-        own_statistics(dense, [(0, batch(2))])
-    assert live.peak == pytest.approx(statistics_bytes(settings, expected) + forward_bytes(expected, 2), rel=0.5)
 
 
 def test_keys_and_values_of_the_dense_model():
