@@ -23,7 +23,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback
-from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations import unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS, predicts_answer
 from modeling.host_memory import to_device, to_host
@@ -246,12 +246,17 @@ class DistillationTrainer(OrderedTrainer):
             # Otherwise ZeRO-3 would divide every model that this process loads later.
             unset_hf_deepspeed_config()
 
+    @property
+    def _zero_stage(self) -> int:
+        """The stage of the training. transformers forgets it at the training's end, before the weights are saved."""
+        return self.accelerator.state.deepspeed_plugin.zero_stage
+
     def save_model(self, output_dir=None, _internal_call=False):
         """As in Trainer. Of adapters on frozen weights, only the adapters are gathered.
 
         transformers would copy all weights to the CPU, on every rank, where DeepSpeed does not divide them.
         """
-        if self.is_deepspeed_enabled and isinstance(self.model, PeftModel) and not is_deepspeed_zero3_enabled():
+        if self.is_deepspeed_enabled and isinstance(self.model, PeftModel) and self._zero_stage < 3:
             trained = self.deepspeed.module_state_dict(exclude_frozen_parameters=True)
             self._save(output_dir, state_dict={name: value.detach().clone() for name, value in trained.items()})
         else:

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training.distillation.monitoringloss_watchloss_watch import LossWatch
 from transformers import TrainerCallback
 
 from data.collator import Collator
@@ -14,6 +13,7 @@ from tests.waits import Waits, on_device
 from training.distillation.arguments import training_arguments
 from training.distillation.callbacks import read_metrics
 from training.distillation.lora import add_lora
+from training.distillation.monitoring.loss_watch import LossWatch
 from training.distillation.trainer import DistillationTrainer
 from training.recipe.distillation import DistillationSettings
 from training.recipe.lora import LoraSettings
