@@ -57,7 +57,7 @@ def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
     whole = execute(recipe, all_stages, tmp_path / "whole")
 
     calls = []
-    step = training.tasks.dense.Trainer.training_step
+    step = training.tasks.dense.OrderedTrainer.training_step
 
     def stopped_step(*arguments, **keywords):
         calls.append(1)
@@ -66,7 +66,7 @@ def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
         return step(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.tasks.dense.Trainer, "training_step", stopped_step)
+        patch.setattr(training.tasks.dense.OrderedTrainer, "training_step", stopped_step)
         with pytest.raises(KeyboardInterrupt):
             execute(recipe, all_stages, tmp_path / "stopped")
     stopped = execute(recipe, all_stages, tmp_path / "stopped")
