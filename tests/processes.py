@@ -10,14 +10,19 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 
+def free_port() -> int:
+    """Returns a port that nobody listens on. Launchers would all take the same one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def run_processes(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Returns what `function(*arguments)` returns in each of `count` processes, in the order of ranks.
 
     It is importable by name, as is all that travels to and from the processes.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with multiprocessing.get_context("spawn").Manager() as manager:
         results = manager.dict()
         multiprocessing.spawn(_process, (count, port, function, arguments, results), nprocs=count)

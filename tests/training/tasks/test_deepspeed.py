@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from checkpoints.load import load_checkpoint
 from tests.families.family import TinyFamily
 from tests.families.test_families import families
+from tests.processes import free_port
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
 
@@ -27,7 +28,9 @@ def train(dense_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepspeed")
 
     def run(name: str, processes: int | None, *overrides: str) -> Path:
-        launcher = [sys.executable] if processes is None else [LAUNCHER, "--num_gpus", str(processes)]
+        launcher = [sys.executable]
+        if processes is not None:
+            launcher = [LAUNCHER, "--num_gpus", str(processes), "--master_port", str(free_port())]
         command = [
             *launcher,
             ROOT / "train.py",

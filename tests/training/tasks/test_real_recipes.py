@@ -26,6 +26,7 @@ from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
+from tests.processes import free_port
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
 
@@ -107,7 +108,8 @@ def command_of(name: str, rows: Path, folder: Path, processes: int) -> list:
         "training.max_steps": DISTILLATION_STEPS + plan.get("steps", 0),
         "plan": plan,
     }
-    command = [LAUNCHER, "--num_gpus", str(processes), RECIPES.parent / "train.py", "--recipe", name]
+    launcher = [LAUNCHER, "--num_gpus", str(processes), "--master_port", str(free_port())]
+    command = [*launcher, RECIPES.parent / "train.py", "--recipe", name]
     return [*command, *(f"{key}={json.dumps(value)}" for key, value in small.items())]
 
 

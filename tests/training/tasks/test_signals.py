@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import free_port
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
 from training.starts import COMPLETE
@@ -48,9 +48,7 @@ def start(
         "debug",
         *overrides(dense_folder, sharded, 1 if launcher == "none" else 2),
     ]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     command = [port if argument == "PORT" else argument for argument in LAUNCHERS[launcher]]
     log = (folder / "log").open("w")
     run = subprocess.Popen([*command, *script], cwd=folder, stdout=log, stderr=log, start_new_session=True)

@@ -3,24 +3,18 @@
 import json
 import os
 import platform
-import socket
 from pathlib import Path
 
 import pytest
 
 from tests.machines import BIN, first_machine, in_namespaces, on_two_machines
+from tests.processes import free_port
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
 
 ROOT = RECIPES.parent
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launch(tmp_path: Path, folders: list[Path], dense_folder: Path, *overrides: str) -> tuple[list[int], list[str]]:
