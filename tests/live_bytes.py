@@ -27,12 +27,17 @@ class LiveBytes(TorchDispatchMode):
         outcome = function(*args, **(kwargs or {}))
         for tensor in tensors_in(outcome):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._given:
+            if storage._cdata not in self._given and tensor.device.type != "meta":
                 self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
                 self.largest = max(self.largest, storage.nbytes() // tensor.itemsize)
-        self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        self.peak = max(self.peak, self.now)
         return outcome
+
+    @property
+    def now(self) -> int:
+        """The bytes that are alive."""
+        self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
+        return sum(size for _, size in self._alive.values())
 
 
 def tensors_in(tree) -> list[torch.Tensor]:

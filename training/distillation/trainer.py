@@ -14,10 +14,11 @@ continues from the last checkpoint.
 B batch, S tokens of a padded row, N supervised positions of a batch, V vocab, D hidden_size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -78,7 +79,6 @@ class DistillationTrainer(OrderedTrainer):
         self.distillation = distillation
         self.teacher = teacher
         self.validation = validation
-        self._validation_sums: dict[str, torch.Tensor] | None = None  # while a held-out batch is looked at
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_sums_begin = 0
         self._watch = LossWatch(self.accelerator)
@@ -116,40 +116,12 @@ class DistillationTrainer(OrderedTrainer):
         It is multiplied by the number of ranks, as gradients are averaged over ranks.
         """
         assert not return_outputs, "the evaluation of this trainer needs the losses alone"
-        # Rows and sizes follow from tokens, masks and grids. These are read at once and stay on the host, so that no
-        # forward waits for the device.
-        names = [name for name, value in inputs.items() if not value.is_floating_point()]
-        on_host = dict(zip(names, to_host(*(inputs[name] for name in names)), strict=True))
-        device, labels = inputs["labels"].device, on_host["labels"]
-        supervised = predicts_answer(labels)  # [B, S]
-        targets = to_device(labels.roll(-1, dims=1)[supervised], device)  # [N]
-
-        inputs = {**inputs, "logits_mask": supervised}
-        stored_logits = inputs.pop("teacher_logits", None)
-        if isinstance(self.model, PeftModel):
-            inputs = self._with_encoded_pictures(inputs, stored=stored_logits is not None)
-        inputs |= {name: value for name, value in on_host.items() if name in inputs}
-        teacher_outputs = None
-        if stored_logits is not None:
-            teacher_outputs = SupervisedOutputs(stored_logits, None)
-        elif self.distillation.needs_teacher or (self._validation_sums is not None and self._has_teacher):
-            with self._teacher_context() as teacher:
-                teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
-        student_outputs = _supervised_outputs(model, self.model, inputs)
-
-        loss = torch.zeros((), device=device)
-        token_sums = weighted_token_sums(self.distillation, targets, student_outputs, teacher_outputs)
-        for name, weight, token_sum in token_sums:
+        targets, student, teacher = self._outputs(model, inputs, with_teacher=self.distillation.needs_teacher)
+        loss = torch.zeros((), device=targets.device)
+        for name, weight, token_sum in weighted_token_sums(self.distillation, targets, student, teacher):
             mean = token_sum / num_items_in_batch
             self.accumulate_metric(name, mean.detach())
             loss = loss + weight * mean
-            if self._validation_sums is not None:
-                self._validation_sums[name] = token_sum
-        if self._validation_sums is not None:
-            self._validation_sums |= {"loss": loss, "tokens": torch.tensor(len(targets), device=device)}
-            if teacher_outputs is not None:
-                same = student_outputs.logits.argmax(dim=-1) == teacher_outputs.logits.argmax(dim=-1)
-                self._validation_sums["agreement"] = same.sum()
         return loss * self.accelerator.num_processes
 
     @torch.no_grad()
@@ -174,25 +146,58 @@ class DistillationTrainer(OrderedTrainer):
 
     def _token_sums(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns sums over the supervised tokens of a held-out batch, and as `tokens` their number."""
-        self._validation_sums = {}
+        has_teacher = self.teacher is not None or isinstance(self.model, PeftModel)
         with self.compute_loss_context_manager():
             # The bare model is called, as DDP and DeepSpeed expect a backward pass after each forward pass.
-            self.compute_loss(self.model, self._prepare_inputs(batch), num_items_in_batch=1)
-        sums, self._validation_sums = self._validation_sums, None
+            targets, student, teacher = self._outputs(self.model, self._prepare_inputs(batch), has_teacher)
+            losses = list(weighted_token_sums(self.distillation, targets, student, teacher))
+        sums = {name: token_sum for name, _, token_sum in losses}
+        sums["loss"] = torch.stack([weight * token_sum for _, weight, token_sum in losses]).sum()
+        sums["tokens"] = torch.tensor(len(targets), device=targets.device)
+        if teacher is not None:
+            sums["agreement"] = (student.logits.argmax(dim=-1) == teacher.logits.argmax(dim=-1)).sum()
         return sums
 
-    @property
-    def _has_teacher(self) -> bool:
-        return self.teacher is not None or isinstance(self.model, PeftModel)
+    def _outputs(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], with_teacher: bool
+    ) -> tuple[torch.Tensor, SupervisedOutputs, SupervisedOutputs | None]:
+        """Returns the next token at each supervised position [N], and what student and teacher compute there.
+
+        Args:
+            model: the student, perhaps wrapped by DDP or DeepSpeed.
+            inputs: a batch.
+            with_teacher: whether the teacher is run. Stored answers are returned in any case.
+        """
+        # Rows and sizes follow from tokens, masks and grids. These are read at once and stay on the host, so that no
+        # forward waits for the device.
+        names = [name for name, value in inputs.items() if not value.is_floating_point()]
+        on_host = dict(zip(names, to_host(*(inputs[name] for name in names)), strict=True))
+        labels = on_host["labels"]
+        supervised = predicts_answer(labels)  # [B, S]
+        targets = to_device(labels.roll(-1, dims=1)[supervised], inputs["labels"].device)  # [N]
+
+        inputs = {**inputs, "logits_mask": supervised}
+        stored_logits = inputs.pop("teacher_logits", None)
+        if isinstance(self.model, PeftModel):
+            inputs = self._with_encoded_pictures(inputs, stored=stored_logits is not None)
+        inputs |= {name: value for name, value in on_host.items() if name in inputs}
+        teacher_outputs = None
+        if stored_logits is not None:
+            teacher_outputs = SupervisedOutputs(stored_logits, None)
+        elif with_teacher:
+            with self._teacher_context() as teacher:
+                teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
+        return targets, _supervised_outputs(self.student_forward(model), self.model, inputs), teacher_outputs
+
+    def student_forward(self, model: nn.Module) -> Callable[..., Any]:
+        """Returns the student's forward. A subclass may give it more arguments."""
+        return model
 
     def accumulate_metric(self, name: str, value: torch.Tensor) -> None:
         """Adds a scalar to the metric `name`.
 
-        The next log gives the sum over micro-batches and ranks, and of these sums the mean over steps. What is computed
-        on held-out samples is not added.
+        The next log gives the sum over micro-batches and ranks, and of these sums the mean over steps.
         """
-        if self._validation_sums is not None:
-            return
         if not self._metric_sums:
             self._metric_sums_begin = self.state.global_step
         self._metric_sums[name] = self._metric_sums.get(name, 0) + value
@@ -295,11 +300,11 @@ class DistillationTrainer(OrderedTrainer):
             student.train(training)
 
 
-def _supervised_outputs(model: nn.Module, bare_model: nn.Module, inputs: dict) -> SupervisedOutputs:
+def _supervised_outputs(forward: Callable[..., Any], bare_model: nn.Module, inputs: dict) -> SupervisedOutputs:
     """Runs the forward pass and returns logits and hidden states at the supervised positions.
 
     Args:
-        model: the model, perhaps wrapped by DDP or DeepSpeed.
+        forward: the forward of the model, perhaps wrapped by DDP or DeepSpeed.
         bare_model: the model without such a wrapper. Its lm_head is called for the supervised positions only.
         inputs: arguments of the forward, with `logits_mask`.
     """
@@ -307,7 +312,7 @@ def _supervised_outputs(model: nn.Module, bare_model: nn.Module, inputs: dict) -
     head = bare_model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
     try:
-        logits = model(**inputs, use_cache=False).logits
+        logits = forward(**inputs, use_cache=False).logits
     finally:
         hook.remove()
     return SupervisedOutputs(logits, *hidden)

@@ -6,8 +6,10 @@ average those of the adapters. So it does not matter to them what wraps the mode
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -62,13 +64,17 @@ class GateTrainer(DistillationTrainer):
         progress = self.state.global_step / (settings.budget_reached * self.state.max_steps)
         target = falling_target(self._start_cost, settings.budget.share, progress)
         target_is_final = progress >= 1 or self._start_cost <= settings.budget.share
-        loss = super().compute_loss(partial(model, gates=self.gates()), inputs, return_outputs, num_items_in_batch)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         cost = self.gates.expected_cost()
         share = 1 / self.current_gradient_accumulation_steps
         share_of_rank = share / self.accelerator.num_processes
         self.accumulate_metric("cost", cost.detach() * share_of_rank)
         self.accumulate_metric("target", torch.full_like(cost.detach(), target) * share_of_rank)
         return loss + self.gates.lagrangian(cost, target, target_is_final) * share
+
+    def student_forward(self, model: nn.Module) -> Callable[..., Any]:
+        """Returns the forward of the student under its gates, which are drawn anew in training."""
+        return partial(model, gates=self.gates())
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As in `DistillationTrainer`. The last micro-batch of a step also changes gates and multipliers."""

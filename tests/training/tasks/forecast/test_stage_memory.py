@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.live_bytes import LiveBytes
 from tests.training.tasks.forecast.big_enough import IMAGE, LENGTH, batch, model, recipe, sizes
-from tests.training.tasks.forecast.live_bytes import LiveBytes
 from training.distillation.lora import add_lora
 from training.measure.answer_kl import OwnAnswers
 from training.measure.benchmark import stock_twin
