@@ -6,6 +6,7 @@ from pathlib import Path
 
 from training import stops
 from training.cli import run
+from training.launchers import Launchers
 from training.tasks.forecast.assumptions import add_options, assumptions
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     assumed = assumptions(arguments)
 
-    stops.listen()
+    stops.listen(Launchers().have_died)
     # Libraries warn each other about their next major versions. A user of this script can do nothing about it.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)  # comes with every trainer

@@ -91,8 +91,9 @@ def test_a_wrong_room_import_is_noticed():
 # ---- rooms within training ----
 
 FLOORS = (
-    {"compiled_ops", "files", "fingerprints", "journal", "ranks", "schema", "stops"},
-    {"changes", "cli", "progress"},
+    {"compiled_ops", "files", "fingerprints", "journal", "launchers", "schema", "stops"},
+    {"changes", "cli", "ranks"},
+    {"progress"},
     {"starts"},
     {"run"},
     {"measure"},

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from modeling.user_error import UserError
-from training.stops import INTERRUPTED, STOPPED, Stopped
+from training.stops import INTERRUPTED, STOPPED, LeaderFailed, Stopped
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -22,6 +22,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except LeaderFailed:
         sys.exit(2)
     except (Stopped, KeyboardInterrupt) as stop:
         if stop.args or "RANK" not in os.environ:  # only one rank of several says it

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-from training.ranks import rank
-
 SECONDS_BETWEEN_LINES = 30.0
 SHARE_BETWEEN_LINES = 0.01
 """A line comes after this time and this share of the work, whichever is later."""
@@ -31,6 +29,8 @@ class Progress(tqdm):
     def __init__(
         self, iterable: Iterable | None = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0
     ):
+        from training.ranks import rank  # it takes torch, and planners are read without
+
         self._in_lines = not sys.stderr.isatty()
         self._shown: int | None = None
         if total is None and hasattr(iterable, "__len__"):

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from modeling.user_error import UserError
+from training.stops import LeaderFailed
+
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 OnAllRanks = Callable[..., list[Any]]
@@ -96,7 +99,8 @@ def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAl
         What the story returns, on rank 0. None on the others.
 
     Raises:
-        Whatever a task or the story raises. A task's error is raised on rank 0 too.
+        Whatever a task or the story raises. A task's error is raised on rank 0 too. LeaderFailed is raised on the other
+        ranks if rank 0 has an error.
     """
     if world_size() == 1:
         return story(alone(tasks))
@@ -108,23 +112,32 @@ def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAl
         _broadcast((name, arguments))
         return _gathered(tasks[name], arguments)
 
+    failed = False
     try:
         return story(on_all_ranks)
+    except Exception:
+        failed = True
+        raise
     finally:
-        _broadcast(None)
+        _broadcast(failed)
 
 
 def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
-    """Does what rank 0 asks for, until its story has ended. An error of a task is raised then."""
+    """Does what rank 0 asks for, until its story has ended. An error of a task is raised then.
+
+    A mistake of the user's is told by rank 0 alone.
+    """
     first_error: Exception | None = None
-    while (asked := _broadcast()) is not None:
+    while isinstance(asked := _broadcast(), tuple):
         name, arguments = asked
         try:
             _gathered(tasks[name], arguments)
         except Exception as error:  # rank 0 knows of it, and ends its story
             first_error = first_error or error
-    if first_error is not None:
+    if first_error is not None and not isinstance(first_error, UserError):
         raise first_error
+    if asked:
+        raise LeaderFailed
 
 
 def _broadcast(message: Any = None) -> Any:

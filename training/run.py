@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from modeling.user_error import UserError
 from training import stops
 from training.compiled_ops import clear_killed_builds, on_several_machines
 from training.files import read_json, write_json
-from training.ranks import from_rank_0, of_all_ranks, open_patient_group, rank, wait_for_rank_0
+from training.ranks import from_rank_0, led_by_rank_0, of_all_ranks, open_patient_group, rank, wait_for_rank_0
 from training.starts import STARTS, checkpoints_in_progress, open_folder
 
 RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
@@ -125,10 +126,9 @@ def execute(
     begun = 0  # number of the stage that was begun last
     try:
         with _only_run_in(directory):
-            if is_main_process():
-                names = [stage.name for stage in stages]
-                open_folder(recipe, directory, environment(), names, restart=restart, confirmed=confirmed)
-            wait_for_rank_0()
+            names = [stage.name for stage in stages]
+            opened = partial(open_folder, recipe, directory, environment(), names, restart=restart, confirmed=confirmed)
+            led_by_rank_0({}, lambda _: opened())
             _refuse_unshared(directory)
             run = Run(recipe, directory)
             for begun, stage in enumerate(stages, start=1):
@@ -165,10 +165,8 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
         return
     if is_main_process():
         console.rule(f"[bold]{banner}", align="left")
-    if not (stage.distributed or is_main_process()):
-        return
     start = time.perf_counter()
-    result = stage.run(run)
+    result = stage.run(run) if stage.distributed else led_by_rank_0({}, lambda _: stage.run(run))
     if is_main_process():
         write_json(path, {**result, "seconds": round(time.perf_counter() - start, 3)})
 
@@ -186,21 +184,30 @@ def _last_words(stop: signal.Signals, begun: int, stages: Sequence[Stage], direc
 
 @contextmanager
 def _only_run_in(directory: Path) -> Iterator[None]:
-    """Holds the run's folder for this run. Raises UserError on rank 0 if another run holds it.
+    """Holds the run's folder for this run. Every process calls this.
 
     The lock is released when its process ends, however it ends.
+
+    Raises:
+        UserError: another run holds it.
     """
-    if not is_main_process():
+    lock = led_by_rank_0({}, lambda _: _locked(directory))
+    try:
         yield
-        return
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _locked(directory: Path) -> FileLock:
+    """Returns the lock of a run's folder, which is held. Raises UserError if another run holds it."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.with_name(f".{directory.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{directory}: another process runs in it; wait for it, or choose another name") from None
-    with lock:
-        yield
+    return lock
 
 
 def _refuse_unshared(directory: Path) -> None:

@@ -14,16 +14,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
-
 STOPPED, INTERRUPTED = os.EX_TEMPFAIL, 128 + signal.SIGINT
 """Exit codes: after SIGTERM, SIGUSR1 or the death of the launcher (75), and after Ctrl-C (130)."""
-LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
-"""What the command line of a launcher's process has among its arguments."""
 INTERVAL = 0.5
 """Seconds between two looks at the launcher and at what other ranks know."""
 PATIENCE = 10.0
@@ -38,11 +34,19 @@ class Stopped(BaseException):
     """The run was told to stop. This is no error, so no `except Exception` may take it for one."""
 
 
-def listen() -> None:
-    """From now on a signal stops this process in order. Call this once, in the main thread, before others start."""
+class LeaderFailed(Exception):
+    """Rank 0 has ended with an error, and says so. The other ranks end too, without a word."""
+
+
+def listen(launcher_has_died: Callable[[], bool]) -> None:
+    """From now on a signal stops this process in order. Call this once, in the main thread, before others start.
+
+    Args:
+        launcher_has_died: returns whether a launcher of this process has ended without a word (training/launchers.py).
+    """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, _receive)
-    threading.Thread(target=_watch, args=(_launchers(),), daemon=True).start()
+    threading.Thread(target=_watch, args=(launcher_has_died,), daemon=True).start()
 
 
 def join(store: Any, world_size: int) -> None:
@@ -122,12 +126,12 @@ def _receive(number: int, frame: Any) -> None:
             raise Stopped
 
 
-def _watch(launchers: list[psutil.Process]) -> None:
+def _watch(launcher_has_died: Callable[[], bool]) -> None:
     """Passes on what this process, its launchers and the other ranks know."""
     told = False
     while True:
         time.sleep(INTERVAL)
-        if _received is None and any(_is_dead(launcher) for launcher in launchers):
+        if _received is None and launcher_has_died():
             os.kill(os.getpid(), signal.SIGTERM)
         if _store is None:
             continue
@@ -141,24 +145,3 @@ def _watch(launchers: list[psutil.Process]) -> None:
                 os.kill(os.getpid(), int(store.get("stops/signal")))
         except RuntimeError:
             return  # rank 0 holds the store, and has left
-
-
-def _launchers() -> list[psutil.Process]:
-    """Returns the processes that launched this one, from its parent on. A shell that called the launcher is none."""
-    found = []
-    for parent in psutil.Process().parents():
-        try:
-            arguments = parent.cmdline()
-        except psutil.Error:
-            break
-        if not LAUNCHERS & {os.path.basename(argument) for argument in arguments}:
-            break
-        found.append(parent)
-    return found
-
-
-def _is_dead(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return True

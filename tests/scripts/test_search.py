@@ -11,6 +11,7 @@ from PIL import Image
 from modeling.visual_plan import VisualPlan
 from scripts import search
 from tests.checkpoints.tiny_dense import NUM_LAYERS
+from training.planners.tools.search import JOURNAL
 from training.planners.tools.trials import TRIALS, read_trials
 from training.planners.vtw import CURVE
 from training.recipe.file import RECIPES
@@ -43,8 +44,10 @@ def test_a_plan_is_found_and_drawn(dense_folder, tmp_path, run, planner):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "B: FLOPs, visual tokens" in done.stdout and f"written: {output}" in done.stdout
     measured = {path.name for path in output.with_suffix(".search").iterdir()} - {"search.json", "calibration"}
-    tried = {TRIALS, f"{TRIALS}.guard"}
-    assert measured == {"vtw": {CURVE}, "g_search": tried, "p_sigmoid": tried}.get(name, set())
+    kls = {JOURNAL}
+    tried = {TRIALS, f"{TRIALS}.guard"} | kls
+    kept = {"vtw": {CURVE}, "g_search": tried, "p_sigmoid": tried, "shortv": kls, "greedy": kls}
+    assert measured == kept.get(name, set())
     again = run(
         "--planner", name, "--model", dense_folder, "--data", "shapes", *FEW_SAMPLES, "--output", output, *settings
     )

@@ -5,6 +5,7 @@ import pytest
 from modeling.user_error import UserError
 from tests.processes import run_processes
 from training.ranks import in_order, led_by_rank_0, own_share, rank
+from training.stops import LeaderFailed
 
 ITEMS = list(range(7))
 
@@ -37,8 +38,8 @@ def breaking_story(on_all_ranks):
 def outcome(which) -> object:
     try:
         return led_by_rank_0(TASKS, which)
-    except UserError as error:
-        return f"UserError: {error}"
+    except (UserError, LeaderFailed) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 ALONE = [[item**2 + offset for item in ITEMS] for offset in (0, 100)]
@@ -56,9 +57,9 @@ def test_several_processes_give_the_results_of_one(count):
 def test_a_followers_error_ends_both():
     assert run_processes(2, outcome, failing_story) == [
         "UserError: rank 1: no such picture",
-        "UserError: no such picture",
+        "LeaderFailed: ",
     ]
 
 
 def test_the_leaders_error_lets_the_followers_go():
-    assert run_processes(2, outcome, breaking_story) == ["UserError: the story ends here", None]
+    assert run_processes(2, outcome, breaking_story) == ["UserError: the story ends here", "LeaderFailed: "]

@@ -1,11 +1,13 @@
 """What keeps a run from harm: one run in a folder, tasks that know of each other, trackers that are there."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from modeling.user_error import UserError
+from tests.processes import free_port
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.recipe.base import BaseRecipe
 from training.recipe.file import RECIPES, load_recipe
@@ -42,6 +44,47 @@ def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path)
         other.wait()
     execute(BaseRecipe(name="run", seed=0), ONE, folder)
     assert (folder / "stages" / "one.json").exists()
+
+
+REFUSES = """
+import sys
+from pathlib import Path
+from modeling.user_error import UserError
+from training.cli import run
+from training.ranks import led_by_rank_0
+from training.recipe.base import BaseRecipe
+from training.run import Stage, execute
+
+def alone(run):
+    raise UserError("row 7 has no answer")
+
+def led(run):
+    return led_by_rank_0({}, lambda _: alone(run))
+
+stages = {"alone": Stage("bad", "bad", alone), "led": Stage("bad", "bad", led, distributed=True)}
+run(lambda: execute(BaseRecipe(name="run", seed=0), [stages[sys.argv[2]]], Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("kind", ["alone", "led"])
+def test_what_rank_0_refuses_is_one_line_of_all_ranks(tmp_path, kind):
+    """The others would die of a closed connection otherwise, each with a traceback."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", REFUSES, str(tmp_path / "run"), kind],
+            cwd=RECIPES.parent,
+            env={**os.environ, **place, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert "error: row 7 has no answer" in said[0] and "error:" not in said[1]
+    assert not any("Traceback" in text for text in said), said
 
 
 def test_tasks_of_srun_without_a_launcher_are_refused(monkeypatch):

@@ -295,7 +295,7 @@ def wait(run):
         time.sleep(0.1)
 
 def main():
-    stops.listen()
+    stops.listen(lambda: False)
     done = Stage("done", "done", lambda run: {})
     execute(BaseRecipe(name="run", seed=0), [done, Stage("wait", "wait long", wait)], Path(sys.argv[1]))
 

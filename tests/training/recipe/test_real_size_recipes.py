@@ -16,6 +16,7 @@ FREE = {
     "training.deepspeed",
     "training.micro_batch_size",  # only its product with the next is fixed
     "training.gradient_accumulation_steps",
+    "evaluation.batch_size",  # the largest model leaves room for fewer
     "training.save_steps",  # more often where gates are learned in few steps
 }
 """Keys in which recipes differ because their models or their methods do."""

@@ -50,7 +50,7 @@ PLANS = {
     "yopo": {"withdraw_from": 2, "whole_layers": 1},
     "p_sigmoid": {"full_layers": 1, "trials": 3, "budget": {"visual_flops": 0.6}},
     "g_search": {"full_layers": 1, "trials": 2},
-    "vtw": {},
+    "vtw": {"hold_out": 0.5},
     "gates": {
         "budget": {"visual_flops": 0.5},
         "start": {"planner": "greedy", "budget": {"visual_flops": 0.7}},
