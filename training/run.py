@@ -149,6 +149,7 @@ def execute(
         raise kind(*([_last_words(stop, begun, stages, directory)] if is_main_process() else [])) from None
     finally:
         stops.wait_until_all_know()
+        stops.leave()
         # If this is left to the end of the interpreter, a rank can crash in a destructor after all work is done.
         if dist.is_initialized():
             dist.destroy_process_group()

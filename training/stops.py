@@ -28,6 +28,8 @@ PATIENCE = 10.0
 _received: signal.Signals | None = None
 _deferred = False
 _store: Any = None
+_watcher: threading.Thread | None = None
+_over = threading.Event()
 
 
 class Stopped(BaseException):
@@ -46,7 +48,19 @@ def listen(launcher_has_died: Callable[[], bool]) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, _receive)
-    threading.Thread(target=_watch, args=(launcher_has_died,), daemon=True).start()
+    global _watcher
+    _watcher = threading.Thread(target=_watch, args=(launcher_has_died,), daemon=True)
+    _watcher.start()
+
+
+def leave() -> None:
+    """Ends what `listen` began in the background, as the run is over.
+
+    A thread that is in the store when the interpreter ends would end the process with `terminate called`.
+    """
+    _over.set()
+    if _watcher is not None:
+        _watcher.join(PATIENCE)
 
 
 def join(store: Any, world_size: int) -> None:
@@ -129,8 +143,7 @@ def _receive(number: int, frame: Any) -> None:
 def _watch(launcher_has_died: Callable[[], bool]) -> None:
     """Passes on what this process, its launchers and the other ranks know."""
     told = False
-    while True:
-        time.sleep(INTERVAL)
+    while not _over.wait(INTERVAL):
         if _received is None and launcher_has_died():
             os.kill(os.getpid(), signal.SIGTERM)
         if _store is None:
