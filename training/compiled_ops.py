@@ -17,7 +17,7 @@ OLD_SECONDS = 600
 
 
 def clear_killed_builds(several_machines: bool) -> list[Path]:
-    """Removes the build folders that a killed process left locked, and returns them.
+    """Removes the build folders that a killed process left locked, or their locks alone, and returns them.
 
     A process that builds holds its lock open, which /proc shows.
 
@@ -31,8 +31,20 @@ def clear_killed_builds(several_machines: bool) -> list[Path]:
     if several_machines:
         killed = [folder for folder in killed if _seconds_untouched(folder) > OLD_SECONDS]
     for folder in killed:
-        shutil.rmtree(folder, ignore_errors=True)
+        if _was_whole(folder):
+            (folder / "lock").unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
     return killed
+
+
+def _was_whole(folder: Path) -> bool:
+    """Returns whether a build was whole when it was locked. Its process was then killed as it loaded the library.
+
+    Such a library stays, as another process may be about to load it.
+    """
+    libraries, lock = list(folder.glob("*.so")), folder / "lock"
+    return bool(libraries) and lock.exists() and all(one.stat().st_mtime < lock.stat().st_mtime for one in libraries)
 
 
 def on_several_machines() -> bool:

@@ -40,11 +40,20 @@ def builder(cache):
 def test_a_living_build_is_left_alone_and_a_killed_one_is_cleared(cache, builder):
     assert clear_killed_builds(several_machines=False) == []
     assert (cache / "lock").exists()
+    (cache / "deepspeed_shm_comm.so").write_bytes(b"the other half, or a part of it")
     builder.kill()
     builder.wait()
     assert (cache / "lock").exists(), "this is what makes later runs wait for ever"
     assert clear_killed_builds(several_machines=False) == [cache]
     assert not cache.exists(), "the half-written library goes too"
+
+
+def test_a_library_that_was_whole_before_it_was_locked_stays(cache, builder):
+    """Its process was killed while it loaded it. Another one may load it at this moment."""
+    builder.kill()
+    builder.wait()
+    assert clear_killed_builds(several_machines=False) == [cache]
+    assert [path.name for path in cache.iterdir()] == ["deepspeed_shm_comm.so"]
 
 
 def test_a_finished_build_stays(cache):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PrinterCallback
@@ -244,12 +245,15 @@ class DistillationTrainer(OrderedTrainer):
         Every process calls this. Stopped is raised if one of them was told to stop, after a checkpoint was saved.
         """
         checkpoint = last_checkpoint(Path(self.args.output_dir))
+        linear = F.linear
         try:
             with tracker_run(self.args):
                 return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         finally:
-            # Otherwise ZeRO-3 would divide every model that this process loads later.
+            # ZeRO-3 leaves two things behind in the process: it would divide every model that is loaded later, and has
+            # put a linear layer of its own in place of torch's, which rounds otherwise.
             unset_hf_deepspeed_config()
+            F.linear = linear
 
     @property
     def _zero_stage(self) -> int:
