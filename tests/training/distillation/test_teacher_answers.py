@@ -71,6 +71,7 @@ def write(folder) -> None:
     write_teacher_answers(tiny_student(), DATASET, COLLATOR, folder / "a.safetensors", batch_size=3, autocast=None)
 
 
+@pytest.mark.slow  # five processes
 def test_several_processes_write_what_one_writes(tmp_path):
     """There are three batches, so that one process of four has none."""
     for name in ("alone", "together"):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -47,6 +48,7 @@ def test_the_same_statistics_and_plans(tmp_path):
     assert len(set(alone[1])) >= 5, "plans that differ, or the comparison says little"
 
 
+@pytest.mark.slow  # three processes
 def test_more_processes_than_batches(tmp_path):
     assert run_processes(3, measured_on_one_batch, tmp_path)[0] == measured_on_one_batch(tmp_path / "alone")
 

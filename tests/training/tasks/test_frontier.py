@@ -55,6 +55,7 @@ def run(tmp_path_factory):
     return execute(recipe, stages(recipe), folder / "run")
 
 
+@pytest.mark.slow  # five students of the tiny model
 def test_every_planner_budget_and_seed_is_a_point(run):
     points = json.loads((run.directory / "frontier.json").read_text())
     assert [(point["planner"], point["budget"], point["seed"]) for point in points] == [
@@ -130,6 +131,7 @@ def test_gates_start_from_a_plan_of_their_own_budget(tmp_path):
     assert student({"planner": "file", "path": "plan.json"}).plan.start.path.name == "plan.json"
 
 
+@pytest.mark.slow  # five students of the tiny model
 def test_steps_in_which_a_plan_is_learned_count_as_training(run):
     steps = {}
     for name in ("learned-0.3-0", "vica-0.5-0"):
@@ -138,6 +140,7 @@ def test_steps_in_which_a_plan_is_learned_count_as_training(run):
     assert steps == {"learned-0.3-0": 1, "vica-0.5-0": 3}
 
 
+@pytest.mark.slow  # five students of the tiny model
 def test_seeds_differ_in_gates_and_training(run):
     logs = [run.directory / "gates" / f"learned-0.3-{seed}" / "trainer" / "metrics.jsonl" for seed in (0, 1)]
     assert logs[0].read_text() != logs[1].read_text()

@@ -125,6 +125,7 @@ def test_a_killed_search_ends_as_it_would_have(tmp_path):
     assert read_trials(journal) == read_trials(tmp_path / "whole")
 
 
+@pytest.mark.slow  # several processes
 def test_two_processes_share_the_trials_and_agree(tmp_path):
     journal = tmp_path / "trials"
     processes = [start(journal) for _ in range(2)]
@@ -134,6 +135,7 @@ def test_two_processes_share_the_trials_and_agree(tmp_path):
     assert len(tried) == NUM_TRIALS and math.isclose(float(answers[0][0]), 0.3, abs_tol=0.1)
 
 
+@pytest.mark.slow  # several processes
 def test_a_trial_that_another_process_is_beginning_is_left_to_it(tmp_path):
     trials = Trials(tmp_path / "trials")
     with trials._lock:
