@@ -18,12 +18,13 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.peak = self.largest = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._given: set[int] = set()
+        self._given: dict[int, torch.UntypedStorage] = {}  # held, so that no other storage gets their addresses
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for tensor in tensors_in((args, kwargs)):
-            if (address := tensor.untyped_storage()._cdata) not in self._alive:
-                self._given.add(address)  # weights and inputs
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._alive:
+                self._given[storage._cdata] = storage  # weights and inputs
         outcome = function(*args, **(kwargs or {}))
         for tensor in tensors_in(outcome):
             storage = tensor.untyped_storage()

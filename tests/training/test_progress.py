@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training import progress
+from training import ranks
 from training.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_work_without_a_total(capsys, clock):
 
 
 def test_only_rank_0_prints(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "rank", lambda: 1)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
     assert list(Progress(range(3), desc="counting", unit="sample")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
 
