@@ -222,10 +222,7 @@ def _cost(
     shared = _whole(
         sum(layer_shared_macs(Work.of(layer), layer, decoder, images, text_tokens, before) for layer in layers)
     )
-    ranking = sum(
-        _ranking_macs(layer, above, decoder, images, text_tokens, text_before)
-        for layer, above in zip(layers[1:], layers[:-1], strict=True)
-    )
+    ranking = ranking_macs(layers, decoder, images, text_tokens, text_before)
     prefill = 2 * (visual + shared + ranking)
     total = None if vision_macs is None else prefill + 2 * vision_macs
     return PlanCost(macs_visual=visual, flops_visual=2 * visual, flops_prefill=prefill, flops_total=total)
@@ -273,6 +270,16 @@ def layer_kv_values(work: Work, layer: LiveLayer, decoder: DecoderShape, images:
     """Returns how many numbers the keys and values held after prefill have."""
     tokens_times_units = text_tokens * decoder.num_kv_heads + visual_tokens(layer, images) * work.read_units
     return 2 * tokens_times_units * decoder.head_dim
+
+
+def ranking_macs(
+    layers: Sequence[LiveLayer], decoder: DecoderShape, images: Images, text_tokens: int, text_before: int | None
+) -> int:
+    """Returns the multiply-accumulates that only rank tokens, of all layers."""
+    return sum(
+        _ranking_macs(layer, above, decoder, images, text_tokens, text_before)
+        for layer, above in zip(layers[1:], layers[:-1], strict=True)
+    )
 
 
 def _ranking_macs(

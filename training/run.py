@@ -34,7 +34,7 @@ from training import stops
 from training.compiled_ops import clear_killed_builds, on_several_machines
 from training.files import read_json, write_json
 from training.ranks import from_rank_0, led_by_rank_0, of_all_ranks, open_patient_group, rank, wait_for_rank_0
-from training.starts import STARTS, checkpoints_in_progress, open_folder
+from training.starts import STARTS, checkpoints_in_progress, open_folder, step_of
 
 RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
 WAIT_IN_TRAINING = timedelta(minutes=30)
@@ -175,7 +175,7 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
 def _last_words(stop: signal.Signals, begun: int, stages: Sequence[Stage], directory: Path) -> str:
     """Returns one line for a run that was stopped: where, what is kept and how to go on."""
     where = f"in stage {begun} of {len(stages)}, {stages[begun - 1].title}" if begun else "before its first stage"
-    steps = {path.parent: int(path.name.rpartition("-")[2]) for path in checkpoints_in_progress(directory)}
+    steps = {path.parent: step_of(path) for path in checkpoints_in_progress(directory)}
     kept = ", ".join(f"step {step} of {folder.relative_to(directory)}" for folder, step in sorted(steps.items()))
     return (
         f"{stop.name} {where}. {directory} keeps {max(begun - 1, 0)} finished stages{' and ' if kept else ''}{kept}; "

@@ -86,7 +86,12 @@ def checkpoints_in_progress(directory: Path) -> list[Path]:
     """Returns the complete checkpoints of a run's trainings that have not ended, by step."""
     markers = directory.rglob(f"checkpoint-*/{COMPLETE}")
     found = [path.parent for path in markers if not (path.parent.parent.parent / "weights").exists()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the step at which a checkpoint was saved, from its folder's name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _accepted_changes(recipe: BaseModel, directory: Path, environment: dict, *, finished: bool) -> list[Change]:

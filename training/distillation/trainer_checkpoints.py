@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from training import stops
 from training.files import write_json
 from training.ranks import any_rank, from_rank_0, rank, wait_for_rank_0, world_size
-from training.starts import COMPLETE
+from training.starts import COMPLETE, step_of
 
 
 class TrainerCheckpoints(TrainerCallback):
@@ -59,7 +59,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     newest = None
     if rank() == 0:
         complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-        newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        newest = max(complete, key=step_of, default=None)
         delete_checkpoints(folder, but=newest)
     return from_rank_0(newest)
 

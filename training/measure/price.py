@@ -21,13 +21,10 @@ from checkpoints.families import reference_images
 from modeling.visual_flops import (
     DecoderShape,
     Work,
-    dense_kv_bytes,
-    kv_bytes,
     layer_kv_values,
     layer_shared_macs,
     layer_visual_macs,
-    model_fraction,
-    visual_fraction,
+    ranking_macs,
 )
 from modeling.visual_plan import LiveLayer, VisualPlan
 from training.measure.costs import TEXT_TOKENS
@@ -47,27 +44,25 @@ class PlanPrice:
         assert measure != "latency" or latency is not None
         self._decoder, self._images = DecoderShape.from_config(config.text_config), reference_images(config)
         self._measure, self._latency = measure, latency
-        stock = self._decoder.stock_layers()
-        self._stock_cost = 0 if measure == "latency" else sum(map(self._layer_cost, map(Work.of, stock), stock))
+        self._cost_of: dict[LiveLayer, float] = {}
+        self._stock_cost = 0 if measure == "latency" else sum(map(self.layer_cost, self._decoder.stock_layers()))
 
     def __call__(self, plan: VisualPlan) -> float:
         """Returns the price of a plan. Raises UserError if the plan does not fit the model."""
-        match self._measure:
-            case "visual_flops":
-                return visual_fraction(plan, self._decoder, self._images)
-            case "model_flops":
-                return model_fraction(plan, self._decoder, self._images, TEXT_TOKENS)
-            case "kv_bytes":
-                held = kv_bytes(plan, self._decoder, self._images, TEXT_TOKENS, bytes_per_value=1)
-                return held / dense_kv_bytes(self._decoder, self._images, TEXT_TOKENS, bytes_per_value=1)
-            case "latency":
-                layers = self._decoder.live_layers(plan)
-                return self._latency.share([Work.of(layer) for layer in layers], [layer.tokens for layer in layers])
-        raise AssertionError(self._measure)
+        layers = self._decoder.live_layers(plan)
+        costs = list(map(self.layer_cost, layers))
+        if self._measure == "model_flops":
+            costs.append(ranking_macs(layers, self._decoder, self._images, TEXT_TOKENS, text_before=None))
+        return self.of_layer_costs(costs)
 
     def layer_cost(self, layer: LiveLayer) -> float:
-        """Returns the cost of one layer in the measure's own unit, without the choice of tokens."""
-        return self._layer_cost(Work.of(layer), layer)
+        """Returns the cost of one layer in the measure's own unit, without the choice of tokens.
+
+        It is kept: a search prices many plans that differ in few layers.
+        """
+        if layer not in self._cost_of:
+            self._cost_of[layer] = self._layer_cost(Work.of(layer), layer)
+        return self._cost_of[layer]
 
     def of_layer_costs(self, costs: Sequence[float]) -> float:
         """Returns the price of a plan that chooses no tokens, given what `layer_cost` returns for each layer."""

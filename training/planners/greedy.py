@@ -18,7 +18,7 @@ import heapq
 from itertools import count
 from typing import TYPE_CHECKING, Literal
 
-from modeling.visual_plan import LiveLayer, VisualPlan
+from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
 from training.planners.tools.move_estimate import ESTIMATED_MOVES, optimistic_kl_change
 from training.planners.tools.moves import Move, Moves
@@ -100,7 +100,6 @@ class _Walks:
         self._budget = budget
         self._progress = progress
         self._kls: dict[VisualPlan, float] = {}
-        self._costs: dict[LiveLayer, float] = {}
 
     def kl(self, plan: VisualPlan) -> float:
         """Returns the answer KL, in nats, of a plan that counts its units."""
@@ -108,35 +107,27 @@ class _Walks:
             self._kls[plan] = self._answer_kl(self._moves.with_units(plan))
         return self._kls[plan]
 
-    def _price_of(self, plan: VisualPlan) -> float:
-        """Returns the price of a plan. A move changes few layers, so most layers of a plan were priced before."""
-        layers = self._moves.live_layers(plan)
-        for layer in layers:
-            if layer not in self._costs:
-                self._costs[layer] = self._price.layer_cost(layer)
-        return self._price.of_layer_costs([self._costs[layer] for layer in layers])
-
     def walk(self, plan: VisualPlan) -> VisualPlan:
         """Returns a plan within the budget from which no opening move within the budget lowers the KL."""
         kl_changes: dict[Move, float] = {}
-        price = self._price_of(plan)
+        price = self._price(plan)
         to_save = price - self._budget.share
         while (excess := price - self._budget.share) > 0:
-            cheaper = [(move, after, price - self._price_of(after)) for move, after in self._moves.closings(plan)]
+            cheaper = [(move, after, price - self._price(after)) for move, after in self._moves.closings(plan)]
             # What a move saves beyond the budget has no value, so it does not count.
             steps = [(move, after, min(saved, excess)) for move, after, saved in cheaper if saved >= MIN_STEP * excess]
             plan, _ = self._best(plan, steps, kl_changes)
-            price = self._price_of(plan)
+            price = self._price(plan)
             self._show(plan, price, saved=min(1 - (price - self._budget.share) / to_save, 1.0))
         kl_changes = {}
         while True:
-            dearer = [(move, after, self._price_of(after) - price) for move, after in self._moves.openings(plan)]
+            dearer = [(move, after, self._price(after) - price) for move, after in self._moves.openings(plan)]
             within = [(move, after, added) for move, after, added in dearer if 0 < added <= self._budget.share - price]
             better, kl_change = self._best(plan, within, kl_changes)
             if kl_change >= 0:
                 self._progress.end_walk()
                 return plan
-            plan, price = better, self._price_of(better)
+            plan, price = better, self._price(better)
             self._show(plan, price, saved=1.0)
 
     def _show(self, plan: VisualPlan, price: float, saved: float) -> None:

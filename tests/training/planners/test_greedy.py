@@ -13,7 +13,7 @@ from training.measure.answer_kl import AnswerKL
 from training.measure.calibration import calibrate
 from training.measure.price import PlanPrice
 from training.planners.file import FilePlanner
-from training.planners.greedy import GreedyPlanner, _Walks
+from training.planners.greedy import GreedyPlanner
 from training.planners.random_plan import RandomPlanner
 from training.planners.tools.moves import Moves
 from training.planners.tools.search import Search
@@ -98,12 +98,11 @@ def test_plan_in_force_is_left_alone_and_the_search_repeats(student, calibration
 def test_plans_are_priced_from_their_layers(student, calibration, measure):
     """The price in a walk is that of the plan with its units, to the last bit."""
     moves, price = Moves(student.config, calibration), PlanPrice(student.config, measure)
-    walks = _Walks(moves, calibration, None, price, None, None)
     for start in (moves.dense, moves.all_frozen):
         once = [start, *(plan for _, plan in moves.closings(start))]
         twice = [plan for before in once for _, plan in (*moves.closings(before), *moves.openings(before))]
         for plan in (*once, *twice):
-            assert walks._price_of(plan) == price(moves.with_units(plan))
+            assert price(plan) == price(moves.with_units(plan))
 
 
 class Bar:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modeling.layer_plan import LayerPlan, Served
-from modeling.visual_plan import LiveLayer, VisualPlan
+from modeling.visual_plan import VisualPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -104,10 +104,6 @@ class Moves:
             for index, layer in enumerate(plan.layers)
         ]
         return VisualPlan(layers=tuple(layers))
-
-    def live_layers(self, plan: VisualPlan) -> tuple[LiveLayer, ...]:
-        """Returns what a plan that counts executes, in counts."""
-        return plan.live(self._head_counts[0], self._ffn_counts[0])
 
     def _closing_changes(self, layer: LayerPlan) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields the name of each closing move within a layer, and the fields that it changes."""
