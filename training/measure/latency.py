@@ -56,23 +56,19 @@ class LatencyTable:
     neurons: tuple[tuple[int, float], ...]
     tokens: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
 
-    def share(self, works: Sequence[Work], tokens: Sequence[float]) -> float | torch.Tensor:
-        """Returns the predicted seconds of layers that do `works`, as a share of the dense plan's seconds.
+    def layer_seconds(self, work: Work, tokens: float) -> float | torch.Tensor:
+        """Returns the predicted seconds that visual work adds to a layer.
 
         Args:
-            works: the work of each layer for all visual tokens. If it is given in tensors, the result is a tensor.
-            tokens: the share of the visual tokens that each layer carries.
+            work: the layer's work for all visual tokens. If it is given in tensors, the result is a tensor.
+            tokens: the share of the visual tokens that the layer carries.
         """
-        return self.share_of_seconds(list(map(self.layer_seconds, works, tokens)))
-
-    def layer_seconds(self, work: Work, tokens: float) -> float | torch.Tensor:
-        """Returns the predicted seconds that visual work adds to a layer. The arguments are one layer's of `share`."""
         added = _interpolated(self.keys, work.key_units)
         added = added + _interpolated(self.queries, work.query_units) + _interpolated(self.neurons, work.neurons)
         return added * _interpolated(self.tokens, tokens)
 
-    def share_of_seconds(self, seconds: Sequence[float | torch.Tensor]) -> float | torch.Tensor:
-        """Returns the same share, given what `layer_seconds` returns for each layer."""
+    def share(self, seconds: Sequence[float | torch.Tensor]) -> float | torch.Tensor:
+        """Returns the predicted seconds of a prefill as a share of the dense plan's, given each layer's seconds."""
         return sum(seconds, start=self.text) / self.dense
 
     def save(self, path: Path) -> None:

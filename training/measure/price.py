@@ -66,7 +66,7 @@ class PlanPrice:
 
     def of_layer_costs(self, costs: Sequence[float]) -> float:
         """Returns the price of a plan that chooses no tokens, given what `layer_cost` returns for each layer."""
-        return self._latency.share_of_seconds(costs) if self._measure == "latency" else sum(costs) / self._stock_cost
+        return self._latency.share(costs) if self._measure == "latency" else sum(costs) / self._stock_cost
 
     def expected(
         self, probability: Mapping[str, torch.Tensor], block_sizes: torch.Tensor, base: VisualPlan

@@ -30,7 +30,9 @@ TABLE = LatencyTable(
     ],
 )
 def test_seconds_are_those_timed_and_linear_between(work, seconds):
-    assert float(TABLE.share([work, Work(0, 0, 0, 0)], [1.0, 1.0])) == pytest.approx((2.0 + seconds) / 10)
+    assert float(TABLE.share([TABLE.layer_seconds(one, 1.0) for one in (work, Work(0, 0, 0, 0))])) == pytest.approx(
+        (2.0 + seconds) / 10
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
