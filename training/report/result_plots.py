@@ -28,7 +28,7 @@ def curves_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
         axes.plot(steps, _smooth(values), color=color, linewidth=2, label=name)
     axes.set(xlabel="optimizer step", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.legend(frameon=False, ncols=len(curves), loc="upper right")
+    figure.legend(loc="outside upper right", ncols=len(curves), frameon=False)
     plain(axes, grid="y")
     return figure
 
