@@ -30,8 +30,8 @@ from .configuration_sparse_qwen2_vl import (
     vision_macs,
 )
 from .host_memory import to_device
-from .sparse_decoder import SparseDecoderMixin
-from .sparse_layer import Rope, SparseDecoderLayerMixin
+from .sparse_decoder import CosineAndSine, SparseDecoderMixin
+from .sparse_layer import SparseDecoderLayerMixin
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     SparsePreTrainedMixin,
@@ -65,7 +65,7 @@ class SparseQwen2VLTextModel(SparseDecoderMixin, SparseQwen2VLPreTrainedModel, Q
         Qwen2VLPreTrainedModel.__init__(self, config)
         self.build(SparseQwen2VLDecoderLayer, Qwen2VLRotaryEmbedding(config=config))
 
-    def rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> Rope:
+    def rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> CosineAndSine:
         """Returns cosine and sine [B, S, head_dim] for inputs_embeds [B, S, D].
 
         Args:

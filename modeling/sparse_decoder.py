@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .layer_plan import LayerPlan, Rank
-from .sparse_layer import ReusingRMSNorm, Rope, ScaledRows, SharedInputs
+from .sparse_layer import FusedRMSNorm, Rope, ScaledRows, SharedInputs
 from .stream_split import split_streams
 from .user_error import UserError
 from .visual_cache import CachedSlots, KeySlots, VisualCache
@@ -30,6 +30,9 @@ from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LiveLayer, VisualPlan
 from .visual_ranking import scores_before_layers
 from .visual_units import UnitSplit
+
+CosineAndSine: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Of the rotary embedding, each [B, S, head_dim]."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class SparseDecoderMixin(nn.Module):
     if TYPE_CHECKING:  # attributes of the stock decoder; transformers reads annotations of `config` at run time
         config: PreTrainedConfig
         layers: nn.ModuleList
-        rotary_emb: Callable[[torch.Tensor, torch.Tensor], Rope]
+        rotary_emb: Callable[[torch.Tensor, torch.Tensor], CosineAndSine]
         post_init: Callable[[], None]
 
     def build(self, layer_class: type[nn.Module], rotary_emb: nn.Module) -> None:
@@ -90,7 +93,7 @@ class SparseDecoderMixin(nn.Module):
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = ReusingRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = FusedRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = rotary_emb
         self.gradient_checkpointing = False
         self.set_visual_plan(VisualPlan.dense(config.num_hidden_layers))
@@ -195,7 +198,7 @@ class SparseDecoderMixin(nn.Module):
             last_hidden_state=last, past_key_values=cache, hidden_states=states.with_last(last)
         )
 
-    def rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> Rope:
+    def rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> CosineAndSine:
         """Returns cosine and sine [B or 1, S, head_dim] for inputs_embeds [B, S, D].
 
         Without position ids, rows are counted from `past_length` on.
@@ -249,7 +252,9 @@ class SparseDecoderMixin(nn.Module):
     def _outputs_hidden_states(self, asked: bool | None) -> bool:
         return self.config.output_hidden_states if asked is None else asked
 
-    def _batch_rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> Rope:
+    def _batch_rope(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int
+    ) -> CosineAndSine:
         """Returns cosine and sine [B, S, head_dim] of all rows."""
         cosine, sine = self.rope(inputs_embeds, position_ids, past_length)
         batch = inputs_embeds.shape[0]
@@ -258,7 +263,7 @@ class SparseDecoderMixin(nn.Module):
     def _shared_by_all(
         self,
         text_tokens: TextTokens,
-        rope: Rope,
+        rope: CosineAndSine,
         slots: CachedSlots,
         cache: VisualCache | None,
     ) -> SharedInputs:
@@ -360,7 +365,7 @@ def _cached_slots(cache: VisualCache | None, batch: int, device: torch.device) -
 
 
 def _shared_by_stage(
-    shared: SharedInputs, rope: Rope, visual: _VisualStream | None, slots: CachedSlots, number: int
+    shared: SharedInputs, rope: CosineAndSine, visual: _VisualStream | None, slots: CachedSlots, number: int
 ) -> SharedInputs:
     """Returns what the layers of a stage share. Adds the stage's keys to the slots, if it has pictures."""
     tokens = None if visual is None else visual.tokens
@@ -374,7 +379,8 @@ def _shared_by_stage(
     return replace(shared, visual=tokens, visual_rope=visual_rope, stage=masks)
 
 
-def _rope_of_rows(rope: Rope, index: torch.Tensor | None) -> Rope:
-    """Returns the rotary embedding [B, rows, head_dim] of the rows at index [B, rows]."""
-    cosine, sine = rope
-    return gather_rows(cosine, index), gather_rows(sine, index)
+def _rope_of_rows(rope: CosineAndSine, index: torch.Tensor | None) -> Rope:
+    """Returns the rotary embedding of the rows at index [B, rows]."""
+    cosine, sine = (gather_rows(part, index).unsqueeze(1) for part in rope)
+    half = sine.shape[-1] // 2
+    return cosine, sine[..., :half], sine[..., half:]

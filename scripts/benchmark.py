@@ -168,9 +168,12 @@ def print_report(report: dict) -> None:
     for row in report["batches"]:
         for name, title in (
             ("prefill", "prefill"),
+            ("prefill_in_graph", "prefill in a CUDA graph"),
             ("prefill_with_vision", "prefill with vision"),
             ("decode", "decode"),
         ):
+            if row[name] is None:
+                continue
             times = "".join(f"{in_milliseconds(row[name][model]):>26}" for model in ("dense", "sparse"))
             print(f"{title + ', batch ' + str(row['batch_size']):<34}{times}{row[name]['speedup']:>10.2f}")
         print(f"{'  of the FLOPs ratio':<34}{row['prefill']['speedup_over_flops_ratio']:>62.2f}")

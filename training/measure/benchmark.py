@@ -25,6 +25,7 @@ from modeling.visual_flops import (
 from modeling.visual_layout import num_tokens
 from training.measure.benchmark_prompt import Prompt, prefill_decoder
 from training.measure.benchmark_shapes import stock_config
+from training.measure.captured import CapturedCall
 from training.measure.timing import interleaved_seconds, seconds_of, spread
 
 
@@ -55,8 +56,9 @@ def benchmark(
     """Measures a model under its plan against its stock twin.
 
     The result has the keys `environment`, `shape`, `plan`, `flops`, `kv_bytes` and `batches`. `batches` has one dict
-    for each batch size, with the prefill of the decoder alone, the prefill with the vision tower, decoding, and peak
-    memory. Times are in seconds, memory is in bytes. FLOPs and key/value bytes are those of one sample.
+    for each batch size, with the prefill of the decoder alone, the prefill with the vision tower, decoding, and, on a
+    GPU, the decoder's prefill as a CUDA graph and peak memory, which are None elsewhere. Times are in seconds, memory
+    is in bytes. FLOPs and key/value bytes are those of one sample.
 
     Args:
         sparse: put in eval mode.
@@ -139,6 +141,7 @@ def _measure_batch(models: dict[str, PreTrainedModel], prompt: Prompt, decode_to
     prefill = interleaved_seconds(
         {n: lambda m=m: prefill_decoder(m, prompt) for n, m in models.items()}, repeats, device
     )
+    in_graph = _prefill_in_graph(models, prompt, repeats) if device.type == "cuda" else None
     with_vision = interleaved_seconds({n: lambda m=m: _prefill(m, prompt) for n, m in models.items()}, repeats, device)
     decode: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(repeats):
@@ -148,12 +151,19 @@ def _measure_batch(models: dict[str, PreTrainedModel], prompt: Prompt, decode_to
     rate = {name: decode_tokens * len(prompt.input_ids) / statistics.median(times) for name, times in decode.items()}
     return {
         "prefill": _compared(prefill),
+        "prefill_in_graph": in_graph,
         "prefill_with_vision": _compared(with_vision),
         "decode": {**_compared(decode), "tokens_per_second": rate},
         "peak_memory_bytes": {name: _peak_memory(m, prompt) for name, m in models.items()}
         if device.type == "cuda"
         else None,
     }
+
+
+def _prefill_in_graph(models: dict[str, PreTrainedModel], prompt: Prompt, repeats: int) -> dict:
+    """Returns what `_compared` gives for the decoder's prefill as a CUDA graph."""
+    graphs = {name: CapturedCall(lambda m=model: prefill_decoder(m, prompt)) for name, model in models.items()}
+    return _compared(interleaved_seconds(graphs, repeats, prompt.input_ids.device))
 
 
 def _compared(times: dict[str, list[float]]) -> dict:

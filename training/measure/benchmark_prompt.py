@@ -21,7 +21,7 @@ class Prompt:
         input_ids: [B, S] int64.
         pictures: the inputs, by name, that the model takes for its pictures.
         inputs_embeds: [B, S, D] random embeddings in the model's dtype, for a decoder that runs alone.
-        visual_mask: [B, S] bool, true at visual rows.
+        visual_mask: [B, S] bool, true at visual rows. It lies on the host, as it does in a whole forward.
         images: the grids of each picture.
     """
 
@@ -61,7 +61,7 @@ class Prompt:
                 name: value.to(weight) if value.is_floating_point() else value for name, value in pictures.items()
             },
             inputs_embeds=embeds.to(weight),
-            visual_mask=visual_mask.to(weight.device),
+            visual_mask=visual_mask,
             images=images,
         )
 
