@@ -15,12 +15,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from data.conversations import (
-    BadSample,
-    OnBadSample,
-    Sample,
-    SampleTooLong,
     add_images,
-    check_bad_share,
     check_expansion,
     check_length,
     encode_text,
@@ -28,6 +23,7 @@ from data.conversations import (
     naming_sample,
 )
 from data.images import MAX_PIXELS, open_image, read_image_size, tokens_at
+from data.sample import BadSample, OnBadSample, Sample, SampleTooLong, check_bad_share
 from modeling.user_error import UserError
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import ProcessorMixin
 
-from data.conversations import BadSample, OnBadSample, Sample, load_llava_json
 from data.dataset import ConversationDataset
 from data.images import MAX_PIXELS
+from data.reading import load_llava_json
+from data.sample import BadSample, OnBadSample, Sample
 from modeling.user_error import UserError
 
 

@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 
 from checkpoints.load import load_checkpoint
-from data.conversations import Sample, load_llava_json
+from data.reading import load_llava_json
+from data.sample import Sample
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from modeling.user_error import UserError

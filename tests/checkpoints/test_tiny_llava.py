@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from data.conversations import load_llava_json
+from data.reading import load_llava_json
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from training.measure.evaluation import evaluate
 

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from data.collator import Collator, PictureInEveryBatch, predicts_answer
-from data.conversations import Sample, encode, encode_prompt
+from data.conversations import encode, encode_prompt
+from data.sample import Sample
 from modeling.user_error import UserError
 from tests.tiny_processor import tiny_processor
 

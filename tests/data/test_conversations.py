@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from data.conversations import BadSample, Sample, load_llava_json
+from data.reading import load_llava_json
+from data.sample import BadSample, Sample
 from modeling.user_error import UserError
 
 

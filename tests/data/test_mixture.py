@@ -9,9 +9,10 @@ from PIL import Image
 from pydantic import ValidationError
 from transformers import LlavaProcessor
 
-from data.conversations import Sample, encode
+from data.conversations import encode
 from data.dataset import ConversationDataset
 from data.mixture import Source, build_mixture, draw_samples
+from data.sample import Sample
 from modeling.user_error import UserError
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor

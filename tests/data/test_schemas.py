@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.conversations import Sample, encode, load_llava_json
+from data.conversations import encode
+from data.reading import load_llava_json
+from data.sample import Sample
 from data.schemas import SCHEMAS, schema_of
 from modeling.user_error import UserError
 from tests.families.qwen2_vl import QWEN2_VL

@@ -6,7 +6,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from data.conversations import IGNORE_INDEX, Sample, SampleTooLong, check_expansion, encode, encode_prompt
+from data.conversations import IGNORE_INDEX, check_expansion, encode, encode_prompt
+from data.sample import Sample, SampleTooLong
 from modeling.user_error import UserError
 from tests.tiny_processor import TINY_TEMPLATE, tiny_processor
 

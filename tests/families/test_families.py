@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from checkpoints.families import sparse_class, vision_macs
 from data.collator import TEXT_KEYS, Collator, pictures_of, predicts_answer
-from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
 from data.images import tokens_at
+from data.reading import load_llava_json
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.layer_plan import Rank
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost

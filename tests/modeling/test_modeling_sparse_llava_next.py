@@ -15,7 +15,8 @@ from transformers import (
 
 from checkpoints.build import build_student
 from data.collator import Collator, pictures_of
-from data.conversations import Sample, encode
+from data.conversations import encode
+from data.sample import Sample
 from modeling import visual_masks
 from modeling.configuration_sparse_llava_next import image_grids, num_tiles, picture_size
 from modeling.modeling_sparse_llava_next import SparseLlavaNextForConditionalGeneration, visual_rows

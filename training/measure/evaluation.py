@@ -23,7 +23,8 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from checkpoints.families import sparse_class
 from data.benchmarks.shapes import score
 from data.collator import Collator
-from data.conversations import Sample, encode_prompt
+from data.conversations import encode_prompt
+from data.sample import Sample
 from data.shapes.questions import QUESTION_FAMILIES
 from modeling.user_error import UserError
 from training.files import write_json

@@ -28,8 +28,8 @@ from transformers import (
 
 from checkpoints.whole_folder import whole_folder
 from data.collator import Collator
-from data.conversations import load_llava_json
 from data.dataset import ConversationDataset
+from data.reading import load_llava_json
 from data.shapes.patches import GROUPS
 from data.shapes.world import WORLDS, split_rows, write_world
 from training import stops

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from data.collator import Collator
-from data.conversations import Sample
 from data.dataset import ConversationDataset
+from data.sample import Sample
 from training.distillation.datasets import mixture, training_collator, training_split, validation_of
 from training.distillation.monitoring.validation import Validation
 from training.distillation.students import (

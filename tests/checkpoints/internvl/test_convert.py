@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, GenerationConfig, InternVLForConditional
 from checkpoints.build import build_student, load_dense
 from checkpoints.internvl.convert import convert_internvl
 from checkpoints.internvl.processor import SYSTEM
-from data.conversations import Sample, check_expansion, encode
+from data.conversations import check_expansion, encode
+from data.sample import Sample
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.internvl.published_internvl import (

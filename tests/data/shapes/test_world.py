@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 import data.shapes.world
-from data.conversations import load_llava_json
+from data.reading import load_llava_json
 from data.shapes.patches import GROUPS, NO_WORD, patch_words
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.scenes import IMAGE_SIZE, PLACES, draw_scene, sample_scene

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from data.conversations import Sample
+from data.sample import Sample
 from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.layer_plan import LayerPlan
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration

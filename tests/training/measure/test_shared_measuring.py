@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from data.conversations import Sample
+from data.sample import Sample
 from tests.processes import run_processes
 from tests.tiny_processor import tiny_processor
 from tests.tiny_student import single_samples, tiny_batch, tiny_student

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.conversations import load_llava_json
+from data.reading import load_llava_json
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan

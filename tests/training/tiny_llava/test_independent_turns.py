@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from data.collator import Collator
-from data.conversations import IGNORE_INDEX, Sample, encode
+from data.conversations import IGNORE_INDEX, encode
+from data.sample import Sample
 from training.recipe.dense import TinyLlavaSettings
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
 from training.tiny_llava.model import build_model, build_processor

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.conversations import Sample
 from data.dataset import ConversationDataset
+from data.sample import Sample
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.tiny_processor import tiny_processor

@@ -1,0 +1,56 @@
+"""A conversation about pictures, however its row was laid out, and what is said of one that cannot be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from modeling.user_error import UserError
+
+OnBadSample = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation about pictures.
+
+    Attributes:
+        id: the id of its row, or the row's number.
+        images: paths of its pictures. Each `<image>` mark in a question stands for the next one.
+        turns: (question, answer) pairs, in order.
+        family: the family of questions that says how its answers are scored.
+        system: what a system message before the first question says.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    turns: tuple[tuple[str, str], ...]
+    family: str | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that was left out.
+
+    Attributes:
+        id: its id, if it had one.
+        index: its index in the list that it came from.
+        reason: why it was left out.
+    """
+
+    id: str | None
+    index: int
+    reason: str
+
+
+class SampleTooLong(UserError):
+    """A sample has more tokens than the limit. It is left out whole, never cut."""
+
+
+def check_bad_share(bad: list[BadSample], num_samples: int, max_bad_share: float) -> None:
+    """Raises UserError where more than `max_bad_share` of `num_samples` are bad."""
+    if len(bad) > max_bad_share * num_samples:
+        raise UserError(
+            f"{len(bad)} of {num_samples} samples are bad, at most a share of {max_bad_share} is allowed; "
+            f"the first: {bad[0].reason}"
+        )
