@@ -23,9 +23,9 @@ from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from modeling.whole_file import whole_file
 from training.cli import run
-from training.measure.benchmark import benchmark
-from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
-from training.measure.neighbor_benchmark import time_neighbor_attention
+from training.measure.clock.benchmark import benchmark
+from training.measure.clock.neighbors import time_neighbor_attention
+from training.measure.clock.shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 
 try:
     from training.report.benchmark_plot import benchmark_plot

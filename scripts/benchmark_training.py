@@ -35,10 +35,10 @@ from training.distillation.lora import add_lora
 from training.distillation.teacher_answers import CLASS_ATTENTION, FEATURES
 from training.distillation.trainer import DistillationTrainer
 from training.files import write_json
-from training.measure.benchmark import stock_twin
-from training.measure.benchmark_prompt import Prompt
-from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
-from training.measure.timing import spread
+from training.measure.clock.benchmark import stock_twin
+from training.measure.clock.prompt import Prompt
+from training.measure.clock.shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.measure.clock.timing import spread
 from training.recipe.distillation import DistillationSettings
 from training.recipe.lora import LoraSettings
 

@@ -24,7 +24,7 @@ from modeling.visual_plan import VisualPlan
 from tests.families.family import as_batch, batch_of, relative_error, text_rows
 from tests.families.llava_next import IMAGE, LLAVA_NEXT, PATCH, TILE, config
 from tests.tiny_processor import TINY_TEMPLATE, tiny_processor
-from training.measure.benchmark import stock_twin
+from training.measure.clock.benchmark import stock_twin
 
 LAYERS = 3
 SIZES = [(80, 130), (130, 80), (336, 672), (1000, 100), (100, 1000), (333, 500), (511, 1006), (997, 1003), (24, 24)]

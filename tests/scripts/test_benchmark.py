@@ -17,9 +17,9 @@ from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from tests.families.llava_next import LLAVA_NEXT
 from tests.tiny_student import tiny_batch, tiny_student
-from training.measure.benchmark import measured_kv_bytes, predicted_costs, stock_twin
-from training.measure.benchmark_prompt import Prompt
-from training.measure.benchmark_shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
+from training.measure.clock.benchmark import measured_kv_bytes, predicted_costs, stock_twin
+from training.measure.clock.prompt import Prompt
+from training.measure.clock.shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "benchmark.py"

@@ -26,9 +26,9 @@ from modeling.layer_plan import LayerPlan, Rank
 from modeling.visual_flops import Work
 from modeling.visual_plan import VisualPlan
 from training.files import read_json, write_json
-from training.measure.benchmark_prompt import Prompt, prefill_decoder
+from training.measure.clock.prompt import Prompt, prefill_decoder
+from training.measure.clock.timing import interleaved_seconds
 from training.measure.costs import TEXT_TOKENS
-from training.measure.timing import interleaved_seconds
 
 POINTS, REPEATS = 4, 9
 """How many counts of units and of neurons are timed, and how often each plan is timed."""

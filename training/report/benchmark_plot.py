@@ -13,7 +13,7 @@ DENSE, SPARSE, INK = (
 
 
 def benchmark_plot(report: dict) -> Figure:
-    """Plots the report of `training.measure.benchmark.benchmark`.
+    """Plots the report of `training.measure.clock.benchmark.benchmark`.
 
     A third panel shows how the time of neighbour attention grows with the picture, if the report has `neighbours`.
     """

@@ -22,7 +22,7 @@ from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor, load_model, untrained_student
 from training.files import read_json, write_json, write_text
-from training.measure.benchmark import benchmark
+from training.measure.clock.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.frontier import FrontierRecipe

@@ -19,7 +19,7 @@ from checkpoints.load import load_checkpoint
 from training.distillation.datasets import calibration_batches, mixture
 from training.distillation.students import dense_processor, load_model, trained_student
 from training.files import read_json, write_json
-from training.measure.benchmark import benchmark
+from training.measure.clock.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.student import STUDENT, SparsifyRecipe

@@ -8,7 +8,7 @@ from tests.live_bytes import LiveBytes
 from tests.training.tasks.forecast.big_enough import IMAGE, LENGTH, batch, model, recipe, sizes
 from training.distillation.lora import add_lora
 from training.measure.answer_kl import OwnAnswers
-from training.measure.benchmark import stock_twin
+from training.measure.clock.benchmark import stock_twin
 from training.recipe.file import RECIPES, load_recipe
 from training.tasks.dry_run import stages_of
 from training.tasks.forecast.stage_memory import (

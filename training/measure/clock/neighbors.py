@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from modeling.neighbor_attention import neighbor_attention, neighbor_tiles
-from training.measure.timing import interleaved_seconds, spread
+from training.measure.clock.timing import interleaved_seconds, spread
 
 
 def time_neighbor_attention(

@@ -23,10 +23,10 @@ from modeling.visual_flops import (
     plan_cost,
 )
 from modeling.visual_layout import num_tokens
-from training.measure.benchmark_prompt import Prompt, prefill_decoder
-from training.measure.benchmark_shapes import stock_config
-from training.measure.captured import CapturedCall
-from training.measure.timing import interleaved_seconds, seconds_of, spread
+from training.measure.clock.captured import CapturedCall
+from training.measure.clock.prompt import Prompt, prefill_decoder
+from training.measure.clock.shapes import stock_config
+from training.measure.clock.timing import interleaved_seconds, seconds_of, spread
 
 
 def stock_twin(sparse: PreTrainedModel) -> PreTrainedModel:
