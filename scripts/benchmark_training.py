@@ -183,8 +183,11 @@ def decoder_projections() -> str:
 
 
 def whole_step(trainer: Trainer, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """Returns a function that takes one step of a trainer: forward and backward passes, clipping and AdamW."""
-    model, optimizer = trainer.model, trainer.create_optimizer()
+    """Returns a function that takes one step of a trainer: forward and backward passes, clipping and AdamW.
+
+    The trainer's model computes in the trainer's precision from then on, as in a training.
+    """
+    model, optimizer = trainer.accelerator.prepare_model(trainer.model), trainer.create_optimizer()
     trained: list[nn.Parameter] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_answers = (batch["labels"] != IGNORE_INDEX).sum()
 

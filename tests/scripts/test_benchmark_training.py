@@ -29,8 +29,9 @@ def plan(tmp_path):
     return path
 
 
-def test_whole_steps_are_timed(run, plan, tmp_path):
-    done = run(*SHAPE, "--rank", 2, "--plan", plan, "--json", tmp_path / "out.json")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_whole_steps_are_timed(run, plan, tmp_path, dtype):
+    done = run(*SHAPE, "--rank", 2, "--plan", plan, "--dtype", dtype, "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out.json").read_text())
     assert 0 < report["visual_flops"] < 1

@@ -38,7 +38,7 @@ class NarrowLoraLinear(LoraLinear):
         rows: int | torch.Tensor | None = None,
         columns: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `NarrowLinear.forward`, plus the output of the adapters."""
+        """As `NarrowLinear.forward`, plus the output of the adapters. As in peft, it has the dtype of the base layer's."""
         result = self.base_layer(x, rows=rows, columns=columns)
         if self.off or self.disable_adapters or self.merged:
             return result
@@ -46,7 +46,7 @@ class NarrowLoraLinear(LoraLinear):
             if not torch.is_autocast_enabled(x.device.type):  # autocast would cast it back
                 x = self._cast_input_dtype(x, self.lora_A[name].weight.dtype)
             low = self.lora_A[name](self.lora_dropout[name](x), columns=columns)
-            result = result + self.lora_B[name](low * self.scaling[name], rows=rows)
+            result = result + self.lora_B[name](low * self.scaling[name], rows=rows).to(result.dtype)
         return result
 
 

@@ -95,3 +95,16 @@ def test_adapters_follow_their_units_and_neurons(num_kv_heads):
         with torch.no_grad():
             logits = student(**batch).logits
         assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-4) == is_right
+
+
+def test_weights_of_another_dtype_leave_the_states_in_that_of_the_base():
+    student = add_lora(tiny_student().bfloat16(), SETTINGS)  # peft makes adapters of half precision float32
+    layer = next(module for module in student.modules() if isinstance(module, NarrowLoraLinear))
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+    batch = tiny_batch((1, 0))
+    loss = student(**{**batch, "pixel_values": batch["pixel_values"].bfloat16()}).loss
+    loss.backward()  # no autocast is on
+    assert layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert layer.lora_A["default"].weight.grad.abs().max() > 0
