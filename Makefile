@@ -11,7 +11,7 @@ VENV_OLDEST := .venv-$(OLDEST)
 # Tiny models gain nothing from threads: one process per core, each with one.
 WORKERS := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo lint test test-slow test-versions clean
+.PHONY: demo lint test test-slow test-gpu test-versions clean
 
 demo: $(VENV)/installed
 	deepspeed train.py --recipe tiny_sparse.yaml
@@ -22,16 +22,19 @@ lint: $(VENV)/installed
 	mypy
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not slow and not gpu"
 
 test-slow: $(VENV)/installed
-	pytest -m slow
+	pytest -m "slow and not gpu"
+
+test-gpu: $(VENV)/installed
+	pytest -m gpu
 
 # Every family's tests on both versions.
 FAMILIES := tests/families tests/modeling tests/checkpoints tests/scripts
 test-versions: $(VENV)/installed $(VENV_OLDEST)/installed
-	OMP_NUM_THREADS=1 pytest $(WORKERS) $(FAMILIES)
-	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/pytest $(WORKERS) $(FAMILIES)
+	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not gpu" $(FAMILIES)
+	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/pytest $(WORKERS) -m "not gpu" $(FAMILIES)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

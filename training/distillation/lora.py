@@ -38,7 +38,7 @@ class NarrowLoraLinear(LoraLinear):
         rows: int | torch.Tensor | None = None,
         columns: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `NarrowLinear.forward`, plus the output of the adapters. As in peft, it has the dtype of the base layer's."""
+        """As `NarrowLinear.forward`, plus the output of the adapters. It has the dtype of the base's, as in peft."""
         result = self.base_layer(x, rows=rows, columns=columns)
         if self.off or self.disable_adapters or self.merged:
             return result
