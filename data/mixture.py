@@ -1,4 +1,4 @@
-"""Mixes several LLaVA JSON files into one training set.
+"""Mixes several sources into one training set.
 
 Each source is used as often as the user asks, and the sources are evenly interleaved. The seed decides which samples a
 source gives, and their order. Any stretch of the mixture has the sources in proportion to their sizes, so that it may
@@ -7,39 +7,15 @@ also be read without shuffling, or only in part.
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import ProcessorMixin
 
 from data.dataset import ConversationDataset
 from data.images import MAX_PIXELS
-from data.reading import load_llava_json
 from data.sample import BadSample, OnBadSample, Sample
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from modeling.user_error import UserError
-
-
-class Source(BaseModel):
-    """A LLaVA JSON file and how much of it is used."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: Path = Field(description="LLaVA JSON file")
-    images: Path = Field(description="folder that the file's image paths are relative to and may not leave")
-    weight: float | None = Field(
-        default=None,
-        gt=0,
-        description="times each sample is used: 0.5 is a random half, 2 is each sample twice; default 1",
-    )
-    num_samples: int | None = Field(default=None, gt=0, description="random samples used, instead of a weight")
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> "Source":
-        if self.weight is not None and self.num_samples is not None:
-            raise ValueError(
-                f"{self.path}: weight and num_samples exclude each other, got {self.weight} and {self.num_samples}"
-            )
-        return self
 
 
 def draw_samples(
@@ -48,15 +24,13 @@ def draw_samples(
     """Returns the samples of a mixture in their order, and the bad rows of its files that were left out.
 
     Raises:
-        UserError: as `load_llava_json`, or a source has fewer samples than it is asked for.
+        UserError: as `load_samples`, or a source has fewer samples than it is asked for.
     """
     # Each sample with its position in the mixture, from 0 to 1, and the index of its source.
     positioned: list[tuple[float, int, Sample]] = []
     bad: list[BadSample] = []
     for source_index, source in enumerate(sources):
-        samples, bad_rows = load_llava_json(
-            source.path, source.images, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share
-        )
+        samples, bad_rows = load_samples(source, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share)
         drawn = _draw(samples, source, random.Random(f"{seed} {source_index}"))
         positioned += [((index + 0.5) / len(drawn), source_index, sample) for index, sample in enumerate(drawn)]
         bad += bad_rows
@@ -96,7 +70,8 @@ def _draw(samples: list[Sample], source: Source, rng: random.Random) -> list[Sam
     """Returns as many samples as the source asks for, shuffled. None comes a second time before each came once."""
     count = source.num_samples or max(1, round((source.weight or 1.0) * len(samples)))
     if source.num_samples and count > len(samples):
-        raise UserError(f"{source.path}: num_samples is {count}, but the file has {len(samples)} good samples")
+        name = source.path or source.hub
+        raise UserError(f"{name}: num_samples is {count}, but there are {len(samples)} good samples")
     drawn: list[Sample] = []
     while len(drawn) < count:
         drawn += rng.sample(samples, min(len(samples), count - len(drawn)))

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from checkpoints.json_file import read_json
-from data.mixture import Source, build_mixture
+from data.mixture import build_mixture
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
+from data.sources.source import Source
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training import cli

@@ -8,8 +8,9 @@ from transformers import ProcessorMixin
 
 from data.collator import Collator, PictureInEveryBatch
 from data.dataset import ConversationDataset
-from data.mixture import Source, build_mixture
+from data.mixture import build_mixture
 from data.shapes.world import WORLDS, write_world
+from data.sources.source import Source
 from modeling.user_error import UserError
 from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset

@@ -29,9 +29,10 @@ from transformers import (
 from checkpoints.whole_folder import whole_folder
 from data.collator import Collator
 from data.dataset import ConversationDataset
-from data.reading import load_llava_json
 from data.shapes.patches import GROUPS
 from data.shapes.world import WORLDS, split_rows, write_world
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from training import stops
 from training.distillation.callbacks import MetricsFile
 from training.distillation.sample_order import OrderedTrainer
@@ -107,7 +108,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
     weights = last_checkpoint(folder / "trainer") or run.directory / start / "model"
     model = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
     path = write_world(WORLDS, settings.world)[phase.split]
-    samples, _ = load_llava_json(path, path.parent)
+    samples, _ = load_samples(Source(path=path, images=path.parent))
     dataset = ConversationDataset(samples, processor, max_length=settings.max_length)
     collator = Collator(processor)
     arguments = training_arguments(phase, folder / "trainer", run.recipe.seed)
@@ -149,7 +150,7 @@ def evaluate_dense_model(run: Run) -> dict:
     processor = load_processor(run)
     model = load_trained_model(run).float().eval()
     path = write_world(WORLDS, settings.world)[settings.evaluation_split]
-    samples, _ = load_llava_json(path, path.parent)
+    samples, _ = load_samples(Source(path=path, images=path.parent))
     evaluations = {}
     for name, transform in (("teacher", None), ("grey", "grey")):
         evaluations[name] = evaluate(
