@@ -1,8 +1,9 @@
 """Reads pictures from files that others made, and processes them.
 
-A picture must lie inside its root folder, be of a sane size and shape, and be whole.
+A picture must lie inside its root folder or within its row, be of a sane size and shape, and be whole.
 """
 
+import io
 import os
 import struct
 import zlib
@@ -15,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers import ProcessorMixin
 
 from data.pixels import as_rgb, upright_size
+from data.sample import EmbeddedPicture
 from modeling.user_error import UserError
 
 # As many as a photograph of 64 megapixels has, which takes 192 MB once it is decoded to RGB.
@@ -46,35 +48,39 @@ def find_image(image_root: Path, name: str) -> Path:
     return Path(path)
 
 
-def read_image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_image_size(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Returns (height, width) in pixels of a picture as it is shown. It reads the file's header and decodes nothing.
+
+    Args:
+        picture: a file, or the bytes of one that lie within a row.
+        max_pixels: as many pixels as a picture may have.
 
     Raises:
         UserError: the file is not a picture, has more than `max_pixels` pixels, or is longer than `MAX_ASPECT` times
             its width.
     """
-    with _open_checked(path, max_pixels) as image:
+    with _open_checked(picture, max_pixels) as image:
         return upright_size(image)
 
 
-def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Returns the whole picture as RGB (`data.pixels.as_rgb`).
+def open_image(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Returns the whole picture as RGB (`data.pixels.as_rgb`). The arguments are those of `read_image_size`.
 
     Raises:
         UserError: as `read_image_size`, before anything is decoded. Or the file is truncated or corrupt, or has no
             obvious colours.
     """
-    with _open_checked(path, max_pixels) as image:
+    with _open_checked(picture, max_pixels) as image:
         try:
             return as_rgb(image)
         except UserError as error:
-            raise UserError(f"image {str(path)!r} has no obvious colours: {error}") from None
+            raise UserError(f"image {_name(picture)!r} has no obvious colours: {error}") from None
         except _BROKEN_FILE as error:
-            raise UserError(f"image {str(path)!r} is truncated or corrupt ({error})") from error
+            raise UserError(f"image {_name(picture)!r} is truncated or corrupt ({error})") from error
 
 
 def process_images(
-    paths: Sequence[Path], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
+    pictures: Sequence[Path | EmbeddedPicture], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Opens pictures and processes them as the model takes them.
 
@@ -86,10 +92,10 @@ def process_images(
     Raises:
         UserError: as `open_image`, or the processor refuses a picture of this size.
     """
-    processed = [_process(open_image(path, max_pixels), processor) for path in paths]
+    processed = [_process(open_image(picture, max_pixels), processor) for picture in pictures]
     names = processed[0][0] if processed else {}
-    pictures = {name: concatenate_pictures([tensors[name] for tensors, _ in processed]) for name in names}
-    return pictures, [tokens for _, tokens in processed]
+    inputs = {name: concatenate_pictures([tensors[name] for tensors, _ in processed]) for name in names}
+    return inputs, [tokens for _, tokens in processed]
 
 
 def concatenate_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -131,25 +137,31 @@ def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, t
     return {name: encoded[name] for name in processor.image_processor.model_input_names}, encoded["input_ids"][0]
 
 
-def _open_checked(path: Path, max_pixels: int) -> Image.Image:
+def _name(picture: Path | EmbeddedPicture) -> str:
+    """Returns what a picture is called in messages."""
+    return picture.name if isinstance(picture, EmbeddedPicture) else str(picture)
+
+
+def _open_checked(picture: Path | EmbeddedPicture, max_pixels: int) -> Image.Image:
     """Returns a picture of at most `max_pixels` pixels and a sane shape, opened and not yet decoded."""
+    name = _name(picture)
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedPicture) else picture)
     except Image.DecompressionBombError as error:
-        raise UserError(f"image {str(path)!r} is too large ({error}); at most {max_pixels} pixels") from error
+        raise UserError(f"image {name!r} is too large ({error}); at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"image {str(path)!r} is not a picture that PIL can read") from error
+        raise UserError(f"image {name!r} is not a picture that PIL can read") from error
     except _BROKEN_FILE as error:
-        raise UserError(f"image {str(path)!r} cannot be read ({error})") from error
+        raise UserError(f"image {name!r} cannot be read ({error})") from error
     if image.width * image.height > max_pixels:
         image.close()
         raise UserError(
-            f"image {str(path)!r} is too large ({image.width} x {image.height} pixels); at most {max_pixels} pixels"
+            f"image {name!r} is too large ({image.width} x {image.height} pixels); at most {max_pixels} pixels"
         )
     if max(image.size) > MAX_ASPECT * min(image.size):
         image.close()
         raise UserError(
-            f"image {str(path)!r} is too long ({image.width} x {image.height} pixels); "
+            f"image {name!r} is too long ({image.width} x {image.height} pixels); "
             f"at most {MAX_ASPECT} times as long as wide"
         )
     return image

@@ -10,6 +10,14 @@ OnBadSample = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture that lies within its row."""
+
+    data: bytes
+    name: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """A conversation about pictures.
 
