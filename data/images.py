@@ -7,7 +7,8 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -110,15 +111,71 @@ def concatenate_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
-    """Returns the tokens [N] int64 for a picture of `size`, (height, width) in pixels.
+    """Returns the tokens [N] int64 that the placeholder of a picture of `size`, (height, width) in pixels, stands for.
 
-    Processors look at nothing but the size.
+    No picture is processed. The processor's own arithmetic gives their number. `check_tokens_at` compares the two.
 
     Raises:
-        UserError: the processor refuses a picture of this size.
+        UserError: the processor refuses a picture of this size, would scale it to more than `MAX_PIXELS` pixels, or has
+            no such arithmetic.
     """
+    _check_scaled(size, processor)
+    kind = type(processor).__name__
+    try:
+        (count,) = processor._get_num_multimodal_tokens(image_sizes=[size]).num_image_tokens
+    except ValueError as error:
+        raise _refused(size, processor, error) from error
+    except (AttributeError, TypeError) as error:  # a field that this arithmetic needs is absent or null
+        raise UserError(f"{kind} is not supported: it cannot tell a picture's tokens by its size ({error})") from error
+    before, after = _tokens_around(processor)
+    visual = before.new_full((count - len(before) - len(after),), processor.image_token_id)
+    return torch.cat([before, visual, after])
+
+
+def check_tokens_at(sizes: Iterable[tuple[int, int]], processor: ProcessorMixin) -> None:
+    """Processes blank pictures of a few of `sizes`: the fewest and the most pixels, the narrowest and the widest.
+
+    Raises:
+        UserError: the processor makes other tokens of one of them than `tokens_at` says, or as `tokens_at`.
+    """
+    sizes = sorted(set(sizes))
+    if not sizes:
+        return
+    by_area, by_shape = (lambda size: size[0] * size[1]), (lambda size: size[0] / size[1])
+    for size in {choose(sizes, key=key) for choose in (min, max) for key in (by_area, by_shape)}:
+        height, width = size
+        counted, (_, made) = tokens_at(size, processor), _process(Image.new("RGB", (width, height)), processor)
+        if not torch.equal(counted, made):
+            raise UserError(
+                f"{type(processor).__name__} is not supported: it makes {len(made)} tokens of a picture of "
+                f"{width} x {height} pixels, but counts {len(counted)}"
+            )
+
+
+@lru_cache(maxsize=8)
+def _tokens_around(processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the tokens, both int64, that a processor puts before and after the visual tokens of every picture."""
+    _, tokens = _process(Image.new("RGB", (32, 32)), processor)
+    visual = (tokens == processor.image_token_id).nonzero()
+    return tokens[: visual[0]], tokens[visual[-1] + 1 :]
+
+
+def _check_scaled(size: tuple[int, int], processor: ProcessorMixin) -> None:
+    """Raises UserError where a processor would scale a picture of this size to more than `MAX_PIXELS` pixels.
+
+    One that scales the shorter side to a fixed length, and crops the longer one only then, makes gigabytes of a line.
+    """
+    limits = dict(processor.image_processor.size)
+    side = limits.get("shortest_edge")
+    if side is None or limits.get("longest_edge") is not None:
+        return
     height, width = size
-    return _process(Image.new("RGB", (width, height)), processor)[1]
+    pixels = side**2 * max(size) // min(size)
+    if pixels > MAX_PIXELS:
+        raise UserError(
+            f"a picture of {width} x {height} pixels is too long: {type(processor.image_processor).__name__} would "
+            f"scale it to {pixels} pixels; at most {MAX_PIXELS} pixels"
+        )
 
 
 def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -127,14 +184,19 @@ def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, t
     The whole processor is called, with a placeholder as the text. It has settings of its own for pictures, and may put
     tokens around theirs.
     """
+    size = (image.height, image.width)
+    _check_scaled(size, processor)
     try:
         encoded = processor(text=processor.image_token, images=[image], add_special_tokens=False, return_tensors="pt")
     except ValueError as error:
-        raise UserError(
-            f"a picture of {image.width} x {image.height} pixels is refused by "
-            f"{type(processor.image_processor).__name__} ({error})"
-        ) from error
+        raise _refused(size, processor, error) from error
     return {name: encoded[name] for name in processor.image_processor.model_input_names}, encoded["input_ids"][0]
+
+
+def _refused(size: tuple[int, int], processor: ProcessorMixin, error: ValueError) -> UserError:
+    """Returns what is said of a picture of a size that the processor refuses."""
+    kind = type(processor.image_processor).__name__
+    return UserError(f"a picture of {size[1]} x {size[0]} pixels is refused by {kind} ({error})")
 
 
 def _name(picture: Path | EmbeddedPicture) -> str:
