@@ -22,7 +22,7 @@ from data.conversations import (
     expand_placeholders,
     naming_sample,
 )
-from data.images import MAX_PIXELS, open_image, read_image_size, tokens_at
+from data.images import MAX_PIXELS, check_tokens_at, open_image, read_image_size, tokens_at
 from data.sample import BadSample, OnBadSample, Sample, SampleTooLong, check_bad_share
 from modeling.user_error import UserError
 
@@ -92,6 +92,8 @@ class ConversationDataset(Dataset):
                 f"no sample is left of {len(samples)}: {len(self.too_long)} have more than {max_length} tokens, "
                 f"{len(self.bad)} are bad"
             )
+        kept = {path for sample in self.samples for path in sample.images}
+        check_tokens_at((sizes[path].result() for path in kept), processor)
         example = next((sample for sample in self.samples if sample.images), self.samples[0])
         with naming_sample(example):
             check_expansion(example, processor, max_pixels)
