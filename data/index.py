@@ -5,7 +5,7 @@ Bad rows and rows that a filter leaves out stay in it, marked, so that numbers o
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -50,7 +50,9 @@ class Index:
     """The rows of a source, as `build_indexes` made them.
 
     Attributes:
+        path: the Arrow file.
         source: the source.
+        name: what messages call it.
         lengths: the number of tokens of each row, placeholders expanded, [rows] int32.
         supervised: how many of them are supervised, [rows] int32.
         has_picture: whether a row has a picture, [rows] bool.
@@ -60,7 +62,8 @@ class Index:
     """
 
     def __init__(self, path: Path, source: Source):
-        self.source = source
+        self.path, self.source = path, source
+        self.name = str(source.path or source.hub)
         self._table = Dataset.from_file(str(path))
         self._image_root = os.path.realpath(source.images) if source.images else None
         table = self._table.data.table
@@ -104,7 +107,7 @@ class Index:
         found = self._table[row]
         return list(zip(found["heights"], found["widths"], strict=True))
 
-    def sizes_of_rows(self, rows: np.ndarray) -> np.ndarray:
+    def sizes_of(self, rows: np.ndarray) -> np.ndarray:
         """Returns (height, width) of all pictures of rows, [pictures, 2] int32, in pixels."""
         table = self._table.data.table
         columns = [pc.list_flatten(table[name].take(rows)).to_numpy() for name in ("heights", "widths")]
@@ -126,3 +129,8 @@ class Index:
     @cached_property
     def _rows(self) -> SourceRows:
         return open_source(self.source)
+
+
+def open_indexes(sources: Sequence[Source], paths: Sequence[Path]) -> list[Index]:
+    """Returns the index of each source, by its path."""
+    return [Index(path, source) for source, path in zip(sources, paths, strict=True)]

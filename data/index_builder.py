@@ -24,8 +24,9 @@ from transformers import ProcessorMixin
 from transformers import __version__ as transformers_version
 
 from data.batch_encoding import BatchEncoder
-from data.images import MAX_PIXELS, open_image, read_image_size, tokens_at
-from data.index import FEATURES, Index
+from data.conversations import check_expansion, naming_sample
+from data.images import MAX_PIXELS, check_tokens_at, open_image, read_image_size, tokens_at
+from data.index import FEATURES
 from data.sample import EmbeddedPicture, Sample
 from data.sources.reading import open_source
 from data.sources.rows import SourceRows
@@ -40,6 +41,8 @@ _BUILDING = ".building"
 _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 128, 16
 _ROWS_PER_PROCESS, _PICTURES_PER_PROCESS = 4_000, 200
 """As many are worth the start of a process."""
+_NO_SIZE = (0, 0)
+"""Size of a picture that cannot be used."""
 
 _LOOKED_AT = Features(
     {
@@ -93,12 +96,6 @@ def build_indexes(
     return paths
 
 
-def open_indexes(sources: Sequence[Source], paths: Sequence[Path]) -> list[Index]:
-    """Returns the indexes of sources. Equal ones are opened once."""
-    opened = {path: Index(path, source) for path, source in zip(paths, sources, strict=True)}
-    return [opened[path] for path in paths]
-
-
 def _write_indexes(
     sources: Mapping[Path, SourceRows], processor: ProcessorMixin, look: "_Look", building: Path
 ) -> None:
@@ -119,6 +116,7 @@ def _write_indexes(
     )  # fmt: skip
     for path, rows in sources.items():
         table = _join(tables[path], names, looked_at, rows.source)
+        _check_processor(table, processor)
         with whole_file(path) as partial, pa.OSFile(str(partial), "wb") as file:
             with pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table, max_chunksize=1_000)
@@ -147,6 +145,11 @@ def _map(
     ).data.table
 
 
+def _as_table(rows: Sequence[Mapping[str, Any]], features: Features) -> pa.Table:
+    schema = features.arrow_schema
+    return pa.table([pa.array([row[name] for row in rows], schema.field(name).type) for name in schema.names], schema)
+
+
 class _Look:
     """Looks at pictures: their size, the tokens that stand for them, and what is wrong with them."""
 
@@ -154,11 +157,10 @@ class _Look:
         self._processor, self._max_pixels, self._decode = processor, max_pixels, decode
         self._num_tokens: dict[tuple[int, int], int | UserError] = {}
 
-    def __call__(self, batch: dict[str, list[str]], numbers: list[int]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, list[str]], numbers: list[int]) -> pa.Table:
         """Looks at a batch of paths."""
         _begin_worker()
-        looked_at = [self.at(Path(name)) for name in batch["picture"]]
-        return {name: [one[name] for one in looked_at] for name in _LOOKED_AT}
+        return _as_table([self.at(Path(name)) for name in batch["picture"]], _LOOKED_AT)
 
     def at(self, picture: Path | EmbeddedPicture) -> dict[str, Any]:
         """Looks at one picture. It is opened once."""
@@ -170,7 +172,8 @@ class _Look:
                 size = read_image_size(picture, self._max_pixels)
             return {"height": size[0], "width": size[1], "num_tokens": self._tokens_at(size), "problem": None}
         except UserError as error:
-            return {"height": 0, "width": 0, "num_tokens": 0, "problem": str(error)}
+            height, width = _NO_SIZE
+            return {"height": height, "width": width, "num_tokens": 0, "problem": str(error)}
 
     def _tokens_at(self, size: tuple[int, int]) -> int:
         if size not in self._num_tokens:
@@ -190,7 +193,7 @@ class _ReadRows:
     def __init__(self, rows: SourceRows, processor: ProcessorMixin, look: _Look):
         self._rows, self._look, self._encode = rows, look, BatchEncoder(processor)
 
-    def __call__(self, batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
+    def __call__(self, batch: dict[str, list], numbers: list[int]) -> pa.Table:
         """Reads a batch of rows with these numbers."""
         _begin_worker()
         found: list[dict[str, Any]] = []
@@ -220,7 +223,7 @@ class _ReadRows:
                     "spans": np.flatnonzero(steps).astype(np.int32),
                     "supervised": int(text.supervised.sum()),
                 }
-        return {name: [row[name] for row in found] for name in _READ}
+        return _as_table(found, _READ)
 
     def _described(self, sample: Sample) -> dict[str, Any]:
         """Returns a sample's columns, but for those of its text's tokens."""
@@ -277,6 +280,22 @@ def _join(table: pa.Table, names: pa.Array, looked_at: pa.Table, source: Source)
     }
     arrays = [replaced[name] if name in replaced else table[name] for name in FEATURES]
     return pa.table(arrays, names=list(FEATURES)).cast(FEATURES.arrow_schema)
+
+
+def _check_processor(table: pa.Table, processor: ProcessorMixin) -> None:
+    """Raises UserError where the processor itself makes other tokens of the rows than are in an index."""
+    heights, widths = (pc.list_flatten(table[name]).to_pylist() for name in ("heights", "widths"))
+    check_tokens_at(set(zip(heights, widths, strict=True)) - {_NO_SIZE}, processor)
+    is_good = pc.is_null(table["reason"]).to_numpy() & ~table["filtered"].to_numpy()
+    has_picture = pc.list_value_length(table["pictures"]).to_numpy() > 0
+    examples = [*np.flatnonzero(is_good & has_picture)[:1], *np.flatnonzero(is_good)[:1]]
+    for example in examples[:1]:
+        (row,) = table.slice(example, 1).to_pylist()
+        turns = tuple(zip(row["questions"], row["answers"], strict=True))
+        pictures = tuple(Path(name or "") for name in row["pictures"])
+        sample = Sample(row["id"], pictures, turns, row["family"], row["system"])
+        with naming_sample(sample):
+            check_expansion(sample, list(zip(row["heights"], row["widths"], strict=True)), processor)
 
 
 def _digest(sample: Sample) -> int:
