@@ -86,7 +86,9 @@ class BatchEncoder:
             texts = apply_chat_template(list(conversations.values()), self._processor) if conversations else []
         except UserError:  # the template refuses one of them, and does not say which
             return []
-        found = (self._with_answers(number, samples[number], text) for number, text in zip(conversations, texts, strict=True))
+        found = (
+            self._with_answers(number, samples[number], text) for number, text in zip(conversations, texts, strict=True)
+        )
         return [rendered for rendered in found if rendered is not None]
 
     def _with_answers(self, number: int, sample: Sample, whole: str) -> _Rendered | None:

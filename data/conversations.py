@@ -262,7 +262,9 @@ _SPACE = re.compile(r"\s*")
 
 def _after_space(text: str, start: int) -> int:
     """Returns the index of the first character at or after `start` that is not white space."""
-    return _SPACE.match(text, start).end()
+    space = _SPACE.match(text, start)
+    assert space is not None, "it matches everywhere"
+    return space.end()
 
 
 def _question_parts(question: str) -> list[dict[str, str]]:

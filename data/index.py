@@ -65,7 +65,7 @@ class Index:
         self.path, self.source = path, source
         self.name = str(source.path or source.hub)
         self._table = Dataset.from_file(str(path))
-        self._image_root = os.path.realpath(source.images) if source.images else None
+        self._image_root = os.path.realpath(source.images or ".")  # without pictures by path it is not used
         table = self._table.data.table
         self.lengths: np.ndarray = table["length"].to_numpy()
         self.supervised: np.ndarray = table["supervised"].to_numpy()
@@ -123,8 +123,7 @@ class Index:
             sample = self._rows.sample(self._rows.table[row], row)
             assert sample is not None, "the source's filters left out another row when the index was made"
             return sample.images
-        assert self._image_root is not None or not names
-        return tuple(Path(self._image_root, name) for name in names)
+        return tuple(Path(self._image_root, name or "") for name in names)
 
     @cached_property
     def _rows(self) -> SourceRows:

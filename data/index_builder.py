@@ -41,6 +41,8 @@ _BUILDING = ".building"
 _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 128, 16
 _ROWS_PER_PROCESS, _PICTURES_PER_PROCESS = 4_000, 200
 """As many are worth the start of a process."""
+_ROWS_OF_A_CHUNK = 1_000
+"""Rows that lie together in an index."""
 _NO_SIZE = (0, 0)
 """Size of a picture that cannot be used."""
 
@@ -117,9 +119,8 @@ def _write_indexes(
     for path, rows in sources.items():
         table = _join(tables[path], names, looked_at, rows.source)
         _check_processor(table, processor)
-        with whole_file(path) as partial, pa.OSFile(str(partial), "wb") as file:
-            with pa.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table, max_chunksize=1_000)
+        with whole_file(path) as partial, pa.ipc.new_stream(str(partial), table.schema) as writer:
+            writer.write_table(table, max_chunksize=_ROWS_OF_A_CHUNK)
 
 
 def _map(
