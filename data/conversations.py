@@ -5,20 +5,24 @@ Only this file decides which tokens are supervised: exactly the answers, each wi
 Shapes: S is the number of tokens of one sample, placeholders expanded.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
+from PIL import Image
 from transformers import ProcessorMixin
 
-from data.images import MAX_PIXELS, open_image, process_images
+from data.images import MAX_PIXELS, process_images, tokens_at
 from data.sample import Sample, SampleTooLong
 from data.schemas import IMAGE_MARK
 from modeling.user_error import UserError
 
 IGNORE_INDEX = -100  # what cross entropy leaves out
+SYSTEM_LEFT_OUT = "the sample has a system message, which the chat template leaves out"
 
 
 def encode(
@@ -38,7 +42,7 @@ def encode(
             fit.
     """
     with naming_sample(sample):
-        encoded = _encode_whole(sample, processor, max_pixels)
+        encoded = add_images(encode_text(sample, processor), sample, processor, max_pixels)
         check_length(len(encoded["input_ids"]), max_length)
     return encoded
 
@@ -68,27 +72,47 @@ def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Te
     Raises:
         UserError: as `encode`, but for bad pictures.
     """
-    _refuse_placeholders(sample, processor)
+    refuse_placeholders(sample, processor)
     text, answers = _render(sample, processor)
     input_ids, offsets = _tokenize(text, processor)
-    num_image_tokens = int((input_ids == processor.image_token_id).sum())
-    if num_image_tokens != len(sample.images):
-        raise UserError(
-            f"{num_image_tokens} image tokens for {len(sample.images)} images; no text may hold the image token "
-            f"{processor.image_token!r}, and the chat template must show every image"
-        )
-    in_answer = torch.zeros(len(text) + 1, dtype=torch.bool)
-    for start, end in answers:
-        in_answer[start:end] = True
-    first, last = offsets[:, 0], offsets[:, 1] - 1  # characters of each token; it has none where last < first
-    supervised = in_answer[first] & (first <= last)
-    if (supervised != in_answer[last] & (first <= last)).any():
-        raise UserError("the tokenizer merges the end of a prompt with the beginning of its answer")
+    supervised = torch.from_numpy(supervised_tokens(text, answers, offsets))
+    check_image_tokens(int((input_ids == processor.image_token_id).sum()), sample, processor)
     labels = input_ids.masked_fill(~supervised, IGNORE_INDEX)
     return {"input_ids": input_ids, "labels": labels}
 
 
-def _refuse_placeholders(sample: Sample, processor: ProcessorMixin) -> None:
+def check_image_tokens(count: int, sample: Sample, processor: ProcessorMixin) -> None:
+    """Raises UserError unless a text of `count` image tokens has one for each picture of its sample."""
+    if count != len(sample.images):
+        raise UserError(
+            f"{count} image tokens for {len(sample.images)} images; no text may hold the image token "
+            f"{processor.image_token!r}, and the chat template must show every image"
+        )
+
+
+def supervised_tokens(text: str, answers: Sequence[tuple[int, int]], offsets: np.ndarray) -> np.ndarray:
+    """Returns which tokens are supervised, [S] bool.
+
+    Args:
+        text: what was tokenized.
+        answers: the characters [start, end) of each answer.
+        offsets: the characters [S, 2] that each token covers, as [start, end).
+
+    Raises:
+        UserError: a token covers parts of an answer and of what is none.
+    """
+    in_answer = np.zeros(len(text) + 1, dtype=bool)
+    for start, end in answers:
+        in_answer[start:end] = True
+    first, last = offsets[:, 0], offsets[:, 1] - 1  # characters of each token; it has none where last < first
+    has_characters = first <= last
+    supervised = in_answer[first] & has_characters
+    if (supervised != in_answer[last] & has_characters).any():
+        raise UserError("the tokenizer merges the end of a prompt with the beginning of its answer")
+    return supervised
+
+
+def refuse_placeholders(sample: Sample, processor: ProcessorMixin) -> None:
     """Raises UserError where a text holds what stands for a picture, a video or a sound in this model."""
     tokens = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
     for token in tokens:
@@ -125,18 +149,24 @@ def check_length(length: int, max_length: int) -> None:
         raise SampleTooLong(f"{length} tokens, at most {max_length} are allowed")
 
 
-def check_expansion(sample: Sample, processor: ProcessorMixin, max_pixels: int = MAX_PIXELS) -> None:
-    """Raises UserError where `encode` and the processor's own call make different tokens of this sample."""
+def check_expansion(sample: Sample, sizes: Sequence[tuple[int, int]], processor: ProcessorMixin) -> None:
+    """Raises UserError where `encode` and the processor's own call make different tokens of this sample.
+
+    Args:
+        sample: a sample. Its pictures are not opened: as processors look at nothing but the size, blank ones do.
+        sizes: (height, width) of each of its pictures, in pixels.
+    """
     text, _ = _render(sample, processor)
-    images = [open_image(path, max_pixels) for path in sample.images]
-    add_special_tokens = _adds_special_tokens(text, processor)
+    images = [Image.new("RGB", (width, height)) for height, width in sizes]
+    add_special_tokens = adds_special_tokens(text, processor)
     try:
         expected = processor(
             text=text, images=images or None, add_special_tokens=add_special_tokens, return_tensors="pt"
         )["input_ids"][0]
     except ValueError as error:
         raise UserError(f"{type(processor).__name__} is not supported: it refuses a whole sample ({error})") from error
-    encoded = _encode_whole(sample, processor, max_pixels)["input_ids"]
+    tokens_of_images = [tokens_at(size, processor) for size in sizes]
+    encoded = expand_placeholders(encode_text(sample, processor), tokens_of_images, processor)["input_ids"]
     if not torch.equal(encoded, expected):
         raise UserError(
             f"{type(processor).__name__} is not supported: it makes {len(expected)} tokens where one placeholder per "
@@ -154,11 +184,6 @@ def naming_sample(sample: Sample) -> Iterator[None]:
         raise error_type(f"sample {sample.id!r}: {error}") from error
 
 
-def _encode_whole(sample: Sample, processor: ProcessorMixin, max_pixels: int) -> dict[str, torch.Tensor]:
-    """Returns what `encode` gives, whatever its length."""
-    return add_images(encode_text(sample, processor), sample, processor, max_pixels)
-
-
 def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[int, int]]]:
     """Returns the conversation in the processor's chat template, and the characters [start, end) of each answer.
 
@@ -166,32 +191,57 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
     LLaVA-1.5's template puts a space, and no end token, after answers. Where a template does so, the end token replaces
     the space after *every* answer, because LLaVA-1.5 was trained that way.
     """
+    messages = chat_messages(sample, processor)
+    questions = [messages[:number] for number, message in enumerate(messages, start=1) if message["role"] == "user"]
+    (whole,) = apply_chat_template([messages], processor)
+    prompts = apply_chat_template(questions, processor, add_generation_prompt=True)
+    if sample.system is not None and sample.system not in prompts[0]:
+        raise UserError(SYSTEM_LEFT_OUT)
+    for prompt, (_, answer) in zip(prompts, sample.turns, strict=True):
+        if not whole.startswith(prompt):
+            raise UserError(f"the chat template does not continue its own prompt with the answer {answer!r}")
+    return with_end_tokens(whole, list(map(len, prompts)), sample, processor.tokenizer.eos_token)
+
+
+def chat_messages(sample: Sample, processor: ProcessorMixin) -> list[dict[str, Any]]:
+    """Returns a sample as a chat template takes it. Raises UserError where it has no answer that could end."""
     if not sample.turns:
         raise UserError("no supervised token: the sample has no answer")
-    end_token = processor.tokenizer.eos_token
-    if end_token is None:
+    if processor.tokenizer.eos_token is None:
         raise UserError("the processor's tokenizer has no eos token to end answers with")
     messages: list[dict[str, Any]] = []
     if sample.system is not None:
         messages.append({"role": "system", "content": [{"type": "text", "text": sample.system}]})
-    num_before = len(messages)
     for question, answer in sample.turns:
         messages.append({"role": "user", "content": _question_parts(question)})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    questions = [messages[: num_before + 2 * turn + 1] for turn in range(len(sample.turns))]
+    return messages
+
+
+def apply_chat_template(conversations: list[list[dict]], processor: ProcessorMixin, **options: bool) -> list[str]:
+    """Returns each conversation in the processor's chat template. Raises UserError where it cannot be applied."""
     try:
-        whole = processor.apply_chat_template(messages, tokenize=False)
-        prompts = processor.apply_chat_template(questions, add_generation_prompt=True, tokenize=False)
+        return processor.apply_chat_template(conversations, tokenize=False, **options)
     except (ValueError, TemplateError) as error:  # there is no template, or it is not Jinja, or it raises by itself
         raise UserError(f"the chat template of {type(processor).__name__} cannot be applied ({error})") from error
-    if sample.system is not None and sample.system not in prompts[0]:
-        raise UserError("the sample has a system message, which the chat template leaves out")
 
+
+def with_end_tokens(
+    whole: str, starts: Sequence[int], sample: Sample, end_token: str
+) -> tuple[str, list[tuple[int, int]]]:
+    """Returns a rendered conversation with an end token behind each answer, and the characters [start, end) of each.
+
+    Args:
+        whole: the conversation in the chat template.
+        starts: where the generation prompt of each answer ends.
+
+    Raises:
+        UserError: an answer does not stand where it must.
+    """
     text, answers, copied = "", [], 0  # `copied` characters of `whole` stand in `text`
-    for prompt, (_, answer) in zip(prompts, sample.turns, strict=True):
-        start = len(prompt)
+    for start, (_, answer) in zip(starts, sample.turns, strict=True):
         answer_start = _after_space(whole, start)
-        if not whole.startswith(prompt) or not whole.startswith(answer, answer_start):
+        if not whole.startswith(answer, answer_start):
             raise UserError(f"the chat template does not continue its own prompt with the answer {answer!r}")
         answer_end = answer_start + len(answer)
         end = _after_space(whole, answer_end)
@@ -207,9 +257,14 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
     return text + whole[copied:], answers
 
 
+_SPACE = re.compile(r"\s*")
+
+
 def _after_space(text: str, start: int) -> int:
     """Returns the index of the first character at or after `start` that is not white space."""
-    return len(text) - len(text[start:].lstrip())
+    space = _SPACE.match(text, start)
+    assert space is not None, "it matches everywhere"
+    return space.end()
 
 
 def _question_parts(question: str) -> list[dict[str, str]]:
@@ -223,21 +278,21 @@ def _question_parts(question: str) -> list[dict[str, str]]:
     return parts
 
 
-def _tokenize(text: str, processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokenize(text: str, processor: ProcessorMixin) -> tuple[torch.Tensor, np.ndarray]:
     """Returns input_ids [S] int32 and the characters [S, 2] int64 that each token covers, as [start, end)."""
     encoding = processor.tokenizer(
         text,
-        add_special_tokens=_adds_special_tokens(text, processor),
+        add_special_tokens=adds_special_tokens(text, processor),
         return_offsets_mapping=True,
         verbose=False,  # no warning about long texts: our own limit is checked once placeholders are expanded
     )
     return (
         torch.tensor(encoding["input_ids"], dtype=torch.int32),
-        torch.tensor(encoding["offset_mapping"], dtype=torch.int64),
+        np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2),
     )
 
 
-def _adds_special_tokens(text: str, processor: ProcessorMixin) -> bool:
+def adds_special_tokens(text: str, processor: ProcessorMixin) -> bool:
     """Returns whether the tokenizer adds the start token. It must not where the template has written one itself."""
     start_token = processor.tokenizer.bos_token
     return start_token is None or not text.startswith(start_token)

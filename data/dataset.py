@@ -1,128 +1,117 @@
-"""Samples as a torch dataset.
+"""Samples as a torch dataset, over the indexes of their sources. Pictures are decoded when an item is fetched."""
 
-When it is built, texts are encoded and pictures are checked. Pictures are decoded when an item is fetched.
-"""
-
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import lru_cache
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from data.conversations import (
-    add_images,
-    check_expansion,
-    check_length,
-    encode_text,
-    expand_placeholders,
-    naming_sample,
-)
-from data.images import MAX_PIXELS, open_image, read_image_size, tokens_at
-from data.sample import BadSample, OnBadSample, Sample, SampleTooLong, check_bad_share
-from modeling.user_error import UserError
+from data.conversations import add_images, expand_placeholders, naming_sample
+from data.images import MAX_PIXELS, tokens_at
+from data.index import Index
+from data.sample import Sample
+
+_KEPT_SIZES = 4_096
+"""Sizes of pictures whose tokens a process keeps."""
 
 
 class ConversationDataset(Dataset):
-    """What `encode` gives for each usable sample, in the order given.
+    """Rows of indexes as samples.
 
-    Samples longer than `max_length` tokens are left out and listed. Any other bad sample is an error. With
-    `on_bad_sample="skip"` it is left out and listed instead. To know broken pictures beforehand, "skip" decodes every
-    picture once while the dataset is built. "error" reads only the header, so that a truncated picture is an error when
-    its item is fetched.
+    Item i is `data.conversations.encode(samples[i], …)`. No process holds an object per sample.
 
     Attributes:
-        samples: the samples that are kept. Item i is `encode(samples[i], …)`.
-        lengths: the number of tokens of each of them, placeholders expanded.
-        bad: the bad samples that were left out.
-        too_long: the samples that were left out because of their length.
+        samples: the samples, each read when it is asked for.
+        lengths: the number of tokens of each, placeholders expanded, [samples] int32.
+        supervised: how many of them are supervised, [samples] int32.
+        has_picture: whether each has a picture, [samples] bool.
+        digests: equal for equal samples, [samples] int64.
 
-    Raises:
-        UserError: there is a bad sample, or more than a share of `max_bad_share` of them, or no sample is left.
+    Args:
+        indexes: the indexes that the samples are in. Their rows must be good.
+        numbers: for each sample, which of the indexes it is in, [samples].
+        rows: for each sample, its row there, [samples].
+        max_pixels: the most that a picture may have.
     """
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        indexes: Sequence[Index],
+        numbers: np.ndarray,
+        rows: np.ndarray,
         processor: ProcessorMixin,
-        *,
-        max_length: int,
-        on_bad_sample: OnBadSample = "error",
-        max_bad_share: float = 0.0,
         max_pixels: int = MAX_PIXELS,
     ):
-        self.samples: list[Sample] = []
-        self.lengths: list[int] = []
-        self.bad: list[BadSample] = []
-        self.too_long: list[BadSample] = []
-        self._tokens: list[dict[str, torch.Tensor]] = []
-        self._tokens_of_images: list[list[torch.Tensor]] = []
-        self._processor, self._max_pixels = processor, max_pixels
+        self._indexes, self._processor, self._max_pixels = indexes, processor, max_pixels
+        self._numbers, self._rows = numbers.astype(np.int32), rows.astype(np.int32)
+        self.lengths = self._of_rows("lengths")
+        self.supervised = self._of_rows("supervised")
+        self.has_picture = self._of_rows("has_picture")
+        self.digests = self._of_rows("digests")
 
-        tokens_of_size = lru_cache(maxsize=None)(lambda size: tokens_at(size, processor))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            paths = dict.fromkeys(path for sample in samples for path in sample.images)
-            sizes = {path: pool.submit(_check_picture, path, max_pixels, on_bad_sample == "skip") for path in paths}
-            for index, sample in enumerate(samples):
-                try:
-                    with naming_sample(sample):
-                        tokens = encode_text(sample, processor)
-                        of_images = [tokens_of_size(sizes[path].result()) for path in sample.images]
-                        length = len(tokens["input_ids"]) - len(of_images) + sum(map(len, of_images))
-                        check_length(length, max_length)
-                except SampleTooLong as error:
-                    self.too_long.append(BadSample(sample.id, index, str(error)))
-                except UserError as error:
-                    if on_bad_sample == "error":
-                        pool.shutdown(cancel_futures=True)
-                        raise
-                    self.bad.append(BadSample(sample.id, index, str(error)))
-                else:
-                    self.samples.append(sample)
-                    self.lengths.append(length)
-                    self._tokens.append(tokens)
-                    self._tokens_of_images.append(of_images)
-        check_bad_share(self.bad, len(samples), max_bad_share)
-        if not self.samples:
-            raise UserError(
-                f"no sample is left of {len(samples)}: {len(self.too_long)} have more than {max_length} tokens, "
-                f"{len(self.bad)} are bad"
-            )
-        example = next((sample for sample in self.samples if sample.images), self.samples[0])
-        with naming_sample(example):
-            check_expansion(example, processor, max_pixels)
+    @property
+    def samples(self) -> "Samples":
+        return Samples(self._indexes, self._numbers, self._rows)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.samples[index]
         with naming_sample(sample):
-            return add_images(self._tokens[index], sample, self._processor, self._max_pixels)
-
-    def subset(self, indices: Sequence[int]) -> "ConversationDataset":
-        """Returns a dataset of these items, in the order of `indices`. It lists the same samples that were left out."""
-        part = copy(self)
-        for name in ("samples", "lengths", "_tokens", "_tokens_of_images"):
-            values = getattr(self, name)
-            setattr(part, name, [values[index] for index in indices])
-        return part
+            return add_images(self._unexpanded(index), sample, self._processor, self._max_pixels)
 
     def tokens(self, index: int) -> dict[str, torch.Tensor]:
-        """Returns item `index` without its pictures, which are not decoded."""
-        return expand_placeholders(self._tokens[index], self._tokens_of_images[index], self._processor)
+        """Returns item `index` without its pictures, which are not opened."""
+        sizes = self._indexes[self._numbers[index]].sizes(int(self._rows[index]))
+        tokens_of_images = [_tokens_at(size, self._processor) for size in sizes]
+        return expand_placeholders(self._unexpanded(index), tokens_of_images, self._processor)
+
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the different sizes of all pictures, [sizes, 2] as (height, width) in pixels, and how many have each.
+
+        A picture that several samples show is counted for each of them.
+        """
+        parts = [index.sizes_of(self._rows[self._numbers == number]) for number, index in enumerate(self._indexes)]
+        return np.unique(np.concatenate(parts), axis=0, return_counts=True)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ConversationDataset":
+        """Returns a dataset of these items, in the order of `indices`."""
+        part = copy(self)
+        for name in ("_numbers", "_rows", "lengths", "supervised", "has_picture", "digests"):
+            setattr(part, name, getattr(self, name)[np.asarray(indices, dtype=np.int64)])
+        return part
+
+    def _unexpanded(self, index: int) -> dict[str, torch.Tensor]:
+        return self._indexes[self._numbers[index]].tokens(int(self._rows[index]))
+
+    def _of_rows(self, name: str) -> np.ndarray:
+        """Returns an attribute of the indexes for each sample."""
+        values = np.empty(len(self._rows), dtype=getattr(self._indexes[0], name).dtype)
+        for number, index in enumerate(self._indexes):
+            here = self._numbers == number
+            values[here] = getattr(index, name)[self._rows[here]]
+        return values
 
 
-def _check_picture(path: Path, max_pixels: int, decode: bool) -> tuple[int, int]:
-    """Returns (height, width) of a picture, in pixels.
+class Samples(Sequence[Sample]):
+    """Samples that are read from their indexes when they are asked for."""
 
-    Raises:
-        UserError: the header is bad or, with `decode`, any part of the file.
-    """
-    if decode:
-        open_image(path, max_pixels)
-    return read_image_size(path, max_pixels)
+    def __init__(self, indexes: Sequence[Index], numbers: np.ndarray, rows: np.ndarray):
+        self._indexes, self._numbers, self._rows = indexes, numbers, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Samples(self._indexes, self._numbers[index], self._rows[index])
+        return self._indexes[self._numbers[index]].sample(int(self._rows[index]))
+
+
+@lru_cache(maxsize=_KEPT_SIZES)
+def _tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
+    return tokens_at(size, processor)

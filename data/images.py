@@ -1,12 +1,14 @@
 """Reads pictures from files that others made, and processes them.
 
-A picture must lie inside its root folder, be of a sane size and shape, and be whole.
+A picture must lie inside its root folder or within its row, be of a sane size and shape, and be whole.
 """
 
+import io
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers import ProcessorMixin
 
 from data.pixels import as_rgb, upright_size
+from data.sample import EmbeddedPicture
 from modeling.user_error import UserError
 
 # As many as a photograph of 64 megapixels has, which takes 192 MB once it is decoded to RGB.
@@ -46,35 +49,39 @@ def find_image(image_root: Path, name: str) -> Path:
     return Path(path)
 
 
-def read_image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_image_size(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Returns (height, width) in pixels of a picture as it is shown. It reads the file's header and decodes nothing.
+
+    Args:
+        picture: a file, or the bytes of one that lie within a row.
+        max_pixels: as many pixels as a picture may have.
 
     Raises:
         UserError: the file is not a picture, has more than `max_pixels` pixels, or is longer than `MAX_ASPECT` times
             its width.
     """
-    with _open_checked(path, max_pixels) as image:
+    with _open_checked(picture, max_pixels) as image:
         return upright_size(image)
 
 
-def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Returns the whole picture as RGB (`data.pixels.as_rgb`).
+def open_image(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Returns the whole picture as RGB (`data.pixels.as_rgb`). The arguments are those of `read_image_size`.
 
     Raises:
         UserError: as `read_image_size`, before anything is decoded. Or the file is truncated or corrupt, or has no
             obvious colours.
     """
-    with _open_checked(path, max_pixels) as image:
+    with _open_checked(picture, max_pixels) as image:
         try:
             return as_rgb(image)
         except UserError as error:
-            raise UserError(f"image {str(path)!r} has no obvious colours: {error}") from None
+            raise UserError(f"image {_name(picture)!r} has no obvious colours: {error}") from None
         except _BROKEN_FILE as error:
-            raise UserError(f"image {str(path)!r} is truncated or corrupt ({error})") from error
+            raise UserError(f"image {_name(picture)!r} is truncated or corrupt ({error})") from error
 
 
 def process_images(
-    paths: Sequence[Path], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
+    pictures: Sequence[Path | EmbeddedPicture], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Opens pictures and processes them as the model takes them.
 
@@ -86,10 +93,10 @@ def process_images(
     Raises:
         UserError: as `open_image`, or the processor refuses a picture of this size.
     """
-    processed = [_process(open_image(path, max_pixels), processor) for path in paths]
+    processed = [_process(open_image(picture, max_pixels), processor) for picture in pictures]
     names = processed[0][0] if processed else {}
-    pictures = {name: concatenate_pictures([tensors[name] for tensors, _ in processed]) for name in names}
-    return pictures, [tokens for _, tokens in processed]
+    inputs = {name: concatenate_pictures([tensors[name] for tensors, _ in processed]) for name in names}
+    return inputs, [tokens for _, tokens in processed]
 
 
 def concatenate_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -104,15 +111,71 @@ def concatenate_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
-    """Returns the tokens [N] int64 for a picture of `size`, (height, width) in pixels.
+    """Returns the tokens [N] int64 that the placeholder of a picture of `size`, (height, width) in pixels, stands for.
 
-    Processors look at nothing but the size.
+    No picture is processed. The processor's own arithmetic gives their number. `check_tokens_at` compares the two.
 
     Raises:
-        UserError: the processor refuses a picture of this size.
+        UserError: the processor refuses a picture of this size, would scale it to more than `MAX_PIXELS` pixels, or has
+            no such arithmetic.
     """
+    _check_scaled(size, processor)
+    kind = type(processor).__name__
+    try:
+        (count,) = processor._get_num_multimodal_tokens(image_sizes=[size]).num_image_tokens
+    except ValueError as error:
+        raise _refused(size, processor, error) from error
+    except (AttributeError, TypeError) as error:  # a field that this arithmetic needs is absent or null
+        raise UserError(f"{kind} is not supported: it cannot tell a picture's tokens by its size ({error})") from error
+    before, after = _tokens_around(processor)
+    visual = before.new_full((count - len(before) - len(after),), processor.image_token_id)
+    return torch.cat([before, visual, after])
+
+
+def check_tokens_at(sizes: Iterable[tuple[int, int]], processor: ProcessorMixin) -> None:
+    """Processes blank pictures of a few of `sizes`: the fewest and the most pixels, the narrowest and the widest.
+
+    Raises:
+        UserError: the processor makes other tokens of one of them than `tokens_at` says, or as `tokens_at`.
+    """
+    sizes = sorted(set(sizes))
+    if not sizes:
+        return
+    by_area, by_shape = (lambda size: size[0] * size[1]), (lambda size: size[0] / size[1])
+    for size in {choose(sizes, key=key) for choose in (min, max) for key in (by_area, by_shape)}:
+        height, width = size
+        counted, (_, made) = tokens_at(size, processor), _process(Image.new("RGB", (width, height)), processor)
+        if not torch.equal(counted, made):
+            raise UserError(
+                f"{type(processor).__name__} is not supported: it makes {len(made)} tokens of a picture of "
+                f"{width} x {height} pixels, but counts {len(counted)}"
+            )
+
+
+@lru_cache(maxsize=8)
+def _tokens_around(processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the tokens, both int64, that a processor puts before and after the visual tokens of every picture."""
+    _, tokens = _process(Image.new("RGB", (32, 32)), processor)
+    visual = (tokens == processor.image_token_id).nonzero()
+    return tokens[: visual[0]], tokens[visual[-1] + 1 :]
+
+
+def _check_scaled(size: tuple[int, int], processor: ProcessorMixin) -> None:
+    """Raises UserError where a processor would scale a picture of this size to more than `MAX_PIXELS` pixels.
+
+    One that scales the shorter side to a fixed length, and crops the longer one only then, makes gigabytes of a line.
+    """
+    limits = dict(processor.image_processor.size)
+    side = limits.get("shortest_edge")
+    if side is None or limits.get("longest_edge") is not None:
+        return
     height, width = size
-    return _process(Image.new("RGB", (width, height)), processor)[1]
+    pixels = side**2 * max(size) // min(size)
+    if pixels > MAX_PIXELS:
+        raise UserError(
+            f"a picture of {width} x {height} pixels is too long: {type(processor.image_processor).__name__} would "
+            f"scale it to {pixels} pixels; at most {MAX_PIXELS} pixels"
+        )
 
 
 def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -121,35 +184,46 @@ def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, t
     The whole processor is called, with a placeholder as the text. It has settings of its own for pictures, and may put
     tokens around theirs.
     """
+    size = (image.height, image.width)
+    _check_scaled(size, processor)
     try:
         encoded = processor(text=processor.image_token, images=[image], add_special_tokens=False, return_tensors="pt")
     except ValueError as error:
-        raise UserError(
-            f"a picture of {image.width} x {image.height} pixels is refused by "
-            f"{type(processor.image_processor).__name__} ({error})"
-        ) from error
+        raise _refused(size, processor, error) from error
     return {name: encoded[name] for name in processor.image_processor.model_input_names}, encoded["input_ids"][0]
 
 
-def _open_checked(path: Path, max_pixels: int) -> Image.Image:
+def _refused(size: tuple[int, int], processor: ProcessorMixin, error: ValueError) -> UserError:
+    """Returns what is said of a picture of a size that the processor refuses."""
+    kind = type(processor.image_processor).__name__
+    return UserError(f"a picture of {size[1]} x {size[0]} pixels is refused by {kind} ({error})")
+
+
+def _name(picture: Path | EmbeddedPicture) -> str:
+    """Returns what a picture is called in messages."""
+    return picture.name if isinstance(picture, EmbeddedPicture) else str(picture)
+
+
+def _open_checked(picture: Path | EmbeddedPicture, max_pixels: int) -> Image.Image:
     """Returns a picture of at most `max_pixels` pixels and a sane shape, opened and not yet decoded."""
+    name = _name(picture)
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedPicture) else picture)
     except Image.DecompressionBombError as error:
-        raise UserError(f"image {str(path)!r} is too large ({error}); at most {max_pixels} pixels") from error
+        raise UserError(f"image {name!r} is too large ({error}); at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"image {str(path)!r} is not a picture that PIL can read") from error
+        raise UserError(f"image {name!r} is not a picture that PIL can read") from error
     except _BROKEN_FILE as error:
-        raise UserError(f"image {str(path)!r} cannot be read ({error})") from error
+        raise UserError(f"image {name!r} cannot be read ({error})") from error
     if image.width * image.height > max_pixels:
         image.close()
         raise UserError(
-            f"image {str(path)!r} is too large ({image.width} x {image.height} pixels); at most {max_pixels} pixels"
+            f"image {name!r} is too large ({image.width} x {image.height} pixels); at most {max_pixels} pixels"
         )
     if max(image.size) > MAX_ASPECT * min(image.size):
         image.close()
         raise UserError(
-            f"image {str(path)!r} is too long ({image.width} x {image.height} pixels); "
+            f"image {name!r} is too long ({image.width} x {image.height} pixels); "
             f"at most {MAX_ASPECT} times as long as wide"
         )
     return image

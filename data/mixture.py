@@ -1,4 +1,4 @@
-"""Mixes several LLaVA JSON files into one training set.
+"""Mixes several sources into one set of samples.
 
 Each source is used as often as the user asks, and the sources are evenly interleaved. The seed decides which samples a
 source gives, and their order. Any stretch of the mixture has the sources in proportion to their sizes, so that it may
@@ -7,97 +7,84 @@ also be read without shuffling, or only in part.
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
 from transformers import ProcessorMixin
 
 from data.dataset import ConversationDataset
 from data.images import MAX_PIXELS
-from data.reading import load_llava_json
-from data.sample import BadSample, OnBadSample, Sample
+from data.index import Index
+from data.left_out import LeftOut, check_bad
+from data.sample import OnBadSample
 from modeling.user_error import UserError
 
 
-class Source(BaseModel):
-    """A LLaVA JSON file and how much of it is used."""
+def draw(indexes: Sequence[Index], *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the samples of a mixture in their order, however long they are.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: Path = Field(description="LLaVA JSON file")
-    images: Path = Field(description="folder that the file's image paths are relative to and may not leave")
-    weight: float | None = Field(
-        default=None,
-        gt=0,
-        description="times each sample is used: 0.5 is a random half, 2 is each sample twice; default 1",
-    )
-    num_samples: int | None = Field(default=None, gt=0, description="random samples used, instead of a weight")
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> "Source":
-        if self.weight is not None and self.num_samples is not None:
-            raise ValueError(
-                f"{self.path}: weight and num_samples exclude each other, got {self.weight} and {self.num_samples}"
-            )
-        return self
-
-
-def draw_samples(
-    sources: Sequence[Source], *, seed: int, on_bad_sample: OnBadSample = "error", max_bad_share: float = 0.0
-) -> tuple[list[Sample], list[BadSample]]:
-    """Returns the samples of a mixture in their order, and the bad rows of its files that were left out.
+    Returns:
+        For each sample, which of `indexes` it is in, [samples] int64.
+        For each sample, its row there, [samples] int64.
 
     Raises:
-        UserError: as `load_llava_json`, or a source has fewer samples than it is asked for.
+        UserError: a source has fewer good samples than it is asked for, or none.
     """
-    # Each sample with its position in the mixture, from 0 to 1, and the index of its source.
-    positioned: list[tuple[float, int, Sample]] = []
-    bad: list[BadSample] = []
-    for source_index, source in enumerate(sources):
-        samples, bad_rows = load_llava_json(
-            source.path, source.images, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share
-        )
-        drawn = _draw(samples, source, random.Random(f"{seed} {source_index}"))
-        positioned += [((index + 0.5) / len(drawn), source_index, sample) for index, sample in enumerate(drawn)]
-        bad += bad_rows
-    positioned.sort(key=lambda entry: entry[:2])
-    return [sample for _, _, sample in positioned], bad
+    drawn = [_drawn_rows(index, random.Random(f"{seed} {number}")) for number, index in enumerate(indexes)]
+    numbers = np.concatenate([np.full(len(rows), number) for number, rows in enumerate(drawn)])
+    # Where each sample stands in the mixture, from 0 to 1.
+    places = np.concatenate([(np.arange(len(rows)) + 0.5) / len(rows) for rows in drawn])
+    order = np.lexsort((numbers, places))
+    return numbers[order], np.concatenate(drawn)[order]
+
+
+def _drawn_rows(index: Index, rng: random.Random) -> np.ndarray:
+    """Returns as many rows as the source asks for, shuffled. None comes a second time before each came once."""
+    good, source = np.flatnonzero(index.is_good), index.source
+    if not len(good):
+        raise UserError(f"{index.name}: no good sample among {len(index)} rows")
+    count = source.num_samples or max(1, round((source.weight or 1.0) * len(good)))
+    if source.num_samples and count > len(good):
+        raise UserError(f"{index.name}: num_samples is {count}, but there are {len(good)} good samples")
+    drawn: list[int] = []
+    while len(drawn) < count:
+        drawn += rng.sample(range(len(good)), min(len(good), count - len(drawn)))
+    return good[drawn]
 
 
 def build_mixture(
-    sources: Sequence[Source],
+    indexes: Sequence[Index],
     processor: ProcessorMixin,
     *,
     max_length: int,
     seed: int,
     on_bad_sample: OnBadSample = "error",
     max_bad_share: float = 0.0,
+    max_too_long_share: float = 0.0,
     max_pixels: int = MAX_PIXELS,
-) -> ConversationDataset:
-    """Returns the mixture as a dataset. Its `bad` also lists the rows that were left out when the files were read.
+) -> tuple[ConversationDataset, LeftOut]:
+    """Returns the mixture as a dataset, and what is left out of it.
+
+    Samples are drawn from all good rows. Those of them with more than `max_length` tokens are left out then.
+
+    Args:
+        indexes: one for each source. They say how much of it is used.
+        processor: the processor that the indexes were made with.
+        max_length: the most tokens that a sample may have.
+        seed: decides which samples are drawn, and their order.
+        on_bad_sample: whether a bad row is an error, or is left out.
+        max_bad_share: with "skip", the largest share of a source's rows that may be bad, in [0, 1].
+        max_too_long_share: the largest share of the drawn samples that may be too long, in [0, 1].
+        max_pixels: the most that a picture may have.
 
     Raises:
-        UserError: as `draw_samples` and `ConversationDataset`.
+        UserError: as `draw`, or more rows are bad or too long than are allowed, or no sample is left.
     """
-    samples, bad = draw_samples(sources, seed=seed, on_bad_sample=on_bad_sample, max_bad_share=max_bad_share)
-    dataset = ConversationDataset(
-        samples,
-        processor,
-        max_length=max_length,
-        on_bad_sample=on_bad_sample,
-        max_bad_share=max_bad_share,
-        max_pixels=max_pixels,
-    )
-    dataset.bad[:0] = bad
-    return dataset
-
-
-def _draw(samples: list[Sample], source: Source, rng: random.Random) -> list[Sample]:
-    """Returns as many samples as the source asks for, shuffled. None comes a second time before each came once."""
-    count = source.num_samples or max(1, round((source.weight or 1.0) * len(samples)))
-    if source.num_samples and count > len(samples):
-        raise UserError(f"{source.path}: num_samples is {count}, but the file has {len(samples)} good samples")
-    drawn: list[Sample] = []
-    while len(drawn) < count:
-        drawn += rng.sample(samples, min(len(samples), count - len(drawn)))
-    return drawn
+    check_bad(indexes, on_bad_sample, max_bad_share)
+    numbers, rows = draw(indexes, seed=seed)
+    drawn = ConversationDataset(indexes, numbers, rows, processor, max_pixels)
+    fits = drawn.lengths <= max_length
+    left_out = LeftOut(indexes, np.stack([numbers, rows], axis=1)[~fits], max_length)
+    left_out.check_too_long(max_too_long_share, len(rows))
+    if not fits.any():
+        raise UserError(f"no sample is left of {len(rows)}: all have more than {max_length} tokens")
+    return drawn.subset(np.flatnonzero(fits)), left_out

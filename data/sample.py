@@ -10,19 +10,35 @@ OnBadSample = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture that stands in its row, as a file's bytes, and not in a file of its own.
+
+    Attributes:
+        data: what such a file would hold.
+        name: what messages call it.
+    """
+
+    data: bytes
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
 class Sample:
     """A conversation about pictures.
 
     Attributes:
         id: the id of its row, or the row's number.
-        images: paths of its pictures. Each `<image>` mark in a question stands for the next one.
+        images: its pictures. Each `<image>` mark in a question stands for the next one.
         turns: (question, answer) pairs, in order.
         family: the family of questions that says how its answers are scored.
         system: what a system message before the first question says.
     """
 
     id: str
-    images: tuple[Path, ...]
+    images: tuple[Path | EmbeddedPicture, ...]
     turns: tuple[tuple[str, str], ...]
     family: str | None = None
     system: str | None = None

@@ -13,8 +13,9 @@ the next picture. Where a schema but llava has pictures and no mark, the picture
 What would change a row's meaning and is not read here makes the row bad: it is never trained without it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType, NoneType
 from typing import Any, Literal, NamedTuple
 
 from modeling.user_error import UserError
@@ -96,8 +97,19 @@ def schema_of(columns: Iterable[str]) -> Schema:
     raise UserError(f"columns: got {', '.join(found) or 'none'}, which fit {which} of the schemas, allowed: {allowed}")
 
 
-def read_row(row: dict, schema: Schema) -> Row:
-    """Returns a row that was checked as far as its text goes. Raises UserError, which says what is wrong with it."""
+def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = MappingProxyType({})) -> Row | None:
+    """Returns a row that was checked as far as its text goes.
+
+    Args:
+        min_ratings: columns of ratings, one for each (question, answer) pair -> the least one. Pairs below it are left
+            out, as are pairs without a rating.
+
+    Returns:
+        The row; None if none of its pairs is left.
+
+    Raises:
+        UserError: the message says what is wrong with the row.
+    """
     for name in NOT_READ:
         if row.get(name):
             raise UserError(f"{name!r} is given, which is not read; what the row says would change without it")
@@ -117,6 +129,10 @@ def read_row(row: dict, schema: Schema) -> Row:
             "a system message stands behind the first message, or there are several; one, at first, is allowed"
         )
     turns = _turns([message for message in messages if message.role != "system"])
+    reaching = [_reaching(column, row.get(column), least, len(turns)) for column, least in min_ratings.items()]
+    turns = tuple(turn for index, turn in enumerate(turns) if all(column[index] for column in reaching))
+    if not turns:
+        return None
     num_marks = sum(question.count(IMAGE_MARK) for question, _ in turns)
     if num_marks == 0 and pictures and not schema.needs_marks:
         question, answer = turns[0]
@@ -137,8 +153,8 @@ def _pictures(row: dict) -> tuple[Any, ...]:
         return ()
     value = row[given[0]]
     pictures = value if isinstance(value, list) else [value]
-    if not all(isinstance(picture, (str, dict)) for picture in pictures):
-        raise UserError(f"{given[0]!r} is {value!r}, a path or a list of paths is expected")
+    if not all(isinstance(picture, (str, bytes, dict)) for picture in pictures):
+        raise UserError(f"{given[0]!r} is {value!r:.100}, a picture or a list of pictures is expected")
     return tuple(pictures)
 
 
@@ -173,6 +189,15 @@ def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
     return tuple(zip(texts[::2], texts[1::2], strict=True))
 
 
+def _reaching(column: str, ratings: Any, least: float, num_turns: int) -> list[bool]:
+    """Returns whether each (question, answer) pair has at least the least rating."""
+    if not isinstance(ratings, list) or not all(isinstance(rating, (int, float, NoneType)) for rating in ratings):
+        raise UserError(f"{column!r} is {ratings!r:.100}, a list of ratings is expected")
+    if len(ratings) != num_turns:
+        raise UserError(f"{column!r} has {len(ratings)} ratings for {num_turns} turns, as many are expected")
+    return [rating is not None and rating >= least for rating in ratings]
+
+
 def _list(row: dict, column: str) -> list:
     if column not in row:
         raise UserError(f"no key {column!r}; got {sorted(row)}")
@@ -205,6 +230,10 @@ def _chat_messages(turns: Sequence[Any]) -> list[Message]:
             raise UserError(f"turn {index} has 'tool_calls', which are not read")
         messages.append(Message(_role(turn["role"], index), _content(turn["content"], index).strip()))
     return messages
+
+
+def _messages(row: dict) -> list[Message]:
+    return _chat_messages(_list(row, "messages"))
 
 
 def _content(content: Any, index: int) -> str:
@@ -247,7 +276,7 @@ def _prompt_messages(row: dict) -> list[Message]:
 
 SCHEMAS = (
     Schema("llava", ("conversations",), _llava_messages, needs_marks=True),
-    Schema("messages", ("messages",), lambda row: _chat_messages(_list(row, "messages"))),
+    Schema("messages", ("messages",), _messages),
     Schema("texts", ("texts",), _texts_messages),
     Schema("prompt", ("prompt", "completion"), _prompt_messages),
 )

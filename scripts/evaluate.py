@@ -14,10 +14,11 @@ import torch
 from rich.console import Console
 
 from checkpoints.load import load_checkpoint
-from data.reading import load_llava_json
 from data.sample import Sample
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from modeling.user_error import UserError
 from training.cli import run
 from training.files import write_json
@@ -116,7 +117,7 @@ def read_samples(data: Path | None, images: Path | None, families: set[str], lim
         if images is not None:
             raise UserError("--images: got a folder without --data, allowed: only together with --data")
         data = write_world(WORLDS, TEST_WORLD)["test"]
-    samples, _ = load_llava_json(data, images or data.parent)
+    samples, _ = load_samples(Source(path=data, images=images or data.parent))
     chosen = [sample for sample in samples if sample.family in families]
     if not chosen:
         raise UserError(f"{data}: no row of family {', '.join(sorted(families))} ('family' says how a row is scored)")

@@ -11,8 +11,11 @@ without a picture, and answers from one word to pages. `training.group_by_modali
 
 import argparse
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 from rich.console import Console
 
 from modeling.user_error import UserError
@@ -45,45 +48,48 @@ def main() -> None:
         raise UserError(f"{arguments.overrides[0]}: it overrides a field of a recipe, and --recipe is not given")
     micro_batch_size, accumulation = 8, 2
     if arguments.recipe is None:
-        samples = made_up_samples(66_530, random.Random(0))
+        lengths, has_picture = made_up_samples(66_530, random.Random(0))
     else:
-        from training.distillation.datasets import mixture
+        from training.distillation.datasets import index_data, mixture
         from training.distillation.students import dense_processor
         from training.recipe import load_recipe
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        dataset = mixture(recipe, "train", dense_processor(recipe.model))
-        samples = list(zip(dataset.lengths, [bool(sample.images) for sample in dataset.samples], strict=True))
+        processor = dense_processor(recipe.model)
+        with TemporaryDirectory() as folder:
+            index_data(recipe, processor, Path(folder))
+            dataset = mixture(recipe, "train", processor, Path(folder))
+            lengths, has_picture = dataset.lengths, dataset.has_picture
         micro_batch_size = recipe.training.micro_batch_size
         accumulation = recipe.training.gradient_accumulation_steps
-    lengths, has_picture = zip(*samples, strict=True)
     step_samples = micro_batch_size * accumulation * arguments.processes
     orders = {
-        "random": SampleOrder(len(samples), 0, lambda: 0),
+        "random": SampleOrder(len(lengths), 0, lambda: 0),
         "group_by_modality_length": GroupedOrder(lengths, has_picture, step_samples, 0, lambda: 0),
     }
-    filled = arguments.processes > 1 and len(set(has_picture)) == 2
+    filled = arguments.processes > 1 and 0 < has_picture.sum() < len(lengths)
     print_line = Console(soft_wrap=True).print
     print_line(
-        f"{len(samples):,} samples, {has_picture.count(False) / len(samples):.0%} without a picture, of "
-        f"{sum(lengths) / len(lengths):.0f} tokens on average; {arguments.processes} processes, micro-batches of "
+        f"{len(lengths):,} samples, {1 - has_picture.mean():.0%} without a picture, of "
+        f"{lengths.mean():.0f} tokens on average; {arguments.processes} processes, micro-batches of "
         f"{micro_batch_size}, {accumulation} to a step"
     )
     for name, order in orders.items():
         print_line(f"{name}: {padding_share(order, lengths, has_picture, micro_batch_size, filled):.1%} is padding")
 
 
-def made_up_samples(count: int, rng: random.Random) -> list[tuple[int, bool]]:
-    """Returns the number of tokens of each sample, and whether it has a picture."""
-    samples = []
+def made_up_samples(count: int, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of tokens of each sample, [count] int64, and whether it has a picture, [count] bool."""
+    lengths, has_picture = [], []
     for _, visual_tokens, median, deviation in rng.choices(KINDS, [kind[0] for kind in KINDS], k=count):
         text = max(20, round(median * rng.lognormvariate(0, deviation)))
-        samples.append((min(visual_tokens + text, LONGEST), visual_tokens > 0))
-    return samples
+        lengths.append(min(visual_tokens + text, LONGEST))
+        has_picture.append(visual_tokens > 0)
+    return np.array(lengths), np.array(has_picture)
 
 
 def padding_share(
-    order: Iterable[int], lengths: Sequence[int], has_picture: Sequence[bool], micro_batch_size: int, filled: bool
+    order: Iterable[int], lengths: np.ndarray, has_picture: np.ndarray, micro_batch_size: int, filled: bool
 ) -> float:
     """Returns the share of the token slots of all micro-batches that hold no token of a sample.
 
@@ -92,15 +98,15 @@ def padding_share(
             That row counts as padding.
     """
     indices = list(order)
-    filler = min((length for length, found in zip(lengths, has_picture, strict=True) if found), default=0)
+    filler = lengths[has_picture].min() if filled else 0
     slots = 0
     for start in range(0, len(indices), micro_batch_size):
         batch = indices[start : start + micro_batch_size]
-        rows = [lengths[index] for index in batch]
-        if filled and not any(has_picture[index] for index in batch):
-            rows.append(filler)
+        rows = lengths[batch].tolist()
+        if filled and not has_picture[batch].any():
+            rows.append(int(filler))
         slots += len(rows) * max(rows)
-    return 1 - sum(lengths) / slots
+    return float(1 - lengths.sum() / slots)
 
 
 if __name__ == "__main__":

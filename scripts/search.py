@@ -13,15 +13,17 @@ import argparse
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from checkpoints.json_file import read_json
-from data.mixture import Source, build_mixture
+from data.index import open_indexes
+from data.index_builder import build_indexes
+from data.mixture import build_mixture
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
+from data.sources.source import Source
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training import cli
@@ -111,12 +113,11 @@ def search(args: argparse.Namespace, settings: Planner, folder: Path) -> VisualP
         source = Source(
             path=Path(args.data), images=Path(args.images), num_samples=None if args.family else args.num_samples
         )
-    dataset = build_mixture(
-        [source], processor, max_length=args.max_length, seed=0, on_bad_sample="error", max_bad_share=0.0
-    )
+    indexes = open_indexes([source], build_indexes([source], processor, folder / "data", decode=False))
+    dataset, _ = build_mixture(indexes, processor, max_length=args.max_length, seed=0, max_too_long_share=1.0)
     if args.family is not None:
-        dataset = Subset(
-            dataset, [index for index, sample in enumerate(dataset.samples) if sample.family == args.family]
+        dataset = dataset.subset(
+            [index for index, sample in enumerate(dataset.samples) if sample.family == args.family]
         )
     batches = in_batches(dataset, args.num_samples, args.batch_size, processor, "--num-samples")
     model = dense_student(model_settings)

@@ -1,12 +1,20 @@
 """The order of tests, and a script run as from the command line, but in this process: torch takes seconds to import."""
 
+import atexit
+import os
 import runpy
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+# `datasets` reads this when it is imported. Tables that tests make are gone with the process that made them.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="squint-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 RUNS = Path(__file__).resolve().parent / "training" / "tasks"

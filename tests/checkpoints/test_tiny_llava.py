@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from data.reading import load_llava_json
 from data.shapes.world import SplitSettings, WorldSettings, write_world
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from training.measure.evaluation import evaluate
 
 TEACHER = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny-llava"
@@ -32,7 +33,7 @@ def test_it_answers_held_out_questions_and_needs_the_picture(teacher, tmp_path):
     """A few questions of the test part; the whole table is in its README."""
     world = WorldSettings(seed=7, splits={"test": SplitSettings(part="test", rows=36)})
     path = write_world(tmp_path, world)["test"]
-    samples, _ = load_llava_json(path, path.parent)
+    samples, _ = load_samples(Source(path=path, images=path.parent))
     processor = AutoProcessor.from_pretrained(TEACHER)
     seen = evaluate(teacher, processor, samples, batch_size=12)
     wrong = [(record.question, record.answer, record.prediction) for record in seen.records if record.score < 1]

@@ -5,8 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from data.reading import load_llava_json
 from data.sample import BadSample, Sample
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from modeling.user_error import UserError
 
 
@@ -27,7 +28,7 @@ def load(root):
     def load(rows, **options):
         path = root.parent / "rows.json"
         path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return load_llava_json(path, root, **options)
+        return load_samples(Source(path=path, images=root), **options)
 
     return load
 
@@ -126,7 +127,7 @@ BAD_ROWS = {
     "tools": (row(human("a"), gpt("b"), tools="[]"), "'tools' is given, which is not read"),
     "image list of numbers": (
         row(human("<image>"), gpt("b"), image=[1]),
-        r"'image' is \[1\], a path or a list of paths",
+        r"'image' is \[1\], a picture or a list of pictures",
     ),
     "missing image": (row(human("<image>"), gpt("b"), image="c.png"), "image 'c.png' is not a file under"),
     "image outside": (row(human("<image>"), gpt("b"), image="../secret.png"), "'../secret.png' lies outside its root"),
@@ -189,9 +190,9 @@ def test_not_text(root):
     path = root.parent / "rows.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="rows.json: not JSON .*utf-8"):
-        load_llava_json(path, root)
+        load_samples(Source(path=path, images=root))
 
 
 def test_missing_file(root):
     with pytest.raises(UserError, match="nowhere.json: cannot be read .No such file"):
-        load_llava_json(root / "nowhere.json", root)
+        load_samples(Source(path=root / "nowhere.json", images=root))

@@ -3,11 +3,13 @@
 import struct
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data.images import find_image, open_image, process_images, read_image_size, tokens_at
+from data.sample import EmbeddedPicture
 from modeling.user_error import UserError
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor
@@ -150,8 +152,6 @@ def test_a_picture_that_the_image_processor_refuses(root):
     processor.image_processor.preprocess = processor.image_processor.__call__ = refuse
     complaint = "a picture of 4 x 4 pixels is refused by Qwen2VLImageProcessorPil .*too small"
     with pytest.raises(UserError, match=complaint):
-        tokens_at((4, 4), processor)
-    with pytest.raises(UserError, match=complaint):
         process_images([path], processor)
 
 
@@ -202,3 +202,35 @@ def test_pixels_are_those_of_the_picture(root):
     Image.new("RGB", (24, 24), (0, 0, 255)).save(blue)
     pixel_values = process_images([red, blue], tiny_processor())[0]["pixel_values"]  # [2, 3, 24, 24]
     assert torch.equal(pixel_values.mean((2, 3)).argmax(1), torch.tensor([0, 2]))
+
+
+def embedded(path):
+    return EmbeddedPicture(path.read_bytes(), path.name)
+
+
+def test_a_picture_within_its_row_is_the_one_in_a_file(root):
+    path = root / "deep" / "good.png"
+    assert np.array_equal(np.asarray(open_image(embedded(path))), np.asarray(open_image(path)))
+    assert read_image_size(embedded(path)) == (30, 40)
+    of_row, of_file = (process_images([picture], tiny_processor()) for picture in (embedded(path), path))
+    assert torch.equal(of_row[0]["pixel_values"], of_file[0]["pixel_values"]) and torch.equal(
+        of_row[1][0], of_file[1][0]
+    )
+
+
+def test_faults_of_a_picture_within_its_row(root):
+    whole = (root / "deep" / "good.png").read_bytes()
+    Image.new("RGB", (8000, 4)).save(root / "line.png")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(root / "field.tif")
+    faults = {
+        b"": "image 'row.png' is not a picture that PIL can read",
+        b"no picture": "image 'row.png' is not a picture that PIL can read",
+        whole[:-200]: "image 'row.png' is truncated or corrupt",
+        png_header(8001, 8000): r"image 'row.png' is too large \(8001 x 8000 pixels\); at most 64000000 pixels",
+        (root / "line.png").read_bytes(): r"image 'row.png' is too long \(8000 x 4 pixels\); at most 200 times",
+        (root / "field.tif").read_bytes(): "image 'row.png' has no obvious colours: its pixels are of mode F",
+    }
+    for data, message in faults.items():
+        with pytest.raises(UserError, match=message) as fault:
+            open_image(EmbeddedPicture(data, "row.png"))
+        assert "\n" not in str(fault.value)

@@ -11,8 +11,9 @@ from transformers import LlavaProcessor
 
 from data.conversations import encode
 from data.dataset import ConversationDataset
-from data.mixture import Source, build_mixture, draw_samples
+from data.mixture import build_mixture, draw_samples
 from data.sample import Sample
+from data.sources.source import Source
 from modeling.user_error import UserError
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from data.conversations import encode
-from data.reading import load_llava_json
 from data.sample import Sample
 from data.schemas import SCHEMAS, schema_of
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from modeling.user_error import UserError
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor
@@ -76,7 +77,7 @@ def load(tmp_path):
         path = tmp_path / f"rows.{suffix}"
         lines = "\n".join(map(json.dumps, rows)) + "\n"
         path.write_text(json.dumps(rows) if suffix == "json" else lines, encoding="utf-8")
-        return load_llava_json(path, tmp_path, **options)
+        return load_samples(Source(path=path, images=tmp_path), **options)
 
     return load
 
@@ -138,7 +139,7 @@ BAD_ROWS = {
     "a completion of another type": ({"prompt": "a", "completion": 3}, "'completion' is int, a list is expected"),
     "a picture in bytes": (
         {"messages": CHAT, "images": [{"bytes": "x", "path": None}]},
-        "a picture is dict, a path is expected in JSON",
+        "picture 0 is .*, a path or bytes are expected",
     ),
 }
 

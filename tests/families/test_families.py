@@ -18,8 +18,9 @@ from checkpoints.families import sparse_class, vision_macs
 from data.collator import TEXT_KEYS, Collator, pictures_of, predicts_answer
 from data.dataset import ConversationDataset
 from data.images import tokens_at
-from data.reading import load_llava_json
 from data.shapes.world import SplitSettings, WorldSettings, write_world
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from modeling.layer_plan import Rank
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
 from modeling.visual_plan import VisualPlan
@@ -302,7 +303,7 @@ def test_listed_units_are_permuted(family: TinyFamily):
 @families
 def test_samples_are_read(family: TinyFamily, questions):
     """The family's model takes pictures and tokens as its processor makes them. `ConversationDataset` compares them."""
-    samples, _ = load_llava_json(questions, questions.parent)
+    samples, _ = load_samples(Source(path=questions, images=questions.parent))
     processor, model = family.processor(), family.sparse()
     dataset = ConversationDataset(samples, processor, max_length=1000)
     batch = Collator(processor)([dataset[index] for index in range(len(dataset))])

@@ -1,68 +1,111 @@
-"""A recipe's `data` section as datasets and batches."""
+"""A recipe's `data` section as datasets and batches.
 
-from collections.abc import Sequence
+The sources are read once, by rank 0 in a run's first stage (`index_data`). All else reads their indexes.
+"""
+
+from itertools import chain
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from data.collator import Collator, PictureInEveryBatch
 from data.dataset import ConversationDataset
-from data.mixture import Source, build_mixture
+from data.index import open_indexes
+from data.index_builder import build_indexes
+from data.left_out import LeftOut
+from data.mixture import build_mixture
 from data.shapes.world import WORLDS, write_world
+from data.sources.source import Source
 from modeling.user_error import UserError
 from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset
+from training.files import read_json, write_json
 from training.ranks import world_size
-from training.recipe.data import SourceSettings
 from training.recipe.student import StudentRecipe
 
+Role = Literal["train", "calibration", "evaluation"]
+ROLES: tuple[Role, ...] = ("train", "calibration", "evaluation")
+INDEXES = "indexes.json"
+"""File that says which index each source of a recipe has."""
 
-def mixture(
-    recipe: StudentRecipe, role: Literal["train", "calibration", "evaluation"], processor: ProcessorMixin
-) -> ConversationDataset:
-    """Returns the samples that the recipe names under `data.ROLE`. For `train`, they are those to train on.
+
+def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -> None:
+    """Reads, checks and encodes all rows of all sources that the recipe names, unless it was done before.
+
+    Args:
+        folder: where the indexes lie.
 
     Raises:
-        UserError: the data is bad, as in `data.mixture.build_mixture`, or too small to hold out samples of it.
+        UserError: a source cannot be read. Bad rows are an error of `mixture`.
     """
-    return training_split(recipe, processor)[0] if role == "train" else _whole_mixture(recipe, role, processor)
+    sources = {role: _sources(recipe, role) for role in ROLES}
+    paths = build_indexes(
+        list(chain.from_iterable(sources.values())), processor, folder, decode=recipe.data.on_bad_sample == "skip"
+    )
+    names = iter(path.name for path in paths)
+    write_json(folder / INDEXES, {role: [next(names) for _ in sources[role]] for role in ROLES})
+
+
+def mixture(recipe: StudentRecipe, role: Role, processor: ProcessorMixin, folder: Path) -> ConversationDataset:
+    """Returns the samples that the recipe names under `data.ROLE`. For `train`, they are those to train on.
+
+    Args:
+        folder: where `index_data` has written the indexes.
+
+    Raises:
+        UserError: too much of the data is bad, as in `data.mixture.build_mixture`, or it is too small to hold out
+            samples of it.
+    """
+    if role == "train":
+        return training_split(recipe, processor, folder)[0]
+    return whole_mixture(recipe, role, processor, folder)[0]
 
 
 def training_split(
-    recipe: StudentRecipe, processor: ProcessorMixin
+    recipe: StudentRecipe, processor: ProcessorMixin, folder: Path
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
     """Returns the samples to train on, and those that are held out of `data.train`; None if none are.
 
     Raises:
         UserError: as `mixture`.
     """
-    dataset = _whole_mixture(recipe, "train", processor)
+    dataset, _ = whole_mixture(recipe, "train", processor, folder)
     if recipe.validation is None:
         return dataset, None
     return hold_out(dataset, recipe.validation.num_samples, recipe.seed)
 
 
-def _whole_mixture(recipe: StudentRecipe, role: str, processor: ProcessorMixin) -> ConversationDataset:
-    """Returns all samples that the recipe names under `data.ROLE`."""
+def whole_mixture(
+    recipe: StudentRecipe, role: Role, processor: ProcessorMixin, folder: Path
+) -> tuple[ConversationDataset, LeftOut]:
+    """Returns all samples that the recipe names under `data.ROLE`, and what is left out of them.
+
+    Raises:
+        UserError: as `data.mixture.build_mixture`. A question of the evaluation may not be too long.
+    """
     data = recipe.data
+    paths = [folder / name for name in read_json(folder / INDEXES)[role]]
     return build_mixture(
-        _sources(recipe, getattr(data, role)),
+        open_indexes(_sources(recipe, role), paths),
         processor,
         max_length=data.max_length,
         seed=recipe.seed,
         on_bad_sample=data.on_bad_sample,
         max_bad_share=data.max_bad_share,
+        max_too_long_share=0.0 if role == "evaluation" else data.max_too_long_share,
     )
 
 
-def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin) -> list[dict]:
+def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -> list[dict]:
     """Returns `calibration.num_samples` samples in batches.
 
     Raises:
         UserError: there are fewer samples, or the data is bad.
     """
-    settings, dataset = recipe.calibration, mixture(recipe, "calibration", processor)
+    settings, dataset = recipe.calibration, mixture(recipe, "calibration", processor, folder)
     return in_batches(dataset, settings.num_samples, settings.batch_size, processor, "calibration.num_samples")
 
 
@@ -85,11 +128,11 @@ def in_batches(
     ]
 
 
-def _sources(recipe: StudentRecipe, settings: Sequence[SourceSettings]) -> list[Source]:
-    """Returns the files to read. The embedded world is written first, unless it is there already."""
+def _sources(recipe: StudentRecipe, role: Role) -> list[Source]:
+    """Returns the sources of `data.ROLE`. The embedded world is written first, unless it is there already."""
     world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
     sources = []
-    for source in settings:
+    for source in getattr(recipe.data, role):
         path = world[source.split] if source.split else source.path
         images = path.parent if source.split else source.images
         sources.append(Source(path=path, images=images, weight=source.weight, num_samples=source.num_samples))
@@ -109,10 +152,10 @@ def training_collator(dataset: ConversationDataset | AnsweredDataset, processor:
     """
     collator = Collator(processor)
     conversations = conversations_of(dataset)
-    with_picture = [index for index, sample in enumerate(conversations.samples) if sample.images]
+    with_picture = np.flatnonzero(conversations.has_picture)
     if world_size() == 1 or len(with_picture) in (0, len(conversations)):
         return collator
-    return PictureInEveryBatch(collator, dataset[min(with_picture, key=conversations.lengths.__getitem__)])
+    return PictureInEveryBatch(collator, dataset[int(with_picture[conversations.lengths[with_picture].argmin()])])
 
 
 def validation_of(

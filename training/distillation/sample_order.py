@@ -6,8 +6,9 @@ processes a step takes as long as its slowest rank, so the batches of a step are
 Every process holds the whole order. accelerate hands its batches out to the ranks, in turn.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
@@ -45,16 +46,16 @@ class GroupedOrder(SampleOrder):
     last ones have what is left over of both kinds.
 
     Args:
-        lengths: the number of tokens of each sample.
-        has_picture: whether each sample has a picture.
+        lengths: the number of tokens of each sample, [samples] integers.
+        has_picture: whether each sample has a picture, [samples] bool.
         batch_size: samples of one optimizer step, over all ranks and micro-batches.
         seed, epoch: as for `SampleOrder`.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
-        has_picture: Sequence[bool],
+        lengths: np.ndarray,
+        has_picture: np.ndarray,
         batch_size: int,
         seed: int,
         epoch: Callable[[], int],
@@ -66,9 +67,9 @@ class GroupedOrder(SampleOrder):
         batches: list[list[int]] = []
         left_over: list[int] = []
         for kind in (True, False):
-            members = [index for index, found in enumerate(self._has_picture) if found == kind]
+            members = np.flatnonzero(self._has_picture == kind).tolist()
             if members:
-                lengths = [self._lengths[index] for index in members]
+                lengths = self._lengths[members].tolist()
                 grouped = get_length_grouped_indices(lengths, self._batch_size, generator=generator)
                 cut = [
                     [members[place] for place in grouped[start : start + self._batch_size]]
@@ -82,9 +83,9 @@ class GroupedOrder(SampleOrder):
             order.insert(0, longest)
         return [index for number in order for index in batches[number]] + left_over
 
-    def _longest(self, samples: Sequence[int]) -> int:
+    def _longest(self, samples: list[int]) -> int:
         """Returns the length of the longest of `samples`."""
-        return max(self._lengths[index] for index in samples)
+        return int(self._lengths[samples].max())
 
 
 class OrderedTrainer(Trainer):

@@ -99,9 +99,8 @@ class DistillationTrainer(OrderedTrainer):
         if args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler()
         conversations = conversations_of(self.train_dataset)
-        has_picture = [bool(sample.images) for sample in conversations.samples]
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return GroupedOrder(conversations.lengths, has_picture, step_samples, args.seed, self.epoch)
+        return GroupedOrder(conversations.lengths, conversations.has_picture, step_samples, args.seed, self.epoch)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As in Trainer. What is trained on is counted."""

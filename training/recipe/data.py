@@ -49,7 +49,11 @@ class DataSettings(Strict):
     """Sources of the questions that all models are asked in the end. Each row has a `family`, which says how its answer
     is scored."""
     max_length: int = Field(gt=0)
-    """Longest sample in tokens, visual tokens included. Longer samples are left out and counted. None is cut."""
+    """Longest sample in tokens, visual tokens included. Longer samples are left out and counted. None is cut. One in
+    `evaluation` is an error."""
+    max_too_long_share: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of the samples of `train`, and of `calibration`, that may be longer than `max_length`. The run
+    stops if there are more: what is trained on would then differ from the data in kind, not in a few long samples."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """What happens to a sample that cannot be used: the run stops (error), or the sample is left out (skip)."""
     max_bad_share: float = Field(default=0.0, ge=0, le=1)

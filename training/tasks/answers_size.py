@@ -4,31 +4,39 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedConfig
+import numpy as np
+from transformers import PreTrainedConfig, ProcessorMixin
 
-from data.collator import predicts_answer
 from data.dataset import ConversationDataset
+from data.images import tokens_at
 from modeling.user_error import UserError
 
 COPIES = 2
 """While the parts of all processes are joined, all is on the disk twice."""
 
 
-def answers_size(dataset: ConversationDataset, config: PreTrainedConfig, visual: Sequence[int], itemsize: int) -> int:
+def answers_size(
+    dataset: ConversationDataset,
+    processor: ProcessorMixin,
+    config: PreTrainedConfig,
+    visual: Sequence[int],
+    itemsize: int,
+) -> int:
     """Returns the bytes of the file that `write_teacher_answers` writes, but for what is small beside it.
 
     These are the logits of every supervised token and the features of every visual token.
 
     Args:
+        processor: the dense model's.
         config: the dense model's.
         visual: ids of the tokens that stand for visual features.
         itemsize: bytes of one value.
     """
-    supervised = features = 0
-    for index in range(len(dataset)):
-        tokens = dataset.tokens(index)
-        supervised += int(predicts_answer(tokens["labels"][None]).sum())
-        features += sum(int((tokens["input_ids"] == token).sum()) for token in visual)
+    features = 0
+    for size, count in zip(*dataset.sizes(), strict=True):
+        tokens = tokens_at(tuple(size.tolist()), processor)
+        features += int(count) * sum(int((tokens == token).sum()) for token in visual)
+    supervised = int(dataset.supervised.sum(dtype=np.int64))
     text = config.text_config
     return itemsize * (supervised * text.vocab_size + features * text.hidden_size)
 

@@ -2,6 +2,7 @@
 
 Each stage writes its result in the run's folder, and the next stage reads it there:
 
+    data/                    the encoded questions of each phase
     processor/               the processor. Its vocabulary is the words of the world
     tower/model/             the model after the training of its vision tower (training/tiny_llava/tower.py)
     phases/NAME/model/       the model after each phase of questions, easy pictures first
@@ -16,6 +17,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -29,9 +31,12 @@ from transformers import (
 from checkpoints.whole_folder import whole_folder
 from data.collator import Collator
 from data.dataset import ConversationDataset
-from data.reading import load_llava_json
+from data.index import Index
+from data.index_builder import build_indexes
 from data.shapes.patches import GROUPS
 from data.shapes.world import WORLDS, split_rows, write_world
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from training import stops
 from training.distillation.callbacks import MetricsFile
 from training.distillation.sample_order import OrderedTrainer
@@ -64,14 +69,23 @@ def stages(recipe: DenseRecipe) -> list[Stage]:
 
 
 def write_world_files(run: Run) -> dict:
-    """Writes the pictures and questions of the world, and a processor whose vocabulary is the words of the world."""
+    """Writes the pictures and questions of the world, and a processor whose vocabulary is the words of the world.
+
+    The questions of each phase are encoded.
+    """
     settings = run.recipe.teacher
     paths = write_world(WORLDS, settings.world)
     rows = [row for path in paths.values() for row in json.loads(path.read_text(encoding="utf-8"))]
     texts = {message["value"].removeprefix("<image>\n") for row in rows for message in row["conversations"]}
     texts |= {word.strip() for words in GROUPS.values() for word in words}  # a small world may lack some of them
     build_processor(settings.model, sorted(texts)).save_pretrained(run.directory / "processor")
-    return {"rows": {name: split.rows for name, split in settings.world.splits.items()}}
+    splits = sorted({phase.split for phase in settings.phases})
+    sources = [Source(path=paths[split], images=paths[split].parent) for split in splits]
+    indexes = build_indexes(sources, load_processor(run), run.directory / "data", decode=False)
+    return {
+        "rows": {name: split.rows for name, split in settings.world.splits.items()},
+        "indexes": {split: index.name for split, index in zip(splits, indexes, strict=True)},
+    }
 
 
 def train_tower(run: Run) -> dict:
@@ -107,8 +121,10 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
     weights = last_checkpoint(folder / "trainer") or run.directory / start / "model"
     model = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
     path = write_world(WORLDS, settings.world)[phase.split]
-    samples, _ = load_llava_json(path, path.parent)
-    dataset = ConversationDataset(samples, processor, max_length=settings.max_length)
+    name = run.result("world")["indexes"][phase.split]
+    index = Index(run.directory / "data" / name, Source(path=path, images=path.parent))
+    rows = np.flatnonzero(index.is_good & (index.lengths <= settings.max_length))
+    dataset = ConversationDataset([index], np.zeros_like(rows), rows, processor)
     collator = Collator(processor)
     arguments = training_arguments(phase, folder / "trainer", run.recipe.seed)
     text, tower, projector = model.model.language_model, model.model.vision_tower, model.model.multi_modal_projector
@@ -149,7 +165,7 @@ def evaluate_dense_model(run: Run) -> dict:
     processor = load_processor(run)
     model = load_trained_model(run).float().eval()
     path = write_world(WORLDS, settings.world)[settings.evaluation_split]
-    samples, _ = load_llava_json(path, path.parent)
+    samples, _ = load_samples(Source(path=path, images=path.parent))
     evaluations = {}
     for name, transform in (("teacher", None), ("grey", "grey")):
         evaluations[name] = evaluate(

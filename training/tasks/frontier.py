@@ -30,7 +30,7 @@ from training.report.frontier_plots import AXES, frontier_families_table, fronti
 from training.report.plan_plots import plans_plot
 from training.report.style import save
 from training.run import Run, Stage, console, device
-from training.tasks.run_folder import DENSE, evaluation_path, load_plan
+from training.tasks.run_folder import DENSE, data_folder, evaluation_path, load_plan
 from training.tasks.stages import stages_before_students
 from training.tasks.student_stages import distil, evaluate_once, load_student
 
@@ -56,7 +56,7 @@ def evaluate_all(run: Run) -> dict:
         UserError: the dense model answers no question right, so that no accuracy can be relative to it.
     """
     processor = dense_processor(run.recipe.model)
-    samples = mixture(run.recipe, "evaluation", processor).samples
+    samples = mixture(run.recipe, "evaluation", processor, data_folder(run)).samples
     dense = evaluate_once(run, DENSE, lambda: load_model(run.recipe.model)[0], processor, samples)
     accuracy = {DENSE: dense.accuracy}
     if accuracy[DENSE] == 0:

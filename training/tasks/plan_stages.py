@@ -23,6 +23,7 @@ from training.run import Run, is_main_process
 from training.tasks.run_folder import (
     CALIBRATION,
     LATENCY,
+    data_folder,
     gates_folder,
     load_latency,
     plan_path,
@@ -47,7 +48,7 @@ def measure_dense(run: Run) -> dict:
     """
     recipe = run.recipe
     model, processor = dense_student(recipe.model), dense_processor(recipe.model)
-    batches = calibration_batches(recipe, processor) if reads_statistics(recipe) else []
+    batches = calibration_batches(recipe, processor, data_folder(run)) if reads_statistics(recipe) else []
 
     def story(on_all_ranks: OnAllRanks) -> dict:
         if bounds_latency(recipe):
@@ -80,7 +81,7 @@ def _find_starts(run: Run, search: Search) -> None:
 def find_plans(run: Run) -> dict:
     """Writes the plans that are found, for students whose plan is not learned. Returns the costs of each plan."""
     model, processor = dense_student(run.recipe.model), dense_processor(run.recipe.model)
-    batches = calibration_batches(run.recipe, processor)
+    batches = calibration_batches(run.recipe, processor, data_folder(run))
 
     def story(on_all_ranks: OnAllRanks) -> dict:
         statistics = Calibration.load(run.directory / CALIBRATION) if reads_statistics(run.recipe) else None
@@ -117,7 +118,7 @@ def learn_plans(run: Run) -> dict:
 def harden_plans(run: Run) -> dict:
     """Writes the plans that learned gates are hardened into. Returns the costs of each plan."""
     recipe = run.recipe
-    batches = calibration_batches(recipe, dense_processor(recipe.model))
+    batches = calibration_batches(recipe, dense_processor(recipe.model), data_folder(run))
     statistics = Calibration.load(run.directory / CALIBRATION)
     plans = {
         plan_key(student): hardened_plan(

@@ -2,6 +2,7 @@
 
 NAME is the name of a student or another model.
 
+    data/                         the indexes of all sources
     calibration/                  cache of the dense model's statistics
     calibration.safetensors       the statistics that this run uses, if a planner reads them
     latency.json                  timings of this machine, if a budget bounds latency
@@ -27,6 +28,11 @@ LATENCY = "latency.json"
 """File of the timings."""
 CALIBRATION = "calibration.safetensors"
 """File of the statistics."""
+
+
+def data_folder(run: Run) -> Path:
+    """Returns the folder of the sources' indexes."""
+    return run.directory / "data"
 
 
 def plan_path(run: Run, name: str) -> Path:

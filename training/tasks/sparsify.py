@@ -28,7 +28,7 @@ from training.report.plan_plots import plan_plot
 from training.report.style import save
 from training.report.tables import models_table
 from training.run import Run, Stage, console, device, is_main_process
-from training.tasks.run_folder import DENSE, GREY, evaluation_path, load_plan, plan_path, student_folder
+from training.tasks.run_folder import DENSE, GREY, data_folder, evaluation_path, load_plan, plan_path, student_folder
 from training.tasks.stages import stages_before_students
 from training.tasks.student_stages import distil, evaluate_once, load_student
 
@@ -75,7 +75,7 @@ def evaluate_all(run: Run) -> dict:
     """
     recipe = run.recipe
     config, processor = dense_config(recipe.model.path), dense_processor(recipe.model)
-    samples = mixture(recipe, "evaluation", processor).samples
+    samples = mixture(recipe, "evaluation", processor, data_folder(run)).samples
     dense = evaluate_once(run, DENSE, lambda: load_model(recipe.model)[0], processor, samples)
     grey = evaluate_once(run, GREY, lambda: load_model(recipe.model)[0], processor, samples)
     table = [table_row("dense", None, False, DENSE_COST, dense, dense)]
@@ -108,7 +108,7 @@ def export(run: Run) -> dict:
         rows=read_json(run.directory / "table.json"),
         picture=plot_path.name,
     )
-    probe = calibration_batches(recipe, processor)[0]
+    probe = calibration_batches(recipe, processor, data_folder(run))[0]
     del probe["labels"]
     export_checkpoint(model, processor, run.directory / "checkpoint", card=card, probe=probe, picture=plot_path)
     return {"checkpoint": "checkpoint"}

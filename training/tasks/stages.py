@@ -1,22 +1,22 @@
 """The stages that every run of students begins with, from the data to the plans."""
 
-from dataclasses import asdict
-
 import torch
+from transformers import ProcessorMixin
 
 from checkpoints.build import dense_config
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
-from training.distillation.datasets import mixture
+from training.distillation.datasets import ROLES, index_data, training_split, whole_mixture
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.students import dense_processor
 from training.files import write_json
 from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings
 from training.recipe.student import StudentRecipe
-from training.run import Run, Stage
+from training.run import Run, Stage, console
 from training.tasks.answers_size import answers_size, refuse_too_many_answers
 from training.tasks.plan_stages import find_plans, harden_plans, learn_plans, measure_dense
+from training.tasks.run_folder import data_folder
 from training.tasks.shared_plans import bounds_latency, reads_statistics, students_to_learn
 from training.tasks.student_stages import ask_teacher
 
@@ -44,7 +44,7 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
 
 
 def read_data(run: Run) -> dict:
-    """Reads and checks every sample that a later stage reads. Writes which samples are left out, and counts them.
+    """Reads, checks and encodes every row that a later stage reads. Writes which rows are left out, and counts them.
 
     Raises:
         UserError: the data is bad, an answer could not be scored, a tracker of the training is not installed, or the
@@ -53,24 +53,32 @@ def read_data(run: Run) -> dict:
     recipe = run.recipe
     refuse_missing_trackers(recipe.training.report_to)
     processor = dense_processor(recipe.model)
+    index_data(recipe, processor, data_folder(run))
     used, left_out = {}, {}
     if recipe.validation is not None:
         used["validation"] = recipe.validation.num_samples
-    for role in ("train", "calibration", "evaluation"):
-        dataset = mixture(recipe, role, processor)
+    for role in ROLES:
+        dataset, rest = whole_mixture(recipe, role, processor, data_folder(run))
         if role == "evaluation":
             refuse_unscorable(dataset.samples)
+        if role == "train" and recipe.validation is not None:
+            dataset, _ = training_split(recipe, processor, data_folder(run))
         if role == "train" and recipe.distillation.keep_answers:
-            refuse_too_many_answers(_answers_size(recipe, dataset), run.directory)
-        used[role], left_out[role] = len(dataset), [*dataset.bad, *dataset.too_long]
-    rows = {role: [asdict(sample) for sample in samples] for role, samples in left_out.items()}
-    write_json(run.directory / "left_out.json", rows)
-    return {"used": used, "left_out": {role: len(samples) for role, samples in left_out.items()}}
+            refuse_too_many_answers(_answers_size(recipe, dataset, processor), run.directory)
+        used[role], left_out[role] = len(dataset), {"counts": rest.counts(), "rows": rest.rows()}
+        console.print(f"{role}: {len(dataset):,} samples{_in_words(rest.counts())}", soft_wrap=True)
+    write_json(run.directory / "left_out.json", left_out)
+    return {"used": used, "left_out": {role: rest["counts"] for role, rest in left_out.items()}}
 
 
-def _answers_size(recipe: StudentRecipe, dataset: ConversationDataset) -> int:
+def _in_words(counts: dict[str, int]) -> str:
+    """Returns what a line says of rows that are left out."""
+    return "".join(f"; left out: {count:,} ({kind})" for kind, count in counts.items())
+
+
+def _answers_size(recipe: StudentRecipe, dataset: ConversationDataset, processor: ProcessorMixin) -> int:
     """Returns the bytes of the teacher's answers to the training data."""
     config = dense_config(recipe.model.path)
     visual = sparse_class(config).visual_tokens(config)
     computed_in = "bfloat16" if recipe.training.precision == "bfloat16" else recipe.model.dtype
-    return answers_size(dataset, config, list(visual.values()), getattr(torch, computed_in).itemsize)
+    return answers_size(dataset, processor, config, list(visual.values()), getattr(torch, computed_in).itemsize)

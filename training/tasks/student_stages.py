@@ -31,6 +31,7 @@ from training.run import Run, device, is_main_process
 from training.tasks.run_folder import (
     ANSWERS,
     GREY,
+    data_folder,
     evaluation_path,
     gates_folder,
     load_plan,
@@ -45,7 +46,7 @@ def ask_teacher(run: Run) -> dict:
     model, processor = dense_student(recipe.model), dense_processor(recipe.model)
     write_teacher_answers(
         model,
-        mixture(recipe, "train", processor),
+        mixture(recipe, "train", processor, data_folder(run)),
         Collator(processor),
         run.directory / ANSWERS,
         batch_size=recipe.training.micro_batch_size,
@@ -76,7 +77,7 @@ def training_data(
     run: Run, processor: ProcessorMixin
 ) -> tuple[ConversationDataset | AnsweredDataset, Validation | None]:
     """Returns the training data, with the teacher's answers if the recipe keeps them, and what is held out of it."""
-    dataset, held_out = training_split(run.recipe, processor)
+    dataset, held_out = training_split(run.recipe, processor, data_folder(run))
     validation = validation_of(run.recipe, held_out, processor)
     if run.recipe.distillation.keep_answers:
         return AnsweredDataset(dataset, run.directory / ANSWERS), validation

@@ -13,11 +13,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 import data.shapes.world
-from data.reading import load_llava_json
 from data.shapes.patches import GROUPS, NO_WORD, patch_words
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.scenes import IMAGE_SIZE, PLACES, draw_scene, sample_scene
 from data.shapes.world import SplitSettings, WorldSettings, split_rows, write_world
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from tests.data.shapes.shapes_oracle import answer
 
 PARTS = ("train", "validation", "calibration", "test")
@@ -77,10 +78,10 @@ def test_two_runs_may_write_the_same_world_at_once(tmp_path, monkeypatch):
 
 def test_the_files_are_read_by_the_loader_of_any_llava_json(tmp_path):
     paths = write_world(tmp_path, world())
-    train, bad = load_llava_json(paths["train"], paths["train"].parent)
+    train, bad = load_samples(Source(path=paths["train"], images=paths["train"].parent))
     assert not bad and len(train) == 30 and {len(sample.images) for sample in train} == {1}
     assert {sample.family for sample in train} == {None} and max(len(sample.turns) for sample in train) == 10
-    test, bad = load_llava_json(paths["test"], paths["test"].parent)
+    test, bad = load_samples(Source(path=paths["test"], images=paths["test"].parent))
     assert not bad and Counter(sample.family for sample in test) == dict.fromkeys(QUESTION_FAMILIES, 4)
     assert {len(sample.turns) for sample in test} == {1}
     with Image.open(test[0].images[0]) as image:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.reading import load_llava_json
 from data.shapes.world import SplitSettings, WorldSettings, write_world
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from training.measure.evaluation import Evaluation, Record
@@ -45,7 +46,7 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     rng = random.Random(0)
     world = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=num_questions)})
     questions = write_world(directory / "world", world)["test"]
-    samples, _ = load_llava_json(questions, questions.parent)
+    samples, _ = load_samples(Source(path=questions, images=questions.parent))
 
     def evaluation(name: str, skill: float) -> Evaluation:
         records = []

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from data.collator import Collator
@@ -22,17 +23,16 @@ def hold_out(
     Raises:
         UserError: nothing would be left to train on.
     """
-    first: dict = {}
-    for index, sample in enumerate(dataset.samples):
-        first.setdefault(sample, index)
+    _, first = np.unique(dataset.digests, return_index=True)
+    first.sort()
     if num_samples >= len(first):
         raise UserError(
             f"validation.num_samples: got {num_samples}, allowed: less than the {len(first)} different samples of "
             "data.train, from which they are taken"
         )
-    held_out = set(random.Random(f"{seed} validation").sample(list(first), num_samples))
-    kept = [index for index, sample in enumerate(dataset.samples) if sample not in held_out]
-    return dataset.subset(kept), dataset.subset(sorted(first[sample] for sample in held_out))
+    held_out = np.sort(first[random.Random(f"{seed} validation").sample(range(len(first)), num_samples)])
+    kept = ~np.isin(dataset.digests, dataset.digests[held_out])
+    return dataset.subset(np.flatnonzero(kept)), dataset.subset(held_out)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Validation:
         All ranks get the same number of batches, as sharded models need it. Where there are too few, a rank gets one
         that another rank has as well, and it does not count.
         """
-        samples, lengths = self.dataset.samples, self.dataset.lengths
-        order = sorted(range(len(samples)), key=lambda index: (bool(samples[index].images), lengths[index]))
+        order = np.lexsort((self.dataset.lengths, self.dataset.has_picture)).tolist()
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         rounds = -(-len(batches) // world_size())
         for number in range(rank(), rounds * world_size(), world_size()):

@@ -1,0 +1,136 @@
+"""Opens sources: finds the reader for what a source names, and the schema of its rows."""
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+
+from data.sample import BadSample, OnBadSample, Sample, check_bad_share
+from data.schemas import SCHEMAS, Schema, schema_of
+from data.sources.json_rows import LINES, LISTS, json_columns, json_table, parse_row
+from data.sources.rows import SourceRows
+from data.sources.shards import SHARD, parse_shard_row, shard_table
+from data.sources.source import Source
+from data.sources.tables import DEFAULT_SPLIT, TABLES, table_of_files, table_of_folder, table_of_hub
+from modeling.user_error import UserError
+
+
+def open_source(source: Source) -> SourceRows:
+    """Returns the rows of a source. Its files are read once, and kept in the cache of `datasets`.
+
+    Raises:
+        UserError: the source cannot be read, has no rows, fits no schema or several, or lacks a column that it names.
+    """
+    name, table, as_object = _table(source)
+    if not len(table):
+        raise UserError(f"{name}: got no rows, at least one is expected")
+    columns = table.column_names if as_object is _typed else json_columns(table)
+    try:
+        schema = _schema(source, columns)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    said = json.dumps([table._fingerprint, schema.name, source.meaning()], sort_keys=True)
+    return SourceRows(source, name, table, schema, hashlib.sha256(said.encode()).hexdigest(), as_object)
+
+
+def load_samples(
+    source: Source, *, on_bad_sample: OnBadSample = "error", max_bad_share: float = 0.0
+) -> tuple[list[Sample], list[BadSample]]:
+    """Reads and checks all rows of a source. Picture files must be there, but are not opened.
+
+    Args:
+        on_bad_sample: "error" stops at the first bad row. "skip" leaves bad rows out and returns them.
+        max_bad_share: with "skip", the largest share of bad rows, in [0, 1], that is not an error.
+
+    Returns:
+        The good rows as samples, and the bad ones.
+
+    Raises:
+        UserError: as `open_source`, or a row is bad, or too many are.
+    """
+    rows = open_source(source)
+    samples, bad = [], []
+    for number, row in enumerate(rows.table):
+        try:
+            sample = rows.sample(row, number)
+        except UserError as error:
+            reason = f"{rows.name_of(row, number)}: {error}"
+            if on_bad_sample == "error":
+                raise UserError(reason) from error
+            bad.append(BadSample(rows.id_of(row), number, reason))
+        else:
+            if sample is not None:
+                samples.append(sample)
+    check_bad_share(bad, len(rows), max_bad_share)
+    return samples, bad
+
+
+class _Opened(NamedTuple):
+    """A source's table, before its schema is known."""
+
+    name: str
+    table: datasets.Dataset
+    as_object: Callable[[dict], dict]
+
+
+def _table(source: Source) -> _Opened:
+    """Returns the table of a source."""
+    if source.hub is not None:
+        table = table_of_hub(source.hub, source.split)
+        return _Opened(f"{source.hub}, split {table.split}", table, _typed)
+    assert source.path is not None
+    name, paths = str(source.path), _paths(source.path)
+    if paths[0].is_dir():
+        return _Opened(name, table_of_folder(paths[0], source.split), _typed)
+    if source.split not in (None, DEFAULT_SPLIT):
+        raise UserError(f"{name}: split: got {source.split!r}, files have no splits")
+    ending = _ending(name, paths)
+    if ending in (*LISTS, *LINES):
+        return _Opened(name, json_table(paths, name), parse_row)
+    if ending == SHARD:
+        return _Opened(name, shard_table(paths, name), parse_shard_row)
+    return _Opened(name, table_of_files(paths, name), _typed)
+
+
+def _typed(row: dict) -> dict:
+    return row
+
+
+def _paths(path: Path) -> list[Path]:
+    """Returns the files that a path or a pattern names, in the order of their names."""
+    if path.exists():
+        return [path]
+    found = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if not found:
+        raise UserError(f"{path}: there is no such file or folder, and no file that fits it as a pattern")
+    return found
+
+
+def _ending(name: str, paths: Sequence[Path]) -> str:
+    """Returns the one ending that all files have."""
+    endings = (*LISTS, *LINES, *TABLES, SHARD)
+    found = {next((ending for ending in endings if path.name.endswith(ending)), path.suffix) for path in paths}
+    if len(found) > 1 or not found <= set(endings):
+        raise UserError(f"{name}: files end in {', '.join(sorted(found))}, allowed is one of {', '.join(endings)}")
+    return found.pop()
+
+
+def _schema(source: Source, columns: Sequence[str]) -> Schema:
+    """Returns the schema of rows with these columns. Raises UserError if a column that the source names is missing."""
+    wanted = {f"columns.{ours}": theirs for ours, theirs in source.columns.items()}
+    wanted |= {f"{setting}.{name}": name for setting in ("where", "min_ratings") for name in getattr(source, setting)}
+    for setting, column in wanted.items():
+        if column not in columns:
+            raise UserError(f"{setting}: no column is called {column!r}; they are {', '.join(columns)}")
+    ours = (set(columns) - set(source.columns.values()) - set(source.columns)) | set(source.columns)
+    if source.schema_name is None:
+        return schema_of(ours)
+    schema = next(schema for schema in SCHEMAS if schema.name == source.schema_name)
+    missing = sorted(set(schema.columns) - ours)
+    if missing:
+        raise UserError(f"schema {schema.name}: no column is called {missing[0]!r}; they are {', '.join(columns)}")
+    return schema

@@ -1,0 +1,92 @@
+"""The rows of a source as a table, and each of them as a sample."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from data.images import find_image
+from data.sample import EmbeddedPicture, Sample
+from data.schemas import Schema, read_row
+from data.sources.source import Source
+from modeling.user_error import UserError
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows of a source. It can be sent to other processes, which then map the same table into memory.
+
+    Attributes:
+        source: what the user says of it.
+        name: what messages call it: the path, or the data set's id with config, revision and split.
+        table: the rows, memory-mapped. Pictures are not decoded.
+        schema: the layout of the rows.
+        fingerprint: of the rows and of all settings that change what they mean. It depends neither on `weight` nor on
+            `num_samples`.
+        as_object: returns a row of the table as an object of the schema's columns.
+    """
+
+    source: Source
+    name: str
+    table: datasets.Dataset
+    schema: Schema
+    fingerprint: str
+    as_object: Callable[[dict], dict]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def sample(self, row: dict, number: int) -> Sample | None:
+        """Returns a row as a sample; None if the source's `where` or `min_ratings` leave it out.
+
+        Args:
+            row: the row as the table gives it.
+            number: its number in the table, which is its id if it has none.
+
+        Raises:
+            UserError: the row is bad. The message says what is wrong, and not which row it is (see `name_of`).
+        """
+        given = self.as_object(row)
+        for column, wanted in self.source.where.items():
+            if given.get(column) not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+                return None
+        read = read_row(self._renamed(given), self.schema, self.source.min_ratings)
+        if read is None:
+            return None
+        pictures = tuple(self._picture(picture, index) for index, picture in enumerate(read.pictures))
+        return Sample(f"row {number}" if read.id is None else read.id, pictures, read.turns, read.family, read.system)
+
+    def id_of(self, row: dict) -> str | None:
+        """Returns the id of a row, which may be bad; None if it has none."""
+        try:
+            row_id = self._renamed(self.as_object(row)).get("id")
+        except UserError:
+            return None
+        return None if row_id is None else str(row_id)
+
+    def name_of(self, row: dict, number: int) -> str:
+        """Returns what messages call a row."""
+        return f"{self.name}: row {number} (id {self.id_of(row)!r})"
+
+    def _renamed(self, row: dict) -> dict:
+        """Returns a row by our names of its columns."""
+        columns = self.source.columns
+        rest = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
+        return rest | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+    def _picture(self, picture: Any, index: int) -> Path | EmbeddedPicture:
+        """Returns a picture that a row names by its path or holds in bytes."""
+        data, path = None, picture
+        if isinstance(picture, bytes):
+            data, path = picture, None
+        elif isinstance(picture, dict):
+            data, path = picture.get("bytes"), picture.get("path")
+        if isinstance(data, bytes):
+            return EmbeddedPicture(data, path if isinstance(path, str) and path else f"picture {index}")
+        if data is not None or not isinstance(path, str):
+            raise UserError(f"picture {index} is {picture!r:.100}, a path or bytes are expected")
+        if self.source.images is None:
+            raise UserError(f"image {path!r} is a path; give `images`, the folder that paths start from")
+        return find_image(self.source.images, path)
