@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, List, Value
@@ -115,7 +116,7 @@ class Index:
 
     def ids_and_reasons(self, rows: Iterable[int]) -> list[tuple[str | None, str | None]]:
         """Returns of each row its id and what is wrong with it. Both may be None."""
-        table = self._table.data.table.select(["id", "reason"]).take(list(rows))
+        table = self._table.data.table.select(["id", "reason"]).take(pa.array(rows, pa.int64()))
         return list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     def _pictures(self, row: int, names: list[str | None]) -> tuple[Path | EmbeddedPicture, ...]:

@@ -73,6 +73,15 @@ def kind_of(reason: str) -> str:
     return _DETAIL.sub("…", reason)
 
 
+def kinds_of_bad(index: Index) -> list[tuple[str, int, str]]:
+    """Returns each kind of reason for which rows are bad, their number and the first. The most frequent comes first."""
+    counts, first = Counter[str](), {}
+    for _, row, row_id, reason in _bad_rows(index):
+        counts[kind_of(reason)] += 1
+        first.setdefault(kind_of(reason), f"row {row} (id {row_id!r}): {reason}")
+    return [(kind, count, first[kind]) for kind, count in counts.most_common()]
+
+
 def check_bad(indexes: Sequence[Index], on_bad_sample: OnBadSample, max_bad_share: float) -> None:
     """Raises UserError where a source has a bad row, or with `on_bad_sample: skip` a larger share than is allowed."""
     allowed = 0.0 if on_bad_sample == "error" else max_bad_share

@@ -5,7 +5,7 @@ The sources are read once, by rank 0 in a run's first stage (`index_data`). All 
 
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -41,7 +41,7 @@ def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -
     Raises:
         UserError: a source cannot be read. Bad rows are an error of `mixture`.
     """
-    sources = {role: _sources(recipe, role) for role in ROLES}
+    sources = {role: sources_of(recipe, role) for role in ROLES}
     paths = build_indexes(
         list(chain.from_iterable(sources.values())), processor, folder, decode=recipe.data.on_bad_sample == "skip"
     )
@@ -86,17 +86,20 @@ def whole_mixture(
     Raises:
         UserError: as `data.mixture.build_mixture`. A question of the evaluation may not be too long.
     """
-    data = recipe.data
     paths = [folder / name for name in read_json(folder / INDEXES)[role]]
-    return build_mixture(
-        open_indexes(_sources(recipe, role), paths),
-        processor,
-        max_length=data.max_length,
-        seed=recipe.seed,
-        on_bad_sample=data.on_bad_sample,
-        max_bad_share=data.max_bad_share,
-        max_too_long_share=0.0 if role == "evaluation" else data.max_too_long_share,
-    )
+    return build_mixture(open_indexes(sources_of(recipe, role), paths), processor, **mixture_settings(recipe, role))
+
+
+def mixture_settings(recipe: StudentRecipe, role: Role) -> dict[str, Any]:
+    """Returns what the recipe says to `data.mixture.build_mixture` about `data.ROLE`."""
+    data = recipe.data
+    return {
+        "max_length": data.max_length,
+        "seed": recipe.seed,
+        "on_bad_sample": data.on_bad_sample,
+        "max_bad_share": data.max_bad_share,
+        "max_too_long_share": 0.0 if role == "evaluation" else data.max_too_long_share,
+    }
 
 
 def calibration_batches(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -> list[dict]:
@@ -128,7 +131,7 @@ def in_batches(
     ]
 
 
-def _sources(recipe: StudentRecipe, role: Role) -> list[Source]:
+def sources_of(recipe: StudentRecipe, role: Role) -> list[Source]:
     """Returns the sources of `data.ROLE`. The embedded world is written first, unless it is there already."""
     world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
     return [source.source(world) for source in getattr(recipe.data, role)]
