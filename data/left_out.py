@@ -75,7 +75,8 @@ def kind_of(reason: str) -> str:
 
 def kinds_of_bad(index: Index) -> list[tuple[str, int, str]]:
     """Returns each kind of reason for which rows are bad, their number and the first. The most frequent comes first."""
-    counts, first = Counter[str](), {}
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
     for _, row, row_id, reason in _bad_rows(index):
         counts[kind_of(reason)] += 1
         first.setdefault(kind_of(reason), f"row {row} (id {row_id!r}): {reason}")

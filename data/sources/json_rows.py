@@ -43,7 +43,7 @@ def json_table(paths: Sequence[Path], name: str) -> datasets.Dataset:
     """
     with in_one_line(name):
         return datasets.Dataset.from_generator(
-            _rows,
+            rows_of,
             features=datasets.Features({ROW: datasets.Value("large_string")}),
             gen_kwargs={"files": files_of(paths)},
         )
@@ -76,7 +76,7 @@ def _columns(batch: dict[str, list[str]]) -> dict[str, list[str]]:
     return {"column": sorted(columns)}
 
 
-def _rows(files: Files) -> Iterator[dict[str, str]]:
+def rows_of(files: Files) -> Iterator[dict[str, str]]:
     """Yields the rows of files."""
     for name, _, _ in files:
         path = Path(name)

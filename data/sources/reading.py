@@ -26,9 +26,9 @@ def open_source(source: Source) -> SourceRows:
         UserError: the source cannot be read, has no rows, fits no schema or several, or lacks a column that it names.
     """
     name, table, as_object = _table(source)
-    columns = table.column_names if as_object is _typed else json_columns(table)
+    columns = table.column_names if as_object is as_typed else json_columns(table)
     try:
-        schema = _schema(source, columns)
+        schema = choose_schema(source, columns)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     said = json.dumps([table._fingerprint, schema.name, source.meaning()], sort_keys=True)
@@ -79,26 +79,26 @@ def _table(source: Source) -> _Opened:
     """Returns the table of a source."""
     if source.hub is not None:
         table = table_of_hub(source.hub, source.split)
-        return _Opened(f"{source.hub}, split {table.split}", table, _typed)
+        return _Opened(f"{source.hub}, split {table.split}", table, as_typed)
     assert source.path is not None
-    name, paths = str(source.path), _paths(source.path)
+    name, paths = str(source.path), paths_of(source.path)
     if paths[0].is_dir():
-        return _Opened(name, table_of_folder(paths[0], source.split), _typed)
+        return _Opened(name, table_of_folder(paths[0], source.split), as_typed)
     if source.split not in (None, DEFAULT_SPLIT):
         raise UserError(f"{name}: split: got {source.split!r}, files have no splits")
-    ending = _ending(name, paths)
+    ending = ending_of(name, paths)
     if ending in (*LISTS, *LINES):
         return _Opened(name, json_table(paths, name), parse_row)
     if ending == SHARD:
         return _Opened(name, shard_table(paths, name), parse_shard_row)
-    return _Opened(name, table_of_files(paths, name), _typed)
+    return _Opened(name, table_of_files(paths, name), as_typed)
 
 
-def _typed(row: dict) -> dict:
+def as_typed(row: dict) -> dict:
     return row
 
 
-def _paths(path: Path) -> list[Path]:
+def paths_of(path: Path) -> list[Path]:
     """Returns the files that a path or a pattern names, in the order of their names."""
     if path.exists():
         return [path]
@@ -108,7 +108,7 @@ def _paths(path: Path) -> list[Path]:
     return found
 
 
-def _ending(name: str, paths: Sequence[Path]) -> str:
+def ending_of(name: str, paths: Sequence[Path]) -> str:
     """Returns the one ending that all files have."""
     endings = (*LISTS, *LINES, *TABLES, SHARD)
     found = {next((ending for ending in endings if path.name.endswith(ending)), path.suffix) for path in paths}
@@ -117,7 +117,7 @@ def _ending(name: str, paths: Sequence[Path]) -> str:
     return found.pop()
 
 
-def _schema(source: Source, columns: Sequence[str]) -> Schema:
+def choose_schema(source: Source, columns: Sequence[str]) -> Schema:
     """Returns the schema of rows with these columns. Raises UserError if a column that the source names is missing."""
     wanted = {f"columns.{ours}": theirs for ours, theirs in source.columns.items()}
     wanted |= {f"{setting}.{name}": name for setting in ("where", "min_ratings") for name in getattr(source, setting)}

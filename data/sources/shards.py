@@ -43,7 +43,7 @@ def shard_table(paths: Sequence[Path], name: str) -> datasets.Dataset:
     """Returns the rows of shards as a table. Raises UserError if one cannot be read."""
     with in_one_line(name):
         return datasets.Dataset.from_generator(
-            _rows,
+            rows_of,
             features=datasets.Features(_FEATURES),
             gen_kwargs={"files": files_of(paths)},
             writer_batch_size=100,  # rows in memory at once, with their pictures
@@ -71,7 +71,7 @@ def parse_shard_row(row: dict) -> dict:
     return parsed | {"images": pictures}
 
 
-def _rows(files: Files) -> Iterator[dict]:
+def rows_of(files: Files) -> Iterator[dict]:
     """Yields the rows of shards. Each is made of members that stand together and are called the same up to a dot."""
     for shard, _, _ in files:
         for _, members in groupby(_members(shard), key=lambda member: member.row):

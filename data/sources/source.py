@@ -36,6 +36,10 @@ class Source(BaseModel):
     min_ratings: dict[str, float] = Field(default={})
     """Name of a column of ratings, one for each turn -> the least one. Turns below it are left out, as are turns
     without a rating. A row that has no turn left is left out too."""
+    streaming: bool = False
+    """Read the rows while they are trained on, and copy nothing to the disk. Nothing is known of them beforehand, so
+    this goes with `data.train` alone, and with settings that ask for nothing beforehand. Then `weight` says how often
+    the source gives a row, in proportion to the other sources."""
     weight: float | None = Field(default=None, gt=0)
     """How often each sample is used: 2 is twice, 0.5 is a random half. null: once, unless `num_samples` is given."""
     num_samples: int | None = Field(default=None, gt=0)
@@ -44,6 +48,8 @@ class Source(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "Source":
         self._check_origin()
+        if self.streaming and self.num_samples is not None:
+            raise ValueError("num_samples goes without streaming: training.max_steps says how many are read")
         if self.weight is not None and self.num_samples is not None:
             raise ValueError(f"give weight or num_samples, not both; got {self.weight} and {self.num_samples}")
         return self

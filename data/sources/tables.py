@@ -53,11 +53,7 @@ def table_of_hub(hub: str, split: str | None) -> datasets.Dataset:
     Raises:
         UserError: the id is none, or no data set, config or split is called so, or it cannot be read.
     """
-    parts = _HUB.fullmatch(hub)
-    if parts is None:
-        raise UserError(f"hub: got {hub!r}, allowed: owner/name[:config][@revision]")
-    if os.path.exists(parts["repo"]):  # `datasets` would take it for the data set
-        raise UserError(f"hub: {parts['repo']!r} is a file or a folder here; give it as `path`, or start elsewhere")
+    parts = parts_of_hub(hub)
     with in_one_line(hub):
         commit = None if parts["revision"] is None else _commit(parts["repo"], parts["revision"])
         found = datasets.load_dataset(parts["repo"], parts["config"], revision=commit)
@@ -66,6 +62,16 @@ def table_of_hub(hub: str, split: str | None) -> datasets.Dataset:
         # Without a network, `datasets` gives what it has in its cache, whatever the revision.
         raise UserError(f"{hub}: the cache holds another revision, and the Hub cannot be asked")
     return table
+
+
+def parts_of_hub(hub: str) -> re.Match[str]:
+    """Returns the `repo`, `config` and `revision` in a data set's id. Raises UserError if it is none."""
+    parts = _HUB.fullmatch(hub)
+    if parts is None:
+        raise UserError(f"hub: got {hub!r}, allowed: owner/name[:config][@revision]")
+    if os.path.exists(parts["repo"]):  # `datasets` would take it for the data set
+        raise UserError(f"hub: {parts['repo']!r} is a file or a folder here; give it as `path`, or start elsewhere")
+    return parts
 
 
 def undecoded(table: datasets.Dataset) -> datasets.Dataset:

@@ -19,11 +19,12 @@ from data.left_out import LeftOut
 from data.mixture import build_mixture
 from data.shapes.world import WORLDS, write_world
 from data.sources.source import Source
+from data.streaming import StreamedDataset
 from modeling.user_error import UserError
 from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset
 from training.files import read_json, write_json
-from training.ranks import world_size
+from training.ranks import rank, world_size
 from training.recipe.student import StudentRecipe
 
 Role = Literal["train", "calibration", "evaluation"]
@@ -41,7 +42,7 @@ def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -
     Raises:
         UserError: a source cannot be read. Bad rows are an error of `mixture`.
     """
-    sources = {role: sources_of(recipe, role) for role in ROLES}
+    sources = {role: [source for source in sources_of(recipe, role) if not source.streaming] for role in ROLES}
     paths = build_indexes(
         list(chain.from_iterable(sources.values())), processor, folder, decode=recipe.data.on_bad_sample == "skip"
     )
@@ -137,18 +138,33 @@ def sources_of(recipe: StudentRecipe, role: Role) -> list[Source]:
     return [source.source(world) for source in getattr(recipe.data, role)]
 
 
+def streamed(recipe: StudentRecipe, processor: ProcessorMixin) -> StreamedDataset:
+    """Returns this process's part of the training data of a recipe that streams them.
+
+    Raises:
+        UserError: a source cannot be opened.
+    """
+    settings = mixture_settings(recipe, "train")
+    return StreamedDataset(sources_of(recipe, "train"), processor, part=(rank(), world_size()), **settings)
+
+
 def conversations_of(dataset: ConversationDataset | AnsweredDataset) -> ConversationDataset:
     """Returns the conversations of a dataset, which may hold the teacher's answers to them."""
     return dataset.conversations if isinstance(dataset, AnsweredDataset) else dataset
 
 
-def training_collator(dataset: ConversationDataset | AnsweredDataset, processor: ProcessorMixin) -> Collator:
+def training_collator(
+    dataset: ConversationDataset | AnsweredDataset | StreamedDataset, processor: ProcessorMixin
+) -> Collator:
     """Returns what makes batches in training.
 
     With several processes, and with samples with and without pictures, every batch gets a picture (see
-    `PictureInEveryBatch`). The added row is the shortest sample that has one.
+    `PictureInEveryBatch`). The added row is the shortest sample that has one, or the first of a stream.
     """
     collator = Collator(processor)
+    if isinstance(dataset, StreamedDataset):
+        filler = dataset.first_with_picture() if world_size() > 1 else None
+        return collator if filler is None else PictureInEveryBatch(collator, filler)
     conversations = conversations_of(dataset)
     with_picture = np.flatnonzero(conversations.has_picture)
     if world_size() == 1 or len(with_picture) in (0, len(conversations)):

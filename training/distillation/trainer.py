@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback
 from transformers.integrations import unset_hf_deepspeed_config
 
 from data.collator import TEXT_KEYS, predicts_answer
+from data.streaming import StreamedDataset
 from modeling.host_memory import to_device, to_host
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -232,11 +234,24 @@ class DistillationTrainer(OrderedTrainer):
         super().log(logs, start_time)
 
     def get_train_dataloader(self):
-        """As in Trainer. Its workers do not hear the signals that stop a run, and load on until the step has ended."""
-        loader = super().get_train_dataloader()
+        """As in Trainer. Its workers do not hear the signals that stop a run, and load on until the step has ended.
+
+        Of a stream each process reads its own part, so that accelerate has nothing to share out.
+        """
+        streamed = isinstance(self.train_dataset, StreamedDataset)
+        loader = self._stream_loader() if streamed else super().get_train_dataloader()
         base = getattr(loader, "base_dataloader", loader)  # accelerate keeps the loader that starts the workers there
         base.worker_init_fn = partial(stops.deaf, base.worker_init_fn)
         return loader
+
+    def _stream_loader(self) -> DataLoader:
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and not self.args.use_cpu,
+        )
 
     def train(self, **kwargs):
         """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one.

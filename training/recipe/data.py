@@ -73,6 +73,19 @@ class DataSettings(Strict):
     max_bad_share: float = Field(default=0.0, ge=0, le=1)
     """Largest share of samples that may be left out with `on_bad_sample: skip`. The run stops if there are more."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the training data are read as a stream."""
+        return any(source.streaming for source in self.train)
+
+    @model_validator(mode="after")
+    def _only_training_is_streamed(self):
+        if any(source.streaming for source in (*self.calibration, *self.evaluation)):
+            raise ValueError("streaming: allowed in data.train alone; the other data are read several times")
+        if self.is_streamed and not all(source.streaming for source in self.train):
+            raise ValueError("streaming: either all sources of data.train are streamed or none is")
+        return self
+
     @model_validator(mode="after")
     def _splits_exist(self):
         known = self.world.splits if self.world else {}

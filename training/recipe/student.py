@@ -97,6 +97,24 @@ class StudentRecipe(BaseRecipe):
         return self
 
     @model_validator(mode="after")
+    def _streams_are_read_once(self):
+        training = self.training
+        known_beforehand = {
+            "validation": self.validation is not None,
+            "distillation.keep_answers": self.distillation.keep_answers,
+            "training.num_epochs": training.num_epochs is not None,
+            "training.group_by_modality_length": training.group_by_modality_length,
+            "training.num_workers above 1": training.num_workers > 1,
+        }
+        refused = [setting for setting, given in known_beforehand.items() if given]
+        if self.data.is_streamed and refused:
+            raise ValueError(
+                f"{refused[0]} does not go with streaming in data.train, of whose rows neither number nor length is "
+                "known beforehand, and which one reader per process reads in order"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _kept_answers_stay_true(self):
         if self.distillation.keep_answers and self.lora is None:
             raise ValueError(

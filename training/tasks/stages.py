@@ -6,7 +6,7 @@ from transformers import ProcessorMixin
 from checkpoints.build import dense_config
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
-from training.distillation.datasets import ROLES, index_data, training_split, whole_mixture
+from training.distillation.datasets import ROLES, index_data, streamed, training_split, whole_mixture
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.students import dense_processor
 from training.files import write_json
@@ -57,7 +57,10 @@ def read_data(run: Run) -> dict:
     used, left_out = {}, {}
     if recipe.validation is not None:
         used["validation"] = recipe.validation.num_samples
-    for role in ROLES:
+    if recipe.data.is_streamed:
+        next(iter(streamed(recipe, processor)))  # what is wrong with the first rows is said now
+        console.print("train: streamed, its rows are checked when their turn comes", soft_wrap=True)
+    for role in ROLES[recipe.data.is_streamed :]:
         dataset, rest = whole_mixture(recipe, role, processor, data_folder(run))
         if role == "evaluation":
             refuse_unscorable(dataset.samples)

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from data.collator import Collator
 from data.dataset import ConversationDataset
 from data.sample import Sample
-from training.distillation.datasets import mixture, training_collator, training_split, validation_of
+from data.streaming import StreamedDataset
+from training.distillation.datasets import mixture, streamed, training_collator, training_split, validation_of
 from training.distillation.monitoring.validation import Validation
 from training.distillation.students import (
     dense_processor,
@@ -75,8 +76,10 @@ def distil(run: Run) -> dict:
 
 def training_data(
     run: Run, processor: ProcessorMixin
-) -> tuple[ConversationDataset | AnsweredDataset, Validation | None]:
+) -> tuple[ConversationDataset | AnsweredDataset | StreamedDataset, Validation | None]:
     """Returns the training data, with the teacher's answers if the recipe keeps them, and what is held out of it."""
+    if run.recipe.data.is_streamed:
+        return streamed(run.recipe, processor), None
     dataset, held_out = training_split(run.recipe, processor, data_folder(run))
     validation = validation_of(run.recipe, held_out, processor)
     if run.recipe.distillation.keep_answers:
