@@ -103,4 +103,6 @@ class StreamedDataset(IterableDataset):
         table = rows.table.shuffle(seed=self._seed + source, buffer_size=SHUFFLED_AT_ONCE)
         for epoch in count():
             table.set_epoch(epoch)
-            yield from zip(numbers, table)  # noqa: B905 - numbers have no end
+            # Not row by row: `datasets` then has an order of its own in a worker of a DataLoader.
+            for number, batch in zip(numbers, table.iter(1)):  # noqa: B905 - numbers have no end
+                yield number, {name: values[0] for name, values in batch.items()}
