@@ -177,7 +177,7 @@ def test_share_of_bad_rows(load):
         "deep": ("[" * 100_000, r"rows.json: not JSON \(.*recursion"),
         "lines": ('{"id": 1}\n{"id": 2}', "rows.json: not JSON"),
         "object": ('{"id": 1}', "rows.json: got dict, a list of rows is expected"),
-        "empty list": ("[]", "rows.json: got no rows, a list of rows is expected"),
+        "empty list": ("[]", "rows.json: got no rows, at least one is expected"),
         "empty file": ("", "rows.json: not JSON"),
     }.values(),
 )

@@ -1,10 +1,11 @@
 """Data sets on the Hub: configs, splits and revisions, with a Hub on this machine, and with the cache alone."""
 
 import io
+from contextlib import ExitStack
 
 import datasets
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from data.sources.reading import load_samples, open_source
 from data.sources.source import Source
@@ -20,8 +21,6 @@ configs:
   - {split: test, path: b/*.parquet}
 - config_name: broken
   data_files: c/*.parquet
-- config_name: shards
-  data_files: d/*.tar
 ---
 """
 SET = "me/set:sharegpt4v(coco)"
@@ -34,24 +33,30 @@ def parquet(name: str) -> bytes:
     return file.getvalue()
 
 
+FILES = {
+    "README.md": CARD,
+    "a/0.parquet": parquet("one"),
+    "b/0.parquet": parquet("two"),
+    "c/0.parquet": parquet("one")[:-50],
+}
+
+
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub with one data set, and empty caches."""
-    files = {"README.md": CARD, "a/0.parquet": parquet("one"), "b/0.parquet": parquet("two")}
-    write_tar(tmp_path / "0.tar", [("0.json", b'{"prompt": "a", "completion": "b"}')])
-    files |= {"c/0.parquet": files["a/0.parquet"][:-50], "d/0.tar": (tmp_path / "0.tar").read_bytes()}
-    with fake_hub("me/set", files) as address:
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            address + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        yield
+def serve(tmp_path, monkeypatch):
+    """serve(files) starts a Hub with the data set me/set. Its caches are empty."""
+    with ExitStack() as stack:
+
+        def serve(files):
+            address = stack.enter_context(fake_hub("me/set", files))
+            monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+            monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+            monkeypatch.setattr(constants, "ENDPOINT", address)
+            url = address + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+            monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+            monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+        yield serve
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def no_network(monkeypatch):
 
     def call():
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     return call
 
@@ -78,8 +83,8 @@ def refused(hub, split=None) -> str:
     return str(error.value)
 
 
-@pytest.mark.usefixtures("hub")
-def test_configs_splits_and_revisions(no_network):
+def test_configs_splits_and_revisions(serve, no_network):
+    serve(FILES)
     assert ids(SET) == ["one"] and ids(SET, "train") == ["one"] and ids(SET, "test") == ["two"]
     assert ids(f"{SET}@main", "test") == ["two"] and ids(f"{SET}@{COMMIT}", "test") == ["two"]
     rows = open_source(Source(hub=SET, split="test"))
@@ -94,9 +99,9 @@ def test_configs_splits_and_revisions(no_network):
     assert "me/other: cannot be read (Couldn't reach 'me/other' on the Hub" in refused("me/other")
 
 
-@pytest.mark.usefixtures("hub")
-def test_what_is_not_there_is_named():
-    configs = "['sharegpt4v(coco)', 'broken', 'shards']"
+def test_what_is_not_there_is_named(serve):
+    serve(FILES)
+    configs = "['sharegpt4v(coco)', 'broken']"
     assert f"me/set:nothing: cannot be read (BuilderConfig 'nothing' not found. Available: {configs})" == refused(
         "me/set:nothing"
     )
@@ -105,7 +110,12 @@ def test_what_is_not_there_is_named():
     assert "404" in refused(f"{SET}@v7") and "@v7" in refused(f"{SET}@v7")
     assert "me/other: cannot be read (Dataset 'me/other' doesn't exist on the Hub" in refused("me/other")
     assert "me/set:broken: cannot be read (Parquet magic bytes not found in footer" in refused("me/set:broken")
-    assert refused("me/set:shards") == "me/set:shards: holds webdataset shards; download them and give them as `path`"
+
+
+def test_shards_are_refused(serve, tmp_path):
+    write_tar(tmp_path / "0.tar", [("0.json", b'{"prompt": "a", "completion": "b"}')])
+    serve({"0.tar": (tmp_path / "0.tar").read_bytes()})
+    assert refused("me/set") == "me/set: holds webdataset shards; download them and give them as `path`"
 
 
 def test_ids_that_are_none(tmp_path, monkeypatch):
