@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import re
+from pathlib import Path
 
 import datasets
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from data.sources import json_rows, shards
@@ -246,6 +249,13 @@ def test_rows_of_shards_that_cannot_be_used(tmp_path, members, message):
             rows.sample(rows.table[number], number)
         told.append(str(error.value))
     assert any(message in one for one in told), told
+
+
+def test_the_examples_of_the_docs_are_sources():
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    sources = [Source(**settings) for block in blocks for settings in yaml.safe_load(block)]
+    assert len(sources) >= 8 and {source.hub is None for source in sources} == {True, False}
 
 
 @pytest.mark.parametrize(
