@@ -44,6 +44,8 @@ class Message(NamedTuple):
     role: Role
     text: str
     """Its text, with a mark for each picture."""
+    pictures: tuple[Any, ...] = ()
+    """The pictures that its parts hold, where the row has no column of pictures."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
         raise UserError(f"'id' is {type(row_id).__name__}, a text is expected")
     if family is not None and not isinstance(family, str):
         raise UserError(f"'family' is {type(family).__name__}, a text is expected")
-    messages, pictures = schema.messages(row), _pictures(row)
+    messages = schema.messages(row)
+    pictures = _pictures(row, tuple(picture for message in messages for picture in message.pictures))
     for index, message in enumerate(messages):
         _check_text(index, message)
     system = [message.text for message in messages if message.role == "system"]
@@ -144,13 +147,15 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
     return Row(None if row_id is None else str(row_id), pictures, turns, family, system[0] if system else None)
 
 
-def _pictures(row: dict) -> tuple[Any, ...]:
-    """Returns the pictures that a row names, in order. None of them is looked at."""
+def _pictures(row: dict, in_parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the pictures that a row names, or that parts of its messages hold, in order. None is looked at."""
     given = [name for name in PICTURE_COLUMNS if row.get(name) not in (None, [], "")]
     if len(given) > 1:
         raise UserError("both 'image' and 'images' are given, one of them is expected")
+    if given and in_parts:
+        raise UserError(f"both {given[0]!r} and parts of messages hold pictures, one of them is expected")
     if not given:
-        return ()
+        return in_parts
     value = row[given[0]]
     pictures = value if isinstance(value, list) else [value]
     if not all(isinstance(picture, (str, bytes, dict)) for picture in pictures):
@@ -216,7 +221,7 @@ def _llava_messages(row: dict) -> list[Message]:
     messages = []
     for index, turn in enumerate(_list(row, "conversations")):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("from", "value")):
-            raise UserError(f"turn {index} is {turn!r}, an object with texts 'from' and 'value' is expected")
+            raise UserError(f"turn {index} is {turn!r:.200}, an object with texts 'from' and 'value' is expected")
         messages.append(Message(_role(turn["from"], index), turn["value"].strip()))
     return messages
 
@@ -225,10 +230,11 @@ def _chat_messages(turns: Sequence[Any]) -> list[Message]:
     messages = []
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            raise UserError(f"turn {index} is {turn!r}, an object with 'role' and 'content' is expected")
+            raise UserError(f"turn {index} is {turn!r:.200}, an object with 'role' and 'content' is expected")
         if turn.get("tool_calls"):
             raise UserError(f"turn {index} has 'tool_calls', which are not read")
-        messages.append(Message(_role(turn["role"], index), _content(turn["content"], index).strip()))
+        text, pictures = _content(turn["content"], index)
+        messages.append(Message(_role(turn["role"], index), text.strip(), pictures))
     return messages
 
 
@@ -236,32 +242,38 @@ def _messages(row: dict) -> list[Message]:
     return _chat_messages(_list(row, "messages"))
 
 
-def _content(content: Any, index: int) -> str:
-    """Returns a message's content as text with marks. It is such a text, or a list of typed parts."""
+def _content(content: Any, index: int) -> tuple[str, tuple[Any, ...]]:
+    """Returns a message's content, a text or a list of typed parts, as text with marks and the pictures in parts."""
     if isinstance(content, str):
-        return content
+        return content, ()
     if not isinstance(content, list):
         raise UserError(f"turn {index}: 'content' is {type(content).__name__}, a text or a list of parts is expected")
-    parts = []
+    texts, pictures = [], []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            parts.append(part["text"])
-        elif kind == "image" and not any(part.get(name) for name in ("image", "url", "path", "base64")):
-            parts.append(IMAGE_MARK)
+            texts.append(part["text"])
+        elif kind == "image" and not any(part.get(name) for name in ("url", "base64")):
+            texts.append(IMAGE_MARK)
+            pictures += [part[name] for name in ("image", "path") if _is_picture(part.get(name))]
         else:
             raise UserError(
-                f'turn {index}: a part is {part!r}, allowed: {{"type": "text", "text": …}} and {{"type": "image"}}, '
-                "which stands for the next one of the row's images"
+                f'turn {index}: a part is {part!r:.200}, allowed: {{"type": "text", "text": …}} and '
+                f'{{"type": "image"}}, with the picture as "image" or "path", or for the next one of the row\'s images'
             )
-    return "\n".join(parts)
+    return "\n".join(texts), tuple(pictures)
+
+
+def _is_picture(value: Any) -> bool:
+    """Returns whether a part holds a picture. `datasets` gives every part every field, some of them empty."""
+    return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
 def _texts_messages(row: dict) -> list[Message]:
     messages = []
     for index, turn in enumerate(_list(row, "texts")):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("user", "assistant")):
-            raise UserError(f"turn {index} is {turn!r}, an object with texts 'user' and 'assistant' is expected")
+            raise UserError(f"turn {index} is {turn!r:.200}, an object with texts 'user' and 'assistant' is expected")
         messages += [Message("user", turn["user"].strip()), Message("assistant", turn["assistant"].strip())]
     return messages
 

@@ -80,14 +80,14 @@ def test_num_samples(source):
 
 
 def test_more_samples_than_there_are(source):
-    with pytest.raises(UserError, match="a.json: num_samples is 11, but the file has 10 good samples"):
+    with pytest.raises(UserError, match="a.json: num_samples is 11, but there are 10 good samples"):
         draw_samples([source("a", 10, num_samples=11)], seed=0)
 
 
 @pytest.mark.parametrize(
     "amount, message",
     [
-        ({"weight": 1.0, "num_samples": 3}, "weight and num_samples exclude each other, got 1.0 and 3"),
+        ({"weight": 1.0, "num_samples": 3}, "give weight or num_samples, not both; got 1.0 and 3"),
         ({"weight": 0}, "greater than 0"),
         ({"num_samples": 0}, "greater than 0"),
         ({"wieght": 1.0}, "Extra inputs are not permitted"),

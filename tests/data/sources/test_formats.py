@@ -12,7 +12,7 @@ from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples, open_source
 from data.sources.source import Source
 from modeling.user_error import UserError
-from tests.data.sources.layouts import LAYOUTS, SCHEMA_OF, WITH_BYTES, WITH_PATHS, rows_in, write_rows, write_tar
+from tests.data.sources.layouts import LAYOUTS, SCHEMA_OF, WITH_BYTES, WITH_PATHS, part, rows_in, write_rows
 
 
 @pytest.fixture
@@ -59,10 +59,8 @@ def bad_rows(layout: str) -> dict[str, tuple[dict, str]]:
         row = json.loads(json.dumps(rows_in(layout)[1]))
         turns = row.get("conversations") or row.get("messages") or row.get("texts") or row["prompt"] + row["completion"]
         if layout == "texts":
-            turns[0] |= {
-                "user": question or turns[0]["user"],
-                "assistant": turns[0]["assistant"] if answer is None else answer,
-            }
+            given = {"user": question, "assistant": answer}
+            turns[0] |= {name: text for name, text in given.items() if text is not None}
             return row
         who, what = ("from", "value") if layout == "llava" else ("role", "content")
         for turn, text in zip(turns, (question, answer), strict=True):
@@ -154,17 +152,38 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path):
         assert [sample.id for sample in samples] == ["0", "1", "2"]
 
 
+def test_pictures_in_typed_parts(tmp_path, picture):
+    def rows(image):
+        nothing = None if isinstance(image, str) else {"bytes": None, "path": None}
+        content = [part("image") | {"image": image}, part("text", "what shape ?") | {"image": nothing}]
+        answer = [part("text", "circle") | {"image": nothing}]
+        return [{"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}]
+
+    for form, image, wanted in (
+        ("jsonl", "a.png", tmp_path / "a.png"),
+        ("parquet", {"bytes": picture, "path": "x.png"}, EmbeddedPicture(picture, "x.png")),
+    ):
+        path = write_rows(rows(image), tmp_path, form)
+        ((sample,), _) = load_samples(Source(path=path, images=tmp_path))
+        assert sample == Sample("row 0", (wanted,), (("<image>\nwhat shape ?", "circle"),))
+    bad = [
+        (rows("a.png")[0] | {"images": ["a.png"]}, "both 'images' and parts of messages hold pictures"),
+        (rows("b.png")[0], "image 'b.png' is not a file under"),
+        (rows(None)[0], "1 <image> marks for 0 images"),
+        (rows(["a.png"])[0], "picture 0 is ['a.png'], a path or bytes are expected"),
+    ]
+    path = write_rows([row for row, _ in bad], tmp_path, "jsonl")
+    _, left_out = load_samples(Source(path=path, images=tmp_path), on_bad_sample="skip", max_bad_share=1.0)
+    assert [message in entry.reason for entry, (_, message) in zip(left_out, bad, strict=True)] == [True] * 4
+
+
 def test_rows_of_json_may_have_values_of_different_types(tmp_path):
     """A typed table would refuse them, or take the types of its first rows for all."""
     texts = [{"id": 1, "prompt": "a", "completion": "b", "more": {"x": 1}}] * 7
     odd = {"id": "x", "prompt": [{"role": "user", "content": "a"}], "completion": "b", "more": [2, "y"]}
     video = {"prompt": "a", "completion": "b", "video": "a.mp4"}
-    write_tar(
-        tmp_path / "rows.tar", [(f"{i}.json", json.dumps(row).encode()) for i, row in enumerate([*texts, odd, video])]
-    )
-    for form in ("json", "jsonl"):
-        write_rows([*texts, odd, video], tmp_path, form)
     for form in ("json", "jsonl", "tar"):
+        write_rows([*texts, odd, video], tmp_path, form)
         samples, bad = load_samples(Source(path=tmp_path / f"rows.{form}"), on_bad_sample="skip", max_bad_share=0.2)
         assert [sample.id for sample in samples] == ["1"] * 7 + ["x"]
         assert len(bad) == 1 and "row 8 (id None): 'video' is given" in bad[0].reason
