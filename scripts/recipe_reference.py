@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,7 +24,8 @@ from training.schema import MayChange
 HEAD = """# The fields of a recipe
 
 This page is made by `python scripts/recipe_reference.py > docs/recipes.md`. Its words are those below the fields in
-`training/recipe/`, `training/planners/`, `training/measure/budget.py` and `data/shapes/world.py`. Change them there.
+`training/recipe/`, `training/planners/`, `training/measure/budget.py`, `data/sources/source.py` and
+`data/shapes/world.py`. Change them there.
 A test in `tests/test_docs.py` holds this page to them.
 
 A recipe is one YAML file. Its `task` decides which sections it has. An unknown key is refused at any depth, with the
@@ -152,7 +154,7 @@ def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         words = "a [plan](#plans)"
     elif models:
         words = "a section"
-    elif nullable:
+    elif origin in (Union, UnionType):
         words = " or ".join(in_words(argument, metadata) for argument in arguments if argument is not type(None))
     elif annotation in NAMES:
         words = f"{NAMES[annotation]}{bounds_of(metadata)}"

@@ -26,8 +26,6 @@ def open_source(source: Source) -> SourceRows:
         UserError: the source cannot be read, has no rows, fits no schema or several, or lacks a column that it names.
     """
     name, table, as_object = _table(source)
-    if not len(table):
-        raise UserError(f"{name}: got no rows, at least one is expected")
     columns = table.column_names if as_object is _typed else json_columns(table)
     try:
         schema = _schema(source, columns)

@@ -6,6 +6,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Value = str | int | float | bool
+Column = Literal[
+    "conversations", "messages", "texts", "prompt", "completion", "image", "images", "id", "family", "system"
+]
 
 
 class Source(BaseModel):
@@ -24,7 +27,7 @@ class Source(BaseModel):
     rows, or there are none."""
     split: str | None = None
     """Split of the data set. null: `train`."""
-    columns: dict[str, str] = Field(default={})
+    columns: dict[Column, str] = Field(default={})
     """Our name of a column -> its name in the source, where they differ, such as `{messages: dialogue}`."""
     schema_name: Literal["llava", "messages", "texts", "prompt"] | None = None
     """Schema of the rows, one of those of data/schemas.py. null: the columns tell it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from huggingface_hub import snapshot_download
 
 from data.sources.library import in_one_line
 from modeling.user_error import UserError
@@ -40,7 +41,7 @@ def table_of_folder(path: Path, split: str | None) -> datasets.Dataset:
     """
     with in_one_line(str(path)):
         if any((path / file).is_file() for file in _SAVED):
-            found = datasets.load_from_disk(str(path))
+            found = _load_saved(path)
         else:
             found = datasets.load_dataset(str(path))
     return _split(found, split, str(path))
@@ -58,8 +59,13 @@ def table_of_hub(hub: str, split: str | None) -> datasets.Dataset:
     if os.path.exists(parts["repo"]):  # `datasets` would take it for the data set
         raise UserError(f"hub: {parts['repo']!r} is a file or a folder here; give it as `path`, or start elsewhere")
     with in_one_line(hub):
-        found = datasets.load_dataset(parts["repo"], parts["config"], revision=parts["revision"])
-    return _split(found, split, hub)
+        commit = None if parts["revision"] is None else _commit(parts["repo"], parts["revision"])
+        found = datasets.load_dataset(parts["repo"], parts["config"], revision=commit)
+    table = _split(found, split, hub)
+    if commit is not None and not all(commit in file["filename"] for file in table.cache_files):
+        # Without a network, `datasets` gives what it has in its cache, whatever the revision.
+        raise UserError(f"{hub}: the cache holds another revision, and the Hub cannot be asked")
+    return table
 
 
 def undecoded(table: datasets.Dataset) -> datasets.Dataset:
@@ -83,6 +89,22 @@ def _undecoded(feature: Any) -> Any:
     if getattr(feature, "decode", False) and type(feature).__name__ != "Json":
         stored.decode = False
     return stored
+
+
+def _load_saved(path: Path) -> datasets.Dataset | datasets.DatasetDict:
+    """Returns what `save_to_disk` wrote."""
+    try:
+        return datasets.load_from_disk(str(path))
+    except (LookupError, TypeError) as error:  # a file is missing, or holds something else
+        raise UserError(f"{path}: has no rows, or not all that save_to_disk writes ({error!r})") from error
+
+
+def _commit(repository: str, revision: str) -> str:
+    """Returns the commit that a branch, a tag or a commit stands for. Without a network, the cache tells it."""
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    folder = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns="README.md")
+    return Path(folder).name
 
 
 def _split(found: datasets.Dataset | datasets.DatasetDict, split: str | None, name: str) -> datasets.Dataset:

@@ -12,61 +12,9 @@ from data.schemas import SCHEMAS, schema_of
 from data.sources.reading import load_samples
 from data.sources.source import Source
 from modeling.user_error import UserError
+from tests.data.sources.layouts import LAYOUTS, rows_in
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor
-
-CONVERSATIONS = [
-    (("what shape ?", "circle"), ("what colour ?", "red")),
-    (("is there a cross ?", "no"),),
-]
-
-
-def part(kind, text=None):
-    """A part as `datasets` gives it, where every struct has all fields."""
-    return {"type": kind, "text": text, "index": None}
-
-
-def rows_in(schema: str) -> list[dict]:
-    """Two conversations about one picture each, and one without, in a schema."""
-    rows = []
-    for number, turns in enumerate((*CONVERSATIONS, CONVERSATIONS[1])):
-        picture = number < len(CONVERSATIONS)
-        images = ["a.png"] if picture else None
-        flat = [text for turn in turns for text in turn]
-        roles = ("user", "assistant") * len(turns)
-        marked = ["<image>\n" * picture + flat[0], *flat[1:]]
-        match schema:
-            case "llava":
-                speakers = ("human", "gpt") * len(turns)
-                turns_of_row = [{"from": who, "value": text} for who, text in zip(speakers, marked, strict=True)]
-                rows.append(
-                    {"id": str(number), "conversations": turns_of_row} | ({"image": "a.png"} if picture else {})
-                )
-            case "messages":
-                messages = [{"role": role, "content": text} for role, text in zip(roles, marked, strict=True)]
-                rows.append({"id": number, "messages": messages, "images": images})
-            case "unmarked messages":
-                messages = [{"role": role, "content": text} for role, text in zip(roles, flat, strict=True)]
-                rows.append({"id": number, "messages": messages, "images": images})
-            case "typed messages":
-                messages = [
-                    {"role": role, "content": [part("text", text)]} for role, text in zip(roles, flat, strict=True)
-                ]
-                if picture:
-                    messages[0]["content"].insert(0, part("image"))
-                rows.append({"id": number, "messages": messages, "images": images or []})
-            case "texts":
-                texts = [{"user": question, "assistant": answer, "source": "x"} for question, answer in turns]
-                rows.append({"id": number, "texts": texts, "images": images, "source": "x"})
-            case "prompt":
-                *before, last = [{"role": role, "content": text} for role, text in zip(roles, flat, strict=True)]
-                rows.append(
-                    {"id": number, "prompt": before, "completion": [last], "image": "a.png" if picture else None}
-                )
-    return rows
-
-
-LAYOUTS = ("llava", "messages", "unmarked messages", "typed messages", "texts", "prompt")
 
 
 @pytest.fixture

@@ -131,12 +131,7 @@ def in_batches(
 def _sources(recipe: StudentRecipe, role: Role) -> list[Source]:
     """Returns the sources of `data.ROLE`. The embedded world is written first, unless it is there already."""
     world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
-    sources = []
-    for source in getattr(recipe.data, role):
-        path = world[source.split] if source.split else source.path
-        images = path.parent if source.split else source.images
-        sources.append(Source(path=path, images=images, weight=source.weight, num_samples=source.num_samples))
-    return sources
+    return [source.source(world) for source in getattr(recipe.data, role)]
 
 
 def conversations_of(dataset: ConversationDataset | AnsweredDataset) -> ConversationDataset:

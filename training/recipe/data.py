@@ -1,39 +1,53 @@
 """The `data` section of a recipe."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from data.shapes.world import WorldSettings
+from data.sources.source import Source
 from training.schema import MayChange, Strict
 
 
-class SourceSettings(Strict):
-    """One source of samples: a file of rows (`path` and `images`), or a split of the embedded world (`split`)."""
+def _as_in_source(name: str) -> Any:
+    """Returns a field of `Source` with its default and what is said of it, for an Annotated type that says more."""
+    field = Source.model_fields[name]
+    return Field(default=field.default, description=field.description)
 
-    path: Annotated[Path | None, MayChange.WITH_EQUAL_CONTENT] = None
-    """A JSON list of rows, or JSON lines (`.jsonl`), in one of the schemas of data/schemas.py, which its columns tell.
-    null: the source is `split`."""
-    images: Annotated[Path | None, MayChange.ALWAYS] = None
-    """Folder that the image paths in the file start from. Images outside it are refused. It is given with
-    `path`."""
+
+class SourceSettings(Source):
+    """One source of samples: files (`path`), a data set on the Hub (`hub`), or a split of the embedded world (`split`
+    alone). docs/data.md has examples."""
+
+    path: Annotated[Path | None, MayChange.WITH_EQUAL_CONTENT] = _as_in_source("path")
+    images: Annotated[Path | None, MayChange.ALWAYS] = _as_in_source("images")
     split: str | None = None
-    """Name of a split in `data.world`. null: the source is `path`."""
-    weight: float | None = Field(default=None, gt=0)
-    """How often each sample is used: 2 is twice, 0.5 is a random half. null: once, unless `num_samples` is given."""
-    num_samples: int | None = Field(default=None, gt=0)
-    """Number of samples, drawn at random. null: `weight` says how many."""
+    """Split of the data set (null: `train`). Where neither `path` nor `hub` is given, a split of `data.world`."""
 
-    @model_validator(mode="after")
-    def _one_origin(self):
-        if (self.path is None) == (self.split is None):
-            raise ValueError("give either path (a JSON file) or split (of data.world)")
-        if (self.path is None) != (self.images is None):
-            raise ValueError("images goes with path: the folder of the JSON's images")
-        if self.weight is not None and self.num_samples is not None:
-            raise ValueError("give weight or num_samples, not both")
-        return self
+    @property
+    def is_of_world(self) -> bool:
+        """Whether the source is a split of the embedded world."""
+        return self.path is None and self.hub is None
+
+    def _check_origin(self) -> None:
+        if self.path is not None and self.hub is not None:
+            raise ValueError("give path (files) or hub (a data set on the Hub), not both")
+        if self.is_of_world and self.split is None:
+            raise ValueError("give path (files), hub (a data set on the Hub) or split (of data.world)")
+
+    def source(self, world: Mapping[str, Path]) -> Source:
+        """Returns where the samples are.
+
+        Args:
+            world: name of each split of `data.world` -> its file.
+        """
+        settings = self.model_dump()
+        if self.is_of_world:
+            path = world[settings.pop("split")]
+            settings |= {"path": path, "images": path.parent}
+        return Source(**settings)
 
 
 class DataSettings(Strict):
@@ -63,7 +77,7 @@ class DataSettings(Strict):
     def _splits_exist(self):
         known = self.world.splits if self.world else {}
         for source in (*self.train, *self.calibration, *self.evaluation):
-            if source.split is not None and source.split not in known:
+            if source.is_of_world and source.split not in known:
                 raise ValueError(
                     f"split {source.split!r} is not one of data.world ({', '.join(known) or 'which is not given'})"
                 )

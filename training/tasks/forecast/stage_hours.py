@@ -161,7 +161,7 @@ def _rows(sources: tuple[SourceSettings, ...], data: DataSettings) -> int | None
     for source in sources:
         if source.num_samples is not None:
             total += source.num_samples
-        elif source.split is not None:
+        elif source.is_of_world:
             total += round(data.world.splits[source.split].rows * (source.weight or 1))
         else:
             return None
