@@ -18,6 +18,7 @@ from transformers.utils import find_adapter_config_file
 
 from checkpoints.config import LOADING_ERRORS, read_config
 from checkpoints.families import sparse_class, sparse_classes, supported
+from checkpoints.picture_limits import limit_config, own_limits
 from checkpoints.processor import load_processor
 from modeling.sparse_layer import Projection
 from modeling.user_error import UserError
@@ -73,7 +74,7 @@ def load_dense(
 
 
 def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
-    """Returns the config of a supported dense model.
+    """Returns the config of a supported dense model, with the limits of its image processor if there is one.
 
     Args:
         path: a model folder, a config's JSON file, or a model id on the Hub.
@@ -95,6 +96,8 @@ def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
         raise UserError(
             f"{path}: got a {config.model_type!r} model with a {text_type!r} text model, supported: {supported()}"
         )
+    if not os.path.isfile(path):
+        limit_config(config, own_limits(path, config))
     return config
 
 

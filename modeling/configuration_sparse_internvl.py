@@ -11,8 +11,6 @@ from .vision_flops import vit_macs
 from .visual_layout import Grid, Images
 
 TEXT_TYPES = ("llama", "phi3", "qwen2")
-MAX_TILES = 12
-"""A picture is cut into at most this many tiles, as published (arXiv 2404.16821, section 3.3)."""
 
 
 @strict
@@ -21,11 +19,13 @@ class SparseInternVLConfig(InternVLConfig):
 
     Attributes:
         visual_plan: the plan's JSON object. None means the dense plan.
+        max_tiles: the most tiles that a picture is cut into, 12 as published (arXiv 2404.16821, section 3.3).
     """
 
     model_type = "sparse_internvl"
 
     visual_plan: dict | None = None
+    max_tiles: int = 12
 
     if TYPE_CHECKING:  # a field of the stock configuration
         text_config: Any
@@ -53,8 +53,9 @@ def image_grids(config: InternVLConfig, height: int, width: int) -> tuple[Grid, 
     the picture fills more than half of its tiles.
     """
     tile_height, tile_width = config.vision_config.image_size
+    most = getattr(config, "max_tiles", SparseInternVLConfig.max_tiles)  # a stock config may not say it
     layouts = sorted(
-        (pair for pair in product(range(1, MAX_TILES + 1), repeat=2) if pair[0] * pair[1] <= MAX_TILES),
+        (pair for pair in product(range(1, most + 1), repeat=2) if pair[0] * pair[1] <= most),
         key=lambda pair: pair[0] * pair[1],
     )
     best, nearest = (1, 1), float("inf")

@@ -1,5 +1,6 @@
 """Configuration of a sparse Qwen2-VL. It is Qwen2-VL's own with the visual plan that the weights were made for."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -37,11 +38,15 @@ class SparseQwen2VLConfig(Qwen2VLConfig):
 
     Attributes:
         visual_plan: the plan's JSON object. None means the dense plan.
+        min_pixels: a picture of fewer pixels is enlarged to about as many. None means that none is.
+        max_pixels: a picture of more pixels is reduced to about as many. None means that none is.
     """
 
     model_type = "sparse_qwen2_vl"
 
     visual_plan: dict | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     if TYPE_CHECKING:  # a field of the stock configuration
         text_config: Any
@@ -55,9 +60,20 @@ class SparseQwen2VLConfig(Qwen2VLConfig):
 
 
 def image_grids(config: Qwen2VLConfig, height: int, width: int) -> tuple[Grid, ...]:
-    """Returns the one grid of a picture of height x width pixels, at its own resolution."""
+    """Returns the one grid of a picture of height x width pixels, at its own resolution within the config's limits.
+
+    The image processor scales both sides alike, and rounds down to whole tokens where it reduces, up where it enlarges.
+    """
     side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
-    return ((max(round(height / side), 1), max(round(width / side), 1)),)
+    least, most = (getattr(config, name, None) for name in ("min_pixels", "max_pixels"))  # absent in a stock config
+    rows, columns = round(height / side), round(width / side)
+    if most is not None and rows * columns * side**2 > most:
+        scale = math.sqrt(height * width / most)
+        rows, columns = math.floor(height / scale / side), math.floor(width / scale / side)
+    elif least is not None and rows * columns * side**2 < least:
+        scale = math.sqrt(least / (height * width))
+        rows, columns = math.ceil(height * scale / side), math.ceil(width * scale / side)
+    return ((max(rows, 1), max(columns, 1)),)
 
 
 def vision_macs(config: Qwen2VLConfig, images: Images) -> int:

@@ -13,10 +13,11 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, ProcessorMixin, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
 
 from checkpoints.build import build_student, dense_config, load_dense
 from checkpoints.families import sparse_class
+from checkpoints.picture_limits import PictureLimits, limit_config, limit_processor
 from checkpoints.processor import load_processor
 from data.collator import Collator
 from modeling.visual_plan import VisualPlan
@@ -33,22 +34,47 @@ from training.run import device, is_main_process
 
 
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Returns the dense model and its processor, in the recipe's dtype and on the CPU.
+    """Returns the dense model and its processor, in the recipe's dtype and on the CPU. Both have the recipe's limits.
 
     Raises:
-        UserError: as `checkpoints.build.load_dense`.
+        UserError: as `checkpoints.build.load_dense`, or as `dense_processor`.
     """
-    return load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
+    model, processor = load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
+    limit_config(model.config, picture_limits(settings))
+    limit_processor(processor, model.config, picture_limits(settings))
+    return model, processor
+
+
+def limited_config(settings: ModelSettings, path: str | None = None) -> PreTrainedConfig:
+    """Returns the dense model's config, with the recipe's limits of pictures.
+
+    Args:
+        settings: the model.
+        path: where the config lies. None means with the model.
+
+    Raises:
+        UserError: as `checkpoints.build.dense_config`, or the model has no such limit.
+    """
+    config = dense_config(path or settings.path)
+    limit_config(config, picture_limits(settings))
+    return config
 
 
 def dense_processor(settings: ModelSettings) -> ProcessorMixin:
-    """Returns the dense model's processor.
+    """Returns the dense model's processor, with the recipe's limits of pictures.
 
     Raises:
-        UserError: there is no processor, or the model is not supported.
+        UserError: there is no processor, the model is not supported, or it has no such limit.
     """
-    dense_config(settings.path)
-    return load_processor(settings.path, settings.trust_remote_code)
+    config = limited_config(settings)
+    processor = load_processor(settings.path, settings.trust_remote_code)
+    limit_processor(processor, config, picture_limits(settings))
+    return processor
+
+
+def picture_limits(settings: ModelSettings) -> PictureLimits:
+    """Returns the limits of pictures that a recipe sets."""
+    return PictureLimits(settings.min_pixels, settings.max_pixels, settings.max_tiles)
 
 
 def untrained_student(settings: ModelSettings, plan: VisualPlan) -> PreTrainedModel:

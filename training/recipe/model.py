@@ -2,6 +2,8 @@
 
 from typing import Annotated, Literal
 
+from pydantic import Field, model_validator
+
 from training.schema import MayChange, Strict
 
 
@@ -19,3 +21,18 @@ class ModelSettings(Strict):
     faster on a CPU with short texts."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model or its processor may run."""
+    min_pixels: int | None = Field(default=None, ge=1, le=64_000_000)
+    """A picture of fewer pixels is enlarged to about as many, for Qwen2-VL. null: as the checkpoint says."""
+    max_pixels: int | None = Field(default=None, ge=1, le=64_000_000)
+    """A picture of more pixels is reduced to about as many, for Qwen2-VL. null: as the checkpoint says."""
+    max_tiles: int | None = Field(default=None, ge=1, le=64)
+    """The most tiles that a picture is cut into, for InternVL and LLaVA-NeXT. The whole picture beside them is not
+    counted. null: as the checkpoint says."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ModelSettings":
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"min_pixels: got {self.min_pixels}, allowed: up to max_pixels, which is {self.max_pixels}"
+            )
+        return self

@@ -8,10 +8,10 @@ from rich.table import Table
 from torch import nn
 from transformers import PreTrainedConfig
 
-from checkpoints.build import dense_config
 from checkpoints.families import PICTURE, reference_images
 from modeling.visual_layout import num_tokens
 from modeling.visual_plan import VisualPlan
+from training.distillation.students import limited_config
 from training.measure.costs import TEXT_TOKENS, cost_sheet
 from training.recipe.dense import DenseRecipe
 from training.recipe.frontier import FrontierRecipe
@@ -42,7 +42,7 @@ def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assu
         return
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
     if isinstance(recipe, StudentRecipe):
-        config = dense_config(recipe.model.config or recipe.model.path)
+        config = limited_config(recipe.model, recipe.model.config)
         student = build_on_meta(recipe.lora, config)
         console.print(parameter_table(student))
         console.print(cost_table(recipe, config) if isinstance(recipe, SparsifyRecipe) else points_table(recipe))

@@ -16,11 +16,10 @@ folder. TASK is frontier or planners.
 
 from functools import partial
 
-from checkpoints.build import dense_config
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import mixture
-from training.distillation.students import dense_processor, load_model, untrained_student
+from training.distillation.students import dense_processor, limited_config, load_model, untrained_student
 from training.files import read_json, write_json, write_text
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
@@ -94,7 +93,7 @@ def time_plans(run: Run) -> dict:
 
 def report(run: Run) -> dict:
     """Writes the figures of all students as JSON, tables and plots."""
-    recipe, config = run.recipe, dense_config(run.recipe.model.path)
+    recipe, config = run.recipe, limited_config(run.recipe.model)
     speed = read_json(run.directory / "speed.json")
     dense = Evaluation.load(evaluation_path(run, DENSE))
     points = []

@@ -7,10 +7,9 @@ Each stage reads what earlier stages left in the run's folder, and leaves its ow
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from checkpoints.build import dense_config
 from modeling.visual_plan import VisualPlan
 from training.distillation.datasets import calibration_batches, training_collator
-from training.distillation.students import dense_processor, dense_student
+from training.distillation.students import dense_processor, dense_student, limited_config
 from training.gates.learning import budgeted_gates, hardened_plan, learn_gates
 from training.measure.calibration import Calibration, calibrate
 from training.measure.costs import fractions
@@ -143,7 +142,7 @@ def _save_plans(run: Run, students: Sequence[CompareSettings], find: Callable[[C
     Args:
         find: finds the plan of a student. It is called once for students that share a plan.
     """
-    config = dense_config(run.recipe.model.path)
+    config = limited_config(run.recipe.model)
     found: dict[str, VisualPlan] = {}
     costs = {}
     for student in students:

@@ -12,12 +12,11 @@ from functools import partial
 
 import torch
 
-from checkpoints.build import dense_config
 from checkpoints.card import base_license, model_card
 from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
 from training.distillation.datasets import calibration_batches, mixture
-from training.distillation.students import dense_processor, load_model, trained_student
+from training.distillation.students import dense_processor, limited_config, load_model, trained_student
 from training.files import read_json, write_json
 from training.measure.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
@@ -54,7 +53,7 @@ def count_costs(run: Run) -> dict:
 
     It returns the costs as shares of the dense model's.
     """
-    plan, config = load_plan(run, STUDENT), dense_config(run.recipe.model.path)
+    plan, config = load_plan(run, STUDENT), limited_config(run.recipe.model)
     plan.save(run.directory / "plan.json")
     write_json(run.directory / "cost.json", cost_sheet(plan, config, getattr(torch, run.recipe.model.dtype).itemsize))
     return fractions(plan, config)
@@ -74,7 +73,7 @@ def evaluate_all(run: Run) -> dict:
     The models are the dense model, the dense model that is shown grey pictures, and every student.
     """
     recipe = run.recipe
-    config, processor = dense_config(recipe.model.path), dense_processor(recipe.model)
+    config, processor = limited_config(recipe.model), dense_processor(recipe.model)
     samples = mixture(recipe, "evaluation", processor, data_folder(run)).samples
     dense = evaluate_once(run, DENSE, lambda: load_model(recipe.model)[0], processor, samples)
     grey = evaluate_once(run, GREY, lambda: load_model(recipe.model)[0], processor, samples)
@@ -138,7 +137,7 @@ def report(run: Run) -> dict:
         "teacher_accuracy": dense.accuracy,
         "student_accuracy": student.accuracy,
         "relative_accuracy": relative_accuracy(student, dense),
-        **fractions(plan, dense_config(run.recipe.model.path)),
+        **fractions(plan, limited_config(run.recipe.model)),
         "prefill_speedup": run.result("benchmark")["prefill_speedup"],
         "seconds": {name: run.result(name)["seconds"] for name in done},
     }

@@ -3,12 +3,11 @@
 import torch
 from transformers import ProcessorMixin
 
-from checkpoints.build import dense_config
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
 from training.distillation.datasets import ROLES, index_data, training_split, whole_mixture
 from training.distillation.monitoring.trackers import refuse_missing_trackers
-from training.distillation.students import dense_processor
+from training.distillation.students import dense_processor, limited_config
 from training.files import write_json
 from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings
@@ -78,7 +77,7 @@ def _in_words(counts: dict[str, int]) -> str:
 
 def _answers_size(recipe: StudentRecipe, dataset: ConversationDataset, processor: ProcessorMixin) -> int:
     """Returns the bytes of the teacher's answers to the training data."""
-    config = dense_config(recipe.model.path)
+    config = limited_config(recipe.model)
     visual = sparse_class(config).visual_tokens(config)
     computed_in = "bfloat16" if recipe.training.precision == "bfloat16" else recipe.model.dtype
     return answers_size(dataset, processor, config, list(visual.values()), getattr(torch, computed_in).itemsize)

@@ -11,6 +11,7 @@ FREE = {
     "name",
     "model.path",
     "model.config",
+    "model.max_pixels",  # where a picture keeps its resolution
     "plan",
     "data.max_length",  # more tokens where a picture has more
     "training.deepspeed",

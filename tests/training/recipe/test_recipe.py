@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from checkpoints.build import dense_config
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+from training.distillation.students import limited_config
 from training.recipe.base import BaseRecipe
 from training.recipe.file import RECIPES, find_recipe, load_recipe
 from training.run import Stage, execute
@@ -73,6 +75,8 @@ WRONG = {
     "training.micro_batch_size=0": r"training.micro_batch_size: got 0; input should be greater than or equal to 1",
     "plan.budget.visual_flops=1.5": r"plan.budget.visual_flops: got 1.5; input should be less than or equal to 1",
     "model.dtype=float8": r"model.dtype: got 'float8'; input should be 'float32' or 'bfloat16'",
+    "model={path: dense, dtype: float32, min_pixels: 9, max_pixels: 8}": r"min_pixels: got 9, allowed: up to max_pix",
+    "model.max_tiles=65": r"model.max_tiles: got 65; input should be less than or equal to 64",
     "model={}": r"model.path is missing \(and 1 more\)",
     "training.num_epochs=1": r"training: give either max_steps or num_epochs",
     "training.deepspeed=zero9.json": r"no file 'zero9.json'",
@@ -166,6 +170,27 @@ def test_dry_runs_count_what_a_config_decides(plan, capsys):
 def test_dry_runs_leave_open_what_the_search_finds(plan, capsys, tmp_path):
     VisualPlan.dense(32).replace(0, ffn=(1, 3)).save(tmp_path / "lists.json")
     assert printed_costs(plan.replace("recipes/plans", str(tmp_path)), capsys).count("as the search finds") == 5
+
+
+@pytest.mark.parametrize(
+    "name, limit, tokens",
+    [
+        ("qwen2_vl_sparse", "model.max_pixels=200704", "256 visual tokens in 1 grid"),
+        ("qwen2_vl_sparse", "model.max_pixels=null", "576 visual tokens in 1 grid"),
+        ("internvl2_8b_sparse", "model.max_tiles=3", "256 visual tokens in 1 grid"),
+        ("internvl2_8b_sparse", "model.max_tiles=null", "1280 visual tokens in 5 grids"),
+        ("llava_next_sparse", "model.max_tiles=2", "1152 visual tokens in 2 grids"),
+    ],
+)
+def test_dry_runs_count_within_the_recipes_limits(name, limit, tokens, capsys):
+    recipe = load_recipe(name, [limit])
+    console.print(cost_table(recipe, limited_config(recipe.model, recipe.model.config)))
+    assert tokens in " ".join(capsys.readouterr().out.split())
+
+
+def test_limits_that_the_model_does_not_have_are_refused_in_a_dry_run():
+    with pytest.raises(UserError, match="max_pixels: got 99, but 'llava' models have no such limit"):
+        dry_run(load_recipe("llava_sparse", ["model.max_pixels=99"]))
 
 
 def test_the_command_line_answers_in_one_line(tmp_path):
