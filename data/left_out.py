@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.index import Index
+from data.index.index import Index
 from data.sample import OnBadSample
 from modeling.user_error import UserError
 

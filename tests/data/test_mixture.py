@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from transformers import LlavaProcessor
 
 from data.conversations import encode
-from data.index import open_indexes
-from data.index_builder import build_indexes
+from data.index.build import build_indexes
+from data.index.index import open_indexes
 from data.mixture import build_mixture, draw
 from data.sample import Sample
 from data.sources.reading import load_samples

@@ -1,6 +1,6 @@
 """The index of a source: an Arrow file with one row for each of the source's, read, checked and encoded.
 
-It is made once (data/index_builder.py). Every process maps it into its memory, so that none holds an object per row.
+It is made once (data/index/build.py). Every process maps it into its memory, so that none holds an object per row.
 Bad rows and rows that a filter leaves out stay in it, marked, so that numbers of rows are those of the source.
 """
 
@@ -115,7 +115,8 @@ class Index:
 
     def ids_and_reasons(self, rows: Iterable[int]) -> list[tuple[str | None, str | None]]:
         """Returns of each row its id and what is wrong with it. Both may be None."""
-        table = self._table.data.table.select(["id", "reason"]).take(list(rows))
+        numbers = np.fromiter(rows, dtype=np.int64)
+        table = self._table.data.table.select(["id", "reason"]).take(numbers)
         return list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     def _pictures(self, row: int, names: list[str | None]) -> tuple[Path | EmbeddedPicture, ...]:
