@@ -71,11 +71,11 @@ def build_indexes(
         building.mkdir(parents=True)
         look = Look(processor, max_pixels, decode)
         _write_indexes(missing, processor, look, building)
-        shutil.rmtree(building)
+        shutil.rmtree(building, ignore_errors=True)
     return paths
 
 
-def _write_indexes(sources: Mapping[Path, SourceRows], processor: ProcessorMixin, look: "Look", building: Path) -> None:
+def _write_indexes(sources: Mapping[Path, SourceRows], processor: ProcessorMixin, look: Look, building: Path) -> None:
     tables = {
         path: _map(
             rows.table, ReadRows(rows, processor, look), READ, building / f"rows-{path.name}",
