@@ -2,12 +2,11 @@
 
 import json
 import os
-import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import datasets
+import dill
 import numpy as np
 import pytest
 import torch
@@ -17,15 +16,14 @@ from data.conversations import encode
 from data.dataset import ConversationDataset
 from data.index import build
 from data.index.build import build_indexes
-from data.index.index import Index
+from data.index.index import Index, open_indexes
+from data.mixture import build_mixture
 from data.sample import EmbeddedPicture, Sample
 from data.sources.source import Source
 from modeling.user_error import UserError
 from tests.families.test_families import FAMILIES
 from tests.indexed import indexed, written
 from tests.tiny_processor import tiny_processor
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -67,7 +65,7 @@ def test_items_are_the_encoded_samples(family, samples, tmp_path):
     assert list(dataset.samples) == samples
     assert_items_are_encoded(dataset, samples, processor)
     assert_items_are_encoded(dataset.subset([3, 0, 3]), [samples[3], samples[0], samples[3]], processor)
-    assert_items_are_encoded(pickle.loads(pickle.dumps(dataset)), samples, processor)
+    assert_items_are_encoded(dill.loads(dill.dumps(dataset)), samples, processor)
     with pytest.raises(AssertionError):  # the negative control
         assert_items_are_encoded(dataset, samples[::-1], processor)
 
@@ -77,13 +75,14 @@ def test_equal_samples_have_equal_digests(samples, tmp_path):
     assert digests[1] == digests[4] and len(set(digests)) == len(set(samples)) == 4
 
 
-def test_several_processes_make_the_same_index(samples, tmp_path, monkeypatch):
-    source = written(samples * 4, tmp_path / "samples.json")
-    (alone,) = build_indexes([source], tiny_processor(), tmp_path / "alone", decode=True)
+@pytest.mark.parametrize("family", FAMILIES[-2:], ids=lambda family: family.name)
+def test_several_processes_make_the_same_index(family, samples, tmp_path, monkeypatch):
+    source, processor = written(samples * 4, tmp_path / "samples.json"), family.processor()
+    (alone,) = build_indexes([source], processor, tmp_path / "alone", decode=True)
     monkeypatch.setattr(build, "_ROWS_PER_PROCESS", 5)
     monkeypatch.setattr(build, "_PICTURES_PER_PROCESS", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
-    (together,) = build_indexes([source], tiny_processor(), tmp_path / "together", decode=True)
+    (together,) = build_indexes([source], processor, tmp_path / "together", decode=True)
     assert alone.name == together.name
     one, several = (datasets.Dataset.from_file(str(path)) for path in (alone, together))
     assert one[:] == several[:] and len(one) == 20
@@ -121,15 +120,18 @@ def test_embedded_pictures_are_those_in_files(samples, tmp_path):
 
 
 def test_rows_that_cannot_be_used_are_marked(tmp_path):
+    def row(question, answer, source="a", **rest):
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        return {"source": source, "conversations": turns, **rest}
+
     rows = [
-        {"id": "good", "source": "a", "conversations": [{"from": "human", "value": "is it"}, {"from": "gpt", "value": "no"}]},
-        {"id": "filtered", "source": "b", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-        {"id": "empty", "source": "a", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " "}]},
-        {"id": "token", "source": "a", "conversations": [{"from": "human", "value": "<pic>"}, {"from": "gpt", "value": "b"}]},
-        {"source": "a", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "b"}],
-         "image": "text.png"},
-        {"id": "last", "source": "a", "conversations": [{"from": "human", "value": "red"}, {"from": "gpt", "value": "no"}]},
-    ]  # fmt: skip
+        row("is it", "no", id="good"),
+        row("is it", "no", id="filtered", source="b"),
+        row("is it", " ", id="empty"),
+        row("<pic>", "no", id="token"),
+        row("<image>", "no", image="text.png"),
+        row("is it", "yes", id="last"),
+    ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     (tmp_path / "text.png").write_text("no picture")
     source = Source(path=tmp_path / "rows.json", images=tmp_path, where={"source": "a"})
@@ -188,55 +190,58 @@ def test_a_start_that_was_killed_leaves_nothing_half_written(samples, tmp_path, 
     def killed(*args):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(build, "_join", killed)
-        build_indexes([source], tiny_processor(), tmp_path / "data", decode=False)
+        with pytest.raises(KeyboardInterrupt):
+            build_indexes([source], tiny_processor(), tmp_path / "data", decode=False)
     assert not list((tmp_path / "data").glob("*.arrow"))
     (path,) = build_indexes([source], tiny_processor(), tmp_path / "data", decode=False)
     assert list((tmp_path / "data").iterdir()) == [path]
 
 
-COUNTED = """
-import os, sys
-from pathlib import Path
-
-pictures, log = Path(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-def heard(event, arguments):
-    if event == "open" and str(arguments[0]).startswith(f"{pictures}/"):
-        os.write(log, f"{arguments[0]}\\n".encode())
-
-sys.addaudithook(heard)
-
-from data.index import build
-from data.index.index import open_indexes
-from data.mixture import build_mixture
-from data.sources.source import Source
-from tests.tiny_processor import tiny_processor
-
-build._ROWS_PER_PROCESS = build._PICTURES_PER_PROCESS = 2  # so that there are several processes
-os.cpu_count = lambda: 2
-folder = pictures.parent
-sources = [Source(path=folder / f"{name}.json", images=Path("/")) for name in ("train", "test", "train")]
-paths = build.build_indexes(sources, tiny_processor(), folder / "data", decode=sys.argv[3] == "decode")
-for source in sources:  # as every later stage does
-    dataset, _ = build_mixture(open_indexes(sources, paths), tiny_processor(), max_length=99, seed=0)
-    assert len(dataset) == 15 and dataset.lengths.max() > 20 and dataset.tokens(0)
-"""
+OPENED: list[tuple[str, int]] = []
+"""The folder whose files are watched, and the file descriptor of the log. At most one at a time."""
 
 
-@pytest.mark.parametrize("decode", ["decode", "header"])
-def test_each_picture_is_opened_once(samples, tmp_path, decode):
+def heard(event: str, arguments: tuple) -> None:
+    """An audit hook, which cannot be taken away. Processes that are forked have it too, and write to the same log."""
+    for folder, log in OPENED:
+        if event == "open" and str(arguments[0]).startswith(folder):
+            os.write(log, f"{arguments[0]}\n".encode())
+
+
+@pytest.fixture
+def opened(samples, tmp_path):
+    """opened() gives the names of the pictures that were opened until now, each as often as it was."""
+    if heard not in HOOKS:
+        sys.addaudithook(heard)
+        HOOKS.append(heard)
+    log = os.open(tmp_path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    OPENED.append((f"{tmp_path / 'pictures'}/", log))
+    yield lambda: sorted(Path(line).name for line in (tmp_path / "log").read_text().splitlines())
+    OPENED.clear()
+    os.close(log)
+
+
+HOOKS: list = []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("decode", [True, False])
+def test_each_picture_is_opened_once(samples, opened, tmp_path, monkeypatch, decode, processes):
     """Whatever number of rows, sources, roles, stages and processes."""
-    written(samples, tmp_path / "train.json")
-    written(samples[::-1], tmp_path / "test.json")
-    log = tmp_path / "log"
-    command = [sys.executable, "-c", COUNTED, str(tmp_path / "pictures"), str(log), decode]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for start in range(2):
-        subprocess.run(command, check=True, env=environment, cwd=ROOT)
-        opened = sorted(Path(line).name for line in log.read_text().splitlines())
-        assert opened == ["a.png", "b.png", "c.png"], f"start {start}"
+    monkeypatch.setattr(build, "_ROWS_PER_PROCESS", 2)
+    monkeypatch.setattr(build, "_PICTURES_PER_PROCESS", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: processes)
+    train, test = written(samples, tmp_path / "train.json"), written(samples[::-1], tmp_path / "test.json")
+    sources, processor = [train, test, train], tiny_processor()
+    for _ in range(2):  # two starts, each with several stages
+        paths = build_indexes(sources, processor, tmp_path / "data", decode=decode)
+        for _ in range(2):
+            dataset, _ = build_mixture(open_indexes(sources, paths), processor, max_length=99, seed=0)
+            assert len(dataset) == 15 and dataset.tokens(0) and dataset.sizes()
+        assert opened() == ["a.png", "b.png", "c.png"]
+    assert dataset[int(np.flatnonzero(dataset.has_picture)[0])] and len(opened()) > 3, "the negative control"
 
 
 def test_a_source_that_cannot_be_read_is_an_error(tmp_path):
