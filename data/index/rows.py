@@ -57,10 +57,11 @@ class ReadRows:
             if isinstance(text, UserError):
                 found[place]["reason"] = str(text)
             else:
-                steps = np.diff(text.supervised.astype(np.int8), prepend=0, append=0)
+                padded = np.zeros(len(text.supervised) + 2, dtype=bool)
+                padded[1:-1] = text.supervised
                 found[place] |= {
                     "input_ids": text.input_ids,
-                    "spans": np.flatnonzero(steps).astype(np.int32),
+                    "spans": np.flatnonzero(padded[1:] != padded[:-1]).astype(np.int32),
                     "supervised": int(text.supervised.sum()),
                 }
         return as_table(found, READ)
