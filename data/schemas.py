@@ -216,7 +216,7 @@ def _llava_messages(row: dict) -> list[Message]:
     messages = []
     for index, turn in enumerate(_list(row, "conversations")):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("from", "value")):
-            raise UserError(f"turn {index} is {turn!r}, an object with texts 'from' and 'value' is expected")
+            raise UserError(f"turn {index} is {turn!r:.200}, an object with texts 'from' and 'value' is expected")
         messages.append(Message(_role(turn["from"], index), turn["value"].strip()))
     return messages
 
@@ -225,7 +225,7 @@ def _chat_messages(turns: Sequence[Any]) -> list[Message]:
     messages = []
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            raise UserError(f"turn {index} is {turn!r}, an object with 'role' and 'content' is expected")
+            raise UserError(f"turn {index} is {turn!r:.200}, an object with 'role' and 'content' is expected")
         if turn.get("tool_calls"):
             raise UserError(f"turn {index} has 'tool_calls', which are not read")
         messages.append(Message(_role(turn["role"], index), _content(turn["content"], index).strip()))
@@ -251,7 +251,7 @@ def _content(content: Any, index: int) -> str:
             parts.append(IMAGE_MARK)
         else:
             raise UserError(
-                f'turn {index}: a part is {part!r}, allowed: {{"type": "text", "text": …}} and {{"type": "image"}}, '
+                f'turn {index}: a part is {part!r:.200}, allowed: {{"type": "text", "text": …}} and {{"type": "image"}}, '
                 "which stands for the next one of the row's images"
             )
     return "\n".join(parts)
@@ -261,7 +261,7 @@ def _texts_messages(row: dict) -> list[Message]:
     messages = []
     for index, turn in enumerate(_list(row, "texts")):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("user", "assistant")):
-            raise UserError(f"turn {index} is {turn!r}, an object with texts 'user' and 'assistant' is expected")
+            raise UserError(f"turn {index} is {turn!r:.200}, an object with texts 'user' and 'assistant' is expected")
         messages += [Message("user", turn["user"].strip()), Message("assistant", turn["assistant"].strip())]
     return messages
 

@@ -43,7 +43,9 @@ def parse_arguments() -> argparse.Namespace:
         help="comma-separated: shapes (all families), or shapes/FAMILY with FAMILY one of "
         + ", ".join(QUESTION_FAMILIES),
     )
-    parser.add_argument("--data", type=Path, help="LLaVA JSON whose rows carry a family; default: the embedded world")
+    parser.add_argument(
+        "--data", type=Path, help="rows that carry a family (docs/data.md); default: the embedded world"
+    )
     parser.add_argument("--images", type=Path, help="root of the images in --data; default: the folder of --data")
     parser.add_argument("--limit", type=int, help="ask the first N questions only")
     parser.add_argument("--batch-size", type=int, default=32, help="questions generated together (default 32)")

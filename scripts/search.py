@@ -52,7 +52,7 @@ def main() -> None:
     plan = settings.plan_of_config(config)
     folder = args.output.with_suffix(".search")
     if plan is None and args.data is None:
-        raise UserError(f"--planner {args.planner}: measures the model, give --data (a LLaVA JSON, or {SHAPES!r})")
+        raise UserError(f"--planner {args.planner}: measures the model, give --data (a file of rows, or {SHAPES!r})")
     open_folder(folder, args, settings)
     if plan is None:
         plan = search(args, settings, folder)
@@ -107,12 +107,8 @@ def search(args: argparse.Namespace, settings: Planner, folder: Path) -> VisualP
         split = SplitSettings(part="calibration", rows=rows)
         path = write_world(WORLDS, WorldSettings(seed=0, splits={"calibration": split}))["calibration"]
         source = Source(path=path, images=path.parent)
-    elif args.images is None:
-        raise UserError("--images is missing: the folder that the image paths in --data are relative to")
     else:
-        source = Source(
-            path=Path(args.data), images=Path(args.images), num_samples=None if args.family else args.num_samples
-        )
+        source = Source(path=args.data, images=args.images, num_samples=None if args.family else args.num_samples)
     indexes = open_indexes([source], build_indexes([source], processor, folder / "data", decode=False))
     dataset, _ = build_mixture(indexes, processor, max_length=args.max_length, seed=0, max_too_long_share=1.0)
     if args.family is not None:
@@ -147,8 +143,8 @@ def parse_args() -> argparse.Namespace:
         help="dense model: a folder, a model id on the Hub, or a config's JSON where it suffices",
     )
     parser.add_argument("--budget", type=float, help="share of the dense model's visual FLOPs")
-    parser.add_argument("--data", help=f"LLaVA JSON with samples to measure on, or {SHAPES!r}, the embedded world's")
-    parser.add_argument("--images", help="folder of the JSON's images")
+    parser.add_argument("--data", help=f"rows to measure on (docs/data.md), or {SHAPES!r}, the embedded world's")
+    parser.add_argument("--images", help="folder that the paths of pictures in --data start from")
     parser.add_argument("--family", help="samples of this family alone, for a plan of one task (default: all)")
     parser.add_argument("--num-samples", type=int, default=48, help="of the data (default 48)")
     parser.add_argument("--batch-size", type=int, default=8, help="samples measured together (default 8)")

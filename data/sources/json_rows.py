@@ -6,6 +6,7 @@ texts, each of them a row as JSON. `datasets` keeps it in its cache until a file
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
@@ -83,12 +84,12 @@ def _rows(files: Files) -> Iterator[dict[str, str]]:
         try:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 yield from ({ROW: text} for text in (_list if name.endswith(LISTS) else _lines)(file))
-        except (OSError, EOFError) as error:
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error})") from error
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
 
 
 def _list(file: BufferedIOBase) -> Iterator[str]:

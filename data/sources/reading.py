@@ -26,7 +26,7 @@ def open_source(source: Source) -> SourceRows:
         UserError: the source cannot be read, has no rows, fits no schema or several, or lacks a column that it names.
     """
     name, table, as_object = _table(source)
-    columns = table.column_names if as_object is _typed else json_columns(table)
+    columns = sorted(table.column_names) if as_object is _typed else json_columns(table)
     try:
         schema = _schema(source, columns)
     except UserError as error:
@@ -82,7 +82,7 @@ def _table(source: Source) -> _Opened:
         return _Opened(f"{source.hub}, split {table.split}", table, _typed)
     assert source.path is not None
     name, paths = str(source.path), _paths(source.path)
-    if paths[0].is_dir():
+    if len(paths) == 1 and paths[0].is_dir():
         return _Opened(name, table_of_folder(paths[0], source.split), _typed)
     if source.split not in (None, DEFAULT_SPLIT):
         raise UserError(f"{name}: split: got {source.split!r}, files have no splits")

@@ -17,7 +17,7 @@ from modeling.user_error import UserError
 TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 """Endings of typed files, and what `datasets` calls their format."""
 DEFAULT_SPLIT = "train"
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<config>.+?))?(?:@(?P<revision>[^@]+))?")
+_HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<config>.+?))?(?:@(?P<revision>[^@]+))?")
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 """What one of stands in a folder that `save_to_disk` wrote."""
 

@@ -115,7 +115,7 @@ BAD_ROWS = {
     "image without mark": (row(human("a"), gpt("b"), image="a.png"), "0 <image> marks for 1 images"),
     "a number as image": (
         row(human("<image>"), gpt("b"), image=3),
-        "'image' is 3, a path or a list of paths is expected",
+        "'image' is 3, a picture or a list of pictures is expected",
     ),
     "both image and images": (
         row(human("<image>"), gpt("b"), image="a.png", images=["b.png"]),
@@ -177,7 +177,7 @@ def test_share_of_bad_rows(load):
         "deep": ("[" * 100_000, r"rows.json: not JSON \(.*recursion"),
         "lines": ('{"id": 1}\n{"id": 2}', "rows.json: not JSON"),
         "object": ('{"id": 1}', "rows.json: got dict, a list of rows is expected"),
-        "empty list": ("[]", "rows.json: got no rows, a list of rows is expected"),
+        "empty list": ("[]", "rows.json: got no rows, at least one is expected"),
         "empty file": ("", "rows.json: not JSON"),
     }.values(),
 )
@@ -194,5 +194,5 @@ def test_not_text(root):
 
 
 def test_missing_file(root):
-    with pytest.raises(UserError, match="nowhere.json: cannot be read .No such file"):
+    with pytest.raises(UserError, match="nowhere.json: there is no such file or folder"):
         load_samples(Source(path=root / "nowhere.json", images=root))

@@ -85,7 +85,7 @@ def test_your_own_data_is_measured_on(dense_folder, tmp_path, run):
     )
     done = run(*arguments, "--images", tmp_path, "tolerance=0.1")
     assert done.returncode == 0, done.stderr
-    assert "--images is missing" in run(*arguments, "--output", tmp_path / "other.json", "tolerance=0.1").stderr
+    assert "give `images`" in run(*arguments, "--output", tmp_path / "other.json", "tolerance=0.1").stderr
 
 
 def test_a_family_is_measured_alone(dense_folder, tmp_path, run):

@@ -31,9 +31,9 @@ def fake_hub(repository: str, files: dict[str, bytes]) -> Iterator[str]:
             if path.startswith(f"{about}/tree/"):
                 found = listing(path.removeprefix(f"{about}/tree/").partition("/")[2])
                 return self.answer(found) if found else self.refuse("EntryNotFound")
-            return self.refuse(
-                "RevisionNotFound" if path.startswith(about) else "EntryNotFound" if name else "RepoNotFound"
-            )
+            if path.startswith(about):
+                return self.refuse("RevisionNotFound")
+            return self.refuse("EntryNotFound" if name else "RepoNotFound")
 
         do_HEAD = do_GET
 

@@ -12,7 +12,7 @@ from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples, open_source
 from data.sources.source import Source
 from modeling.user_error import UserError
-from tests.data.sources.layouts import LAYOUTS, SCHEMA_OF, WITH_BYTES, WITH_PATHS, rows_in, write_rows, write_tar
+from tests.data.sources.layouts import LAYOUTS, SCHEMA_OF, WITH_BYTES, WITH_PATHS, rows_in, write_rows
 
 
 @pytest.fixture
@@ -59,10 +59,8 @@ def bad_rows(layout: str) -> dict[str, tuple[dict, str]]:
         row = json.loads(json.dumps(rows_in(layout)[1]))
         turns = row.get("conversations") or row.get("messages") or row.get("texts") or row["prompt"] + row["completion"]
         if layout == "texts":
-            turns[0] |= {
-                "user": question or turns[0]["user"],
-                "assistant": turns[0]["assistant"] if answer is None else answer,
-            }
+            given = {"user": question, "assistant": answer}
+            turns[0] |= {name: text for name, text in given.items() if text is not None}
             return row
         who, what = ("from", "value") if layout == "llava" else ("role", "content")
         for turn, text in zip(turns, (question, answer), strict=True):
@@ -159,12 +157,8 @@ def test_rows_of_json_may_have_values_of_different_types(tmp_path):
     texts = [{"id": 1, "prompt": "a", "completion": "b", "more": {"x": 1}}] * 7
     odd = {"id": "x", "prompt": [{"role": "user", "content": "a"}], "completion": "b", "more": [2, "y"]}
     video = {"prompt": "a", "completion": "b", "video": "a.mp4"}
-    write_tar(
-        tmp_path / "rows.tar", [(f"{i}.json", json.dumps(row).encode()) for i, row in enumerate([*texts, odd, video])]
-    )
-    for form in ("json", "jsonl"):
-        write_rows([*texts, odd, video], tmp_path, form)
     for form in ("json", "jsonl", "tar"):
+        write_rows([*texts, odd, video], tmp_path, form)
         samples, bad = load_samples(Source(path=tmp_path / f"rows.{form}"), on_bad_sample="skip", max_bad_share=0.2)
         assert [sample.id for sample in samples] == ["1"] * 7 + ["x"]
         assert len(bad) == 1 and "row 8 (id None): 'video' is given" in bad[0].reason

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import re
+from pathlib import Path
 
 import datasets
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from data.sources import json_rows, shards
@@ -148,30 +151,28 @@ def test_a_line_that_is_not_json_is_a_bad_row(tmp_path):
     assert "row 2 (id None): got list, a row is an object" in bad[1].reason
 
 
-def content(name):
-    return {
-        "not gzip": ("rows.json.gz", b"[]", "cannot be read (Not a gzipped file"),
-        "gzip that breaks off": ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot be read (Compressed"),
-        "not UTF-8": ("rows.jsonl", b"\xff\xfe\x00", "not JSON ('utf-8' codec"),
-        "no lines": ("rows.jsonl", b"\n", "got no rows, at least one is expected"),
-        "not parquet": ("rows.parquet", b"PAR1 PAR1", "cannot be read (Parquet"),
-        "not arrow": ("rows.arrow", b"nothing", "cannot be read ("),
-        "not tar": ("rows.tar", b"nothing", "cannot be read (truncated header"),
-        "no members": ("rows.tar", b"", "cannot be read (empty file"),
-        "another ending": ("rows.csv", b"a,b", "files end in .csv, allowed is one of .json, .json.gz, .jsonl"),
-        "a folder without data": ("rows", None, "cannot be read (The directory at"),
-    }[name]
+OTHER_FILES = {
+    "not gzip": ("rows.json.gz", b"[]", "cannot be read (Not a gzipped file"),
+    "gzip that breaks off": ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot be read (Compressed"),
+    "not UTF-8": ("rows.jsonl", b"\xff\xfe\x00", "not JSON ('utf-8' codec"),
+    "no lines": ("rows.jsonl", b"\n", "got no rows, at least one is expected"),
+    "not parquet": ("rows.parquet", b"PAR1 PAR1", "cannot be read (Parquet"),
+    "not arrow": ("rows.arrow", b"nothing", "cannot be read ("),
+    "not tar": ("rows.tar", b"nothing", "cannot be read (truncated header"),
+    "no members": ("rows.tar", b"", "cannot be read (empty file"),
+    "another ending": ("rows.csv", b"a,b", "files end in .csv, allowed is one of .json, .json.gz, .jsonl"),
+    "a folder without data": ("rows", None, "cannot be read (The directory at"),
+}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["not gzip", "gzip that breaks off", "not UTF-8", "no lines", "not parquet", "not arrow", "not tar", "no members"]
-    + ["another ending", "a folder without data"],
-)
-def test_files_that_are_something_else(tmp_path, name):
-    file, data, message = content(name)
-    (tmp_path / file).mkdir() if data is None else (tmp_path / file).write_bytes(data)
-    assert refused(path=tmp_path / file).startswith(f"{tmp_path / file}: {message}")
+@pytest.mark.parametrize("file, content, message", OTHER_FILES.values(), ids=OTHER_FILES)
+def test_files_that_are_something_else(tmp_path, file, content, message):
+    path = tmp_path / file
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert refused(path=path).startswith(f"{path}: {message}")
 
 
 def test_a_parquet_file_that_breaks_off(tmp_path):
@@ -232,7 +233,7 @@ def test_sizes_are_bounded_before_memory_is_taken(tmp_path, monkeypatch):
         "a video": (["0.mp4", "0.json"], "a member is called '0.mp4', allowed: .json, .jpg, .jpeg"),
         "no row": (["0.png"], "it has no .json member, which holds the row"),
         "fewer pictures than are named": (["0.json", "0.1.png"], "'images' names 2 pictures, the shard holds 1"),
-        "a row that stands apart": (["0.json", "1.json", "0.1.png", "0.2.png"], "'images' names 2"),
+        "a row that stands apart": (["0.json", "1.json", "0.1.png", "0.2.png"], "it has no .json member"),
     }.values(),
 )
 def test_rows_of_shards_that_cannot_be_used(tmp_path, members, message):
@@ -248,6 +249,13 @@ def test_rows_of_shards_that_cannot_be_used(tmp_path, members, message):
             rows.sample(rows.table[number], number)
         told.append(str(error.value))
     assert any(message in one for one in told), told
+
+
+def test_the_examples_of_the_docs_are_sources():
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    sources = [Source(**settings) for block in blocks for settings in yaml.safe_load(block)]
+    assert len(sources) >= 8 and {source.hub is None for source in sources} == {True, False}
 
 
 @pytest.mark.parametrize(

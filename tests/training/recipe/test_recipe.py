@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from checkpoints.build import dense_config
+from data.sources.source import Source
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.students import limited_config
@@ -52,6 +53,15 @@ def test_overrides_reach_any_depth():
     assert recipe.name == "x" and recipe.lora is None
 
 
+def test_a_source_is_a_split_of_the_world_or_of_a_data_set():
+    sources = load_recipe(
+        "debug", ["data.train=[{split: train, weight: 2}, {hub: a/b, split: test, where: {topic: [x, y]}}]"]
+    ).data.train
+    of_world, of_hub = (source.source({"train": Path("world/train.json")}) for source in sources)
+    assert of_world == Source(path=Path("world/train.json"), images=Path("world"), weight=2)
+    assert of_hub == Source(hub="a/b", split="test", where={"topic": ("x", "y")})
+
+
 WRONG = {
     "trainin.max_steps=3": r"debug.yaml: unknown key trainin, did you mean training\?; allowed: calibration, ",
     "training.max_step=3": r"unknown key training.max_step, did you mean training.max_steps\?",
@@ -81,6 +91,9 @@ WRONG = {
     "training.num_epochs=1": r"training: give either max_steps or num_epochs",
     "training.deepspeed=zero9.json": r"no file 'zero9.json'",
     "data.train.0.split=trian": r"data: split 'trian' is not one of data.world \(train, calibration, test\)",
+    "data.train.0={weight: 2}": r"data.train.0: give path \(files\), hub \(a data set on the Hub\) or split",
+    "data.train.0={path: a, hub: b/c}": r"data.train.0: give path \(files\) or hub \(a data set on the Hub\), not both",
+    "data.train.0={hub: b/c, columns: {text: x}}": r"data.train.0.columns.text",
     "compare.0.name=student": r"names must differ from each other and from 'student'",
     "name=../elsewhere": r"name: got '../elsewhere'; string should match pattern",
     "compare.9.name=x": r"override 'compare.9.name=x': '9' is not a position in a list of 3",
