@@ -164,16 +164,18 @@ def _check_scaled(size: tuple[int, int], processor: ProcessorMixin) -> None:
     """Raises UserError where a processor would scale a picture of this size to more than `MAX_PIXELS` pixels.
 
     One that scales the shorter side to a fixed length, and crops the longer one only then, makes gigabytes of a line.
+    One that keeps the resolution, within a least and a most number of pixels, does so where the least is large.
     """
-    limits = dict(processor.image_processor.size)
-    side = limits.get("shortest_edge")
-    if side is None or limits.get("longest_edge") is not None:
+    limits, (height, width) = dict(processor.image_processor.size), size
+    shortest, longest = limits.get("shortest_edge"), limits.get("longest_edge")
+    if shortest is None:
         return
-    height, width = size
-    pixels = side**2 * max(size) // min(size)
+    whole = shortest**2 * max(size) // min(size)
+    # Beside a `longest_edge` both are, whatever their names say, numbers of pixels in the whole picture.
+    pixels = whole if longest is None else min(max(height * width, shortest), longest)
     if pixels > MAX_PIXELS:
         raise UserError(
-            f"a picture of {width} x {height} pixels is too long: {type(processor.image_processor).__name__} would "
+            f"a picture of {width} x {height} pixels is refused: {type(processor.image_processor).__name__} would "
             f"scale it to {pixels} pixels; at most {MAX_PIXELS} pixels"
         )
 
@@ -215,6 +217,9 @@ def _open_checked(picture: Path | EmbeddedPicture, max_pixels: int) -> Image.Ima
         raise UserError(f"image {name!r} is not a picture that PIL can read") from error
     except _BROKEN_FILE as error:
         raise UserError(f"image {name!r} cannot be read ({error})") from error
+    if image.format == "EPS":
+        image.close()
+        raise UserError(f"image {name!r} is a program that draws a picture (EPS), only files of pixels are read")
     if image.width * image.height > max_pixels:
         image.close()
         raise UserError(

@@ -168,3 +168,11 @@ def test_a_processor_with_impossible_limits_is_refused(tmp_path, value):
     file.write_text(json.dumps(fields))
     with pytest.raises(UserError, match=f"its image processor has max_tiles {value!r}, allowed: integers from 1 to 64"):
         dense_config(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"image_processor": []}', '{"image_processor": {"size": 3}}', "3"])
+def test_a_processor_that_cannot_be_read_has_no_limits(tmp_path, content):
+    """It is refused where it is loaded."""
+    (tmp_path / "processor_config.json").write_text(content)
+    for family in (QWEN2_VL, INTERNVL[0]):
+        assert own_limits(tmp_path, family.config()) == PictureLimits()

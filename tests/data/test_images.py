@@ -167,6 +167,14 @@ def test_a_line_is_refused_by_its_header(root, read):
     read(root / "line.png")
 
 
+def test_a_picture_that_another_program_would_draw(root):
+    """PIL would start Ghostscript on it."""
+    Image.new("RGB", (4, 4)).save(root / "drawing.eps")
+    for picture in (root / "drawing.eps", embedded(root / "drawing.eps")):
+        with pytest.raises(UserError, match=r"drawing.eps' is a program that draws a picture \(EPS\)"):
+            open_image(picture)
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture at all"])
 def test_not_a_picture(root, content):
     (root / "text.png").write_bytes(content)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
+from transformers.image_utils import SizeDict
 
 from data import images
 from data.images import check_tokens_at, tokens_at
@@ -113,7 +114,7 @@ def test_what_a_picture_would_be_scaled_to_is_bounded(make, monkeypatch):
     )
     with pytest.raises(
         UserError,
-        match="a picture of 8000 x 4 pixels is too long: CLIPImageProcessorPil would scale it to 225792000 pixels; "
+        match="a picture of 8000 x 4 pixels is refused: CLIPImageProcessorPil would scale it to 225792000 pixels; "
         "at most 64000000 pixels",
     ):
         make((4, 8000), processor)
@@ -121,8 +122,17 @@ def test_what_a_picture_would_be_scaled_to_is_bounded(make, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 336**2 * 100)
     make((4, 400), processor)
     monkeypatch.setattr(images, "MAX_PIXELS", 336**2 * 100 - 1)
-    with pytest.raises(UserError, match="too long"):
+    with pytest.raises(UserError, match="is refused: CLIP"):
         make((4, 400), processor)
+
+
+def test_what_a_picture_would_be_enlarged_to_is_bounded():
+    processor = QWEN2_VL.processor()
+    processor.image_processor.size = SizeDict(shortest_edge=10**9, longest_edge=10**10)
+    with pytest.raises(
+        UserError, match="Qwen2VLImageProcessorPil would scale it to 1000000000 pixels; at most 64000000"
+    ):
+        tokens_at((30, 40), processor)
 
 
 MEASURE = """
