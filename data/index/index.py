@@ -110,7 +110,9 @@ class Index:
 
     def sizes_of(self, rows: np.ndarray) -> np.ndarray:
         """Returns (height, width) of all pictures of rows, [pictures, 2] int32, in pixels."""
-        columns = [pc.list_flatten(self._table.data.table[name].take(rows)).to_numpy() for name in ("heights", "widths")]
+        columns = [
+            pc.list_flatten(self._table.data.table[name].take(rows)).to_numpy() for name in ("heights", "widths")
+        ]
         return np.stack(columns, axis=1)
 
     def ids_and_reasons(self, rows: Iterable[int]) -> list[tuple[str | None, str | None]]:
