@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 
 from data.conversations import add_images, expand_placeholders, naming_sample
 from data.images import MAX_PIXELS, tokens_at
-from data.index import Index
+from data.index.index import Index
 from data.sample import Sample
 
 _KEPT_SIZES = 4_096

@@ -4,10 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 
-from data.index import Index
+from data.index.index import Index
 from data.sample import OnBadSample
 from modeling.user_error import UserError
 
@@ -42,7 +43,7 @@ class LeftOut:
 
     def rows(self) -> list[dict]:
         """Returns the first rows that are bad or too long: source, number of the row, id and reason of each."""
-        listed = [*self._bad(), *self._too_long()][:MAX_LISTED]
+        listed = islice(chain(self._bad(), self._too_long()), MAX_LISTED)
         return [dict(zip(("source", "row", "id", "reason"), row, strict=True)) for row in listed]
 
     def check_too_long(self, max_too_long_share: float, num_samples: int) -> None:

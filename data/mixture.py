@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from data.dataset import ConversationDataset
 from data.images import MAX_PIXELS
-from data.index import Index
+from data.index.index import Index
 from data.left_out import LeftOut, check_bad
 from data.sample import OnBadSample
 from modeling.user_error import UserError

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from checkpoints.json_file import read_json
-from data.index import open_indexes
-from data.index_builder import build_indexes
+from data.index.build import build_indexes
+from data.index.index import open_indexes
 from data.mixture import build_mixture
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world

@@ -8,8 +8,8 @@ import numpy as np
 from transformers import ProcessorMixin
 
 from data.dataset import ConversationDataset
-from data.index import Index
-from data.index_builder import build_indexes
+from data.index.build import build_indexes
+from data.index.index import Index
 from data.sample import Sample
 from data.sources.source import Source
 

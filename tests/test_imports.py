@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("modeling", "training", "data", "checkpoints", "scripts", "tests", "train")
 ALLOWED = {
     "modeling": set(),
-    "data": {"data", "modeling.user_error"},
+    "data": {"data", "modeling.user_error", "modeling.whole_file"},
     "checkpoints": {"checkpoints", "modeling"},
     "training": {"training", "checkpoints", "data", "modeling"},
     "scripts": {"training", "checkpoints", "data", "modeling"},

@@ -184,7 +184,7 @@ def test_prompt_is_what_the_processor_itself_makes(pictures, make_processor):
 
 def test_whole_sample_is_what_the_processor_itself_makes(pictures):
     for processor in (tiny_processor(), llava_processor(), chatml_processor()):
-        check_expansion(Sample("s", pictures, (("<image><image> red?", "no"), *TURNS[1:])), processor)
+        check_expansion(Sample("s", pictures, (("<image><image> red?", "no"), *TURNS[1:])), [(24, 30)] * 2, processor)
 
 
 def test_processor_that_expands_otherwise_is_refused(pictures):
@@ -196,7 +196,7 @@ def test_processor_that_expands_otherwise_is_refused(pictures):
 
     processor.__class__ = OtherProcessor
     with pytest.raises(UserError, match="OtherProcessor is not supported: it makes .* where one placeholder per image"):
-        check_expansion(Sample("s", pictures[:1], TURNS), processor)
+        check_expansion(Sample("s", pictures[:1], TURNS), [(24, 30)], processor)
 
 
 def test_start_token_is_written_once(pictures):
@@ -309,8 +309,7 @@ def test_a_chat_template_that_raises_is_refused(template):
 
 def test_a_processor_that_refuses_the_whole_sample_is_not_supported(pictures):
     """Two pictures that are fine one by one, but of shapes that the image processor does not put together."""
-    Image.new("RGB", (24, 48), "red").save(pictures[0])
     processor = tiny_processor()
     processor.image_processor.do_center_crop = False
     with pytest.raises(UserError, match="LlavaProcessor is not supported: it refuses"):
-        check_expansion(Sample("s", pictures, (("<image><image> red?", "no"),)), processor)
+        check_expansion(Sample("s", pictures, (("<image><image> red?", "no"),)), [(48, 24), (24, 30)], processor)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from torch.utils.data import BatchSampler
 
@@ -15,7 +16,7 @@ SAMPLES = [
     {name: value if name == "pixel_values" else value[0] for name, value in sample.items()}
     for sample in single_samples(tiny_batch(PICTURES))
 ]
-LENGTHS, HAS_PICTURE = [len(sample["input_ids"]) for sample in SAMPLES], [number > 0 for number in PICTURES]
+LENGTHS, HAS_PICTURE = np.array([len(sample["input_ids"]) for sample in SAMPLES]), np.array(PICTURES) > 0
 ORDERS = {
     "random": SampleOrder(10, 0, lambda: 0),
     "grouped": GroupedOrder(LENGTHS, HAS_PICTURE, 4, 0, lambda: 0),

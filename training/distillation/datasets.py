@@ -13,8 +13,8 @@ from transformers import ProcessorMixin
 
 from data.collator import Collator, PictureInEveryBatch
 from data.dataset import ConversationDataset
-from data.index import open_indexes
-from data.index_builder import build_indexes
+from data.index.build import build_indexes
+from data.index.index import open_indexes
 from data.left_out import LeftOut
 from data.mixture import build_mixture
 from data.shapes.world import WORLDS, write_world

@@ -53,7 +53,7 @@ class Accuracy(NamedTuple):
 class Record:
     """One question, its true answer, the model's answer, and the score of that in [0, 1].
 
-    `image` is the file of the sample's first picture, or None if it has none.
+    `image` is the file of the sample's first picture. It is None if there is no picture, or it lies within its row.
     """
 
     id: str
@@ -270,5 +270,5 @@ def _record(sample: Sample, prediction: str) -> Record:
         answer=answer,
         prediction=prediction,
         score=score(sample.family, prediction, answer),
-        image=str(sample.images[0]) if sample.images else None,
+        image=next((str(picture) for picture in sample.images[:1] if isinstance(picture, Path)), None),
     )

@@ -5,6 +5,7 @@ All of these are needed, except for the folders search/ and gates/, which not ev
     recipe.yaml, env.json      the resolved recipe and the environment
     result.json                the run's figures in one flat object (teacher_accuracy, ...), and `seconds`, an object
                                that gives the seconds of each stage
+    stages/data.json           `used` and `left_out` samples of each role (docs/run-folder.md)
     plan.json                  the student's VisualPlan
     cost.json                  {"num_units", "intermediate_size", "layers": [visual FLOPs left in each layer],
                                "dense" and "plan": {"A", "B", "C", "D" (or null), "kv_bytes"}}
@@ -46,6 +47,8 @@ class Inputs:
     """The content of env.json."""
     result: dict
     """The content of result.json."""
+    data: dict
+    """The content of stages/data.json."""
     plan: VisualPlan
     """The student's plan."""
     cost: dict
@@ -108,6 +111,7 @@ def read_inputs(run_directory: Path) -> Inputs:
         recipe=recipe,
         environment=parsed("env.json"),
         result=result,
+        data=parsed("stages/data.json"),
         plan=plan,
         cost=parsed("cost.json"),
         rows=rows,

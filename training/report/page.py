@@ -94,6 +94,7 @@ def render(inputs: Inputs) -> str:
             ("all", dense.overall.count, [evaluation.overall for evaluation in evaluations.values()]),
         ],
         samples=[sample_card(*pair) for pair in choose_samples(dense.records, student.records)],
+        data=data_rows(inputs.data),
         stages=stage_rows(inputs.result["seconds"]),
         recipe=yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),
         environment=yaml.safe_dump(inputs.environment, sort_keys=False, allow_unicode=True),
@@ -142,6 +143,11 @@ def cost_rows(cost: dict) -> list[tuple[str, str, str, str]]:
         for key, label in COST_LABELS.items()
         if dense[key] is not None
     ]
+
+
+def data_rows(data: dict) -> list[tuple[str, int, list[tuple[str, int]]]]:
+    """Returns of each role its name, the number of samples used, and the kinds of those left out with their numbers."""
+    return [(role, count, list(data["left_out"].get(role, {}).items())) for role, count in data["used"].items()]
 
 
 def stage_rows(seconds: dict[str, float]) -> list[tuple[str, str, float]]:

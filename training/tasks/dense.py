@@ -31,8 +31,8 @@ from transformers import (
 from checkpoints.whole_folder import whole_folder
 from data.collator import Collator
 from data.dataset import ConversationDataset
-from data.index import Index
-from data.index_builder import build_indexes
+from data.index.build import build_indexes
+from data.index.index import Index
 from data.shapes.patches import GROUPS
 from data.shapes.world import WORLDS, split_rows, write_world
 from data.sources.reading import load_samples

@@ -1,8 +1,8 @@
 """The order of samples: a permutation decided by seed and epoch, found again by any process at any step."""
 
 import random
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SeedableRandomSampler, skip_first_batches
 from torch.utils.data import BatchSampler, Dataset
@@ -22,7 +22,7 @@ def random_order(seed: int = 5, epoch: int = 0) -> SampleOrder:
 
 
 def grouped_order(seed: int = 5, epoch: int = 0) -> GroupedOrder:
-    return GroupedOrder(LENGTHS, HAS_PICTURE, STEP, seed, lambda: epoch)
+    return GroupedOrder(np.array(LENGTHS), np.array(HAS_PICTURE), STEP, seed, lambda: epoch)
 
 
 both = pytest.mark.parametrize("order", [random_order, grouped_order])
@@ -72,7 +72,7 @@ def test_batches_come_in_random_order_after_the_one_with_the_longest_sample():
 
 def test_data_of_one_kind_and_data_of_less_than_a_batch():
     for has_picture in ([True] * 40, [False] * 40, [True, False] * 3):
-        order = GroupedOrder(LENGTHS[: len(has_picture)], has_picture, STEP, 5, lambda: 0)
+        order = GroupedOrder(np.array(LENGTHS[: len(has_picture)]), np.array(has_picture), STEP, 5, lambda: 0)
         assert sorted(order) == list(range(len(has_picture)))
 
 
@@ -124,8 +124,8 @@ class Watched(Dataset):
     """Remembers which samples were asked for. The attributes are those of a `ConversationDataset`."""
 
     def __init__(self):
-        self.samples = [SimpleNamespace(images="pixel_values" in sample) for sample in DATASET]
-        self.lengths = [len(sample["input_ids"]) for sample in DATASET]
+        self.has_picture = np.array(["pixel_values" in sample for sample in DATASET])
+        self.lengths = np.array([len(sample["input_ids"]) for sample in DATASET])
         self.asked: list[int] = []
 
     def __len__(self):

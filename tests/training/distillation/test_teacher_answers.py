@@ -4,11 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from data.collator import predicts_answer
+from data.sample import Sample
 from modeling.user_error import UserError
+from tests.indexed import indexed
 from tests.processes import run_processes
+from tests.tiny_processor import tiny_processor
 from tests.tiny_student import tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, DATASET, gradients
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
@@ -83,10 +88,38 @@ def test_several_processes_write_what_one_writes(tmp_path):
     assert [path.name for path in (tmp_path / "together").iterdir()] == ["a.safetensors"]
 
 
+def counted_size(conversations, config, visual) -> int:
+    """The slow reference: bytes of the answers, token by token."""
+    items = [conversations.tokens(index) for index in range(len(conversations))]
+    supervised = sum(int(predicts_answer(item["labels"][None]).sum()) for item in items)
+    features = sum(int((item["input_ids"] == token).sum()) for item in items for token in visual)
+    return 4 * (supervised * config.text_config.vocab_size + features * config.text_config.hidden_size)
+
+
+def test_their_size_is_known_from_the_index(tmp_path):
+    Image.new("RGB", (24, 24)).save(tmp_path / "a.png")
+    Image.new("RGB", (50, 24)).save(tmp_path / "b.png")
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    samples = [
+        Sample("one", (a,), (("<image> red?", "yes"),)),
+        Sample("two", (b, a), (("<image> <image> red?", "yes , yes"), ("is it?", "no"))),
+        Sample("none", (), (("red?", "no"),)),
+    ]
+    dataset, processor = indexed(samples, tiny_processor(), tmp_path), tiny_processor()
+    config = tiny_student().config
+    part = dataset.subset([1, 1, 2])
+    for one in (dataset, part, dataset.subset([2])):
+        size = answers_size(one, processor, config, [processor.image_token_id], itemsize=4)
+        assert size == counted_size(one, config, [processor.image_token_id])
+    assert answers_size(part, processor, config, [], itemsize=4) < answers_size(
+        part, processor, config, [4], itemsize=4
+    )
+
+
 def test_their_size_is_known_before_and_refused_above_the_free_space(answers, tmp_path, monkeypatch):
     model = tiny_student()
     visual = list(model.visual_tokens(model.config).values())
-    size = answers_size(CONVERSATIONS, model.config, visual, itemsize=4)
+    size = counted_size(CONVERSATIONS, model.config, visual)
     stored = load_file(answers)
     logits, features = stored["teacher_logits"], stored["features_image"]
     assert size == logits.numel() * 4 + features.numel() * 4

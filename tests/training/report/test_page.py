@@ -100,10 +100,15 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
         "seconds": seconds,
     }
     PLAN.save(directory / "plan.json")
+    (directory / "stages").mkdir()
     (directory / "recipe.yaml").write_text(yaml.safe_dump({"name": "tiny_sparse", "note": "as told" + text}))
     for name, value in {
         "env.json": {"commit": "0123abc" + text, "packages": {"torch": "2.13.0"}, "gpus": []},
         "result.json": result,
+        "stages/data.json": {
+            "used": {"validation": 8, "train": 12160, "evaluation": 48},
+            "left_out": {"train": {"more than 1024 tokens": 31, "turn … is empty" + text: 1207}, "evaluation": {}},
+        },
         "table.json": rows,
         "cost.json": {
             "num_units": 4,
@@ -199,8 +204,14 @@ def test_hostile_text_stays_text(tmp_path):
     page = write_report(made_up_run(tmp_path, num_questions=24, text=HOSTILE)).read_text(encoding="utf-8")
     assert "<script" not in page
     assert "<img src=http" not in page
-    # Recipe, environment, stage, table row, and each sample's question, truth and two answers.
-    assert page.count("&lt;script&gt;alert(1)") >= 4 + 4 * NUM_SAMPLES
+    # Recipe, environment, stage, reason, table row, and each sample's question, truth and two answers.
+    assert page.count("&lt;script&gt;alert(1)") >= 5 + 4 * NUM_SAMPLES
+
+
+def test_what_was_left_out_is_counted_by_reason(run):
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<td>train</td><td>12,160</td><td>31: more than 1024 tokens; 1,207: turn … is empty</td>" in page
+    assert "<td>evaluation</td><td>48</td><td>none</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -209,6 +220,7 @@ def test_hostile_text_stays_text(tmp_path):
         "recipe.yaml",
         "env.json",
         "result.json",
+        "stages/data.json",
         "plan.json",
         "cost.json",
         "table.json",

@@ -44,9 +44,10 @@ def test_a_picture_that_breaks_off_is_left_out_of_every_role(dense_folder, tmp_p
     recipe = load_recipe("debug", [*overrides, *skipping])
     read = execute(recipe, stages(recipe)[:1], tmp_path / "run")
     left_out = json.loads((read.directory / "left_out.json").read_text())
-    assert [(name, bad["reason"].split(" is ")[-1][:9]) for name, rows in left_out.items() for bad in rows] == [
-        (role, "truncated")
-    ]
+    listed = [(name, row["row"], row["reason"]) for name, found in left_out.items() for row in found["rows"]]
+    ((name, row, reason),) = listed
+    assert (name, row) == (role, 0) and reason.split(" is ")[-1].startswith("truncated")
+    assert left_out[role]["counts"] == {"image … is truncated or corrupt …": 1} == read.result("data")["left_out"][role]
 
 
 def test_answers_that_do_not_fit_on_the_disk_are_refused_in_the_first_stage(dense_folder, tmp_path, monkeypatch):
@@ -180,7 +181,7 @@ def test_the_student_goes_on_from_what_was_learned_beside_its_gates(learned):
     plan = load_plan(learned, "student")
     alone = learned.directory / "alone"
     processor = dense_processor(learned.recipe.model)
-    dataset, collator = mixture(learned.recipe, "train", processor), Collator(processor)
+    dataset, collator = mixture(learned.recipe, "train", processor, learned.directory / "data"), Collator(processor)
     for folder, given in ((alone / "fresh", None), (alone / "same", adapters)):
         train_student(learned.recipe, plan, dataset, collator, folder, given)
     fresh, same = (read_metrics(alone / name / "trainer" / "metrics.jsonl")[0] for name in ("fresh", "same"))

@@ -1,8 +1,9 @@
 """Held-out samples: apart from those trained on, measured as one by one, shared by ranks, and without a trace."""
 
+import random
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from data.dataset import ConversationDataset
 from data.sample import Sample
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
+from tests.indexed import indexed
 from tests.tiny_processor import tiny_processor
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from tests.training.distillation.test_trainer import COLLATOR, full_student, sparse_plan, student, trainer
@@ -30,8 +32,8 @@ SINGLES = single_samples(tiny_batch(PICTURES, seed=7))
 class HeldOut(list):
     """Encoded samples, with the attributes of a `ConversationDataset`."""
 
-    samples = tuple(SimpleNamespace(images=("picture",) * number) for number in PICTURES)
-    lengths = tuple(single["input_ids"].shape[1] for single in SINGLES)
+    has_picture = np.array(PICTURES) > 0
+    lengths = np.array([single["input_ids"].shape[1] for single in SINGLES])
 
 
 HELD_OUT = HeldOut(
@@ -47,10 +49,16 @@ def validation(steps: int = 2) -> Validation:
 
 
 @pytest.fixture(scope="module")
-def dataset() -> ConversationDataset:
+def dataset(tmp_path_factory) -> ConversationDataset:
     """Ten conversations, of which the first three are there twice."""
     samples = [Sample(str(number), (), ((f"question {number}", "yes"),)) for number in range(10)]
-    return ConversationDataset([*samples, *samples[:3]], tiny_processor(), max_length=99)
+    return indexed([*samples, *samples[:3]], tiny_processor(), tmp_path_factory.mktemp("conversations"))
+
+
+def held_out_one_by_one(samples: list[Sample], num_samples: int, seed: int) -> list[Sample]:
+    """The slow reference: the samples themselves are compared, not their digests."""
+    first = {sample: samples.index(sample) for sample in samples}
+    return sorted(random.Random(f"{seed} validation").sample(list(first), num_samples), key=first.__getitem__)
 
 
 def test_held_out_samples_are_not_trained_on(dataset):
@@ -60,9 +68,10 @@ def test_held_out_samples_are_not_trained_on(dataset):
         assert not set(kept.samples) & set(held_out.samples)
         assert set(kept.samples) | set(held_out.samples) == set(dataset.samples)
         assert sorted([*kept.samples, *held_out.samples], key=str) == sorted(
-            [sample for sample in dataset.samples if sample in kept.samples] + held_out.samples, key=str
+            [*(sample for sample in dataset.samples if sample in kept.samples), *held_out.samples], key=str
         )
-    assert hold_out(dataset, 4, 4)[1].samples == held_out.samples
+    assert list(hold_out(dataset, 4, 4)[1].samples) == list(held_out.samples)
+    assert list(held_out.samples) == held_out_one_by_one(list(dataset.samples), 4, 4)
     assert len({tuple(hold_out(dataset, 4, seed)[1].samples) for seed in range(5)}) > 1
     for part in (kept, held_out):
         for index, sample in enumerate(part.samples):

@@ -1,4 +1,4 @@
-"""Makes the indexes of sources (data/index.py): reads, checks and encodes every row, once, with all cores.
+"""Makes the indexes of sources (data/index/index.py): reads, checks and encodes every row, once, with all cores.
 
 First the rows of all sources are read and encoded. Then every picture is looked at once, whatever number of rows and
 sources show it. Last, what was found about the pictures is written beside the rows.
@@ -8,30 +8,26 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
-import multiprocess
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from datasets import Features, List, Value
+from datasets import Features
 from transformers import ProcessorMixin
 from transformers import __version__ as transformers_version
 
-from data.batch_encoding import BatchEncoder
 from data.conversations import check_expansion, naming_sample
-from data.images import MAX_PIXELS, check_tokens_at, open_image, read_image_size, tokens_at
-from data.index import FEATURES
-from data.sample import EmbeddedPicture, Sample
+from data.images import MAX_PIXELS, check_tokens_at
+from data.index.index import FEATURES
+from data.index.pictures import LOOKED_AT, NO_SIZE, Look
+from data.index.rows import READ, ReadRows
+from data.sample import Sample
 from data.sources.reading import open_source
 from data.sources.rows import SourceRows
 from data.sources.source import Source
-from modeling.user_error import UserError
 from modeling.whole_file import whole_file
 
 _VERSION = 1
@@ -43,25 +39,6 @@ _ROWS_PER_PROCESS, _PICTURES_PER_PROCESS = 4_000, 200
 """As many are worth the start of a process."""
 _ROWS_OF_A_CHUNK = 1_000
 """Rows that lie together in an index."""
-_NO_SIZE = (0, 0)
-"""Size of a picture that cannot be used."""
-
-_LOOKED_AT = Features(
-    {
-        "height": Value("int32"),
-        "width": Value("int32"),
-        "num_tokens": Value("int32"),
-        # What is wrong with the picture, null if nothing is.
-        "problem": Value("string"),
-    }
-)
-_READ = Features(
-    {
-        **{name: feature for name, feature in FEATURES.items() if name not in ("heights", "widths", "length")},
-        # What was found of embedded pictures, and nothing of others, in the order of `pictures`.
-        **{name: List(feature) for name, feature in _LOOKED_AT.items()},
-    }
-)
 
 
 def build_indexes(
@@ -92,18 +69,16 @@ def build_indexes(
         building = folder / _BUILDING
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        look = _Look(processor, max_pixels, decode)
+        look = Look(processor, max_pixels, decode)
         _write_indexes(missing, processor, look, building)
-        shutil.rmtree(building)
+        shutil.rmtree(building, ignore_errors=True)
     return paths
 
 
-def _write_indexes(
-    sources: Mapping[Path, SourceRows], processor: ProcessorMixin, look: "_Look", building: Path
-) -> None:
+def _write_indexes(sources: Mapping[Path, SourceRows], processor: ProcessorMixin, look: Look, building: Path) -> None:
     tables = {
         path: _map(
-            rows.table, _ReadRows(rows, processor, look), _READ, building / f"rows-{path.name}",
+            rows.table, ReadRows(rows, processor, look), READ, building / f"rows-{path.name}",
             desc=f"read {rows.name}", at_once=_ROWS_AT_ONCE, per_process=_ROWS_PER_PROCESS,
         )
         for path, rows in sources.items()
@@ -113,7 +88,7 @@ def _write_indexes(
     )
     names = pc.unique(pictures.drop_null())
     looked_at = _map(
-        datasets.Dataset(pa.table({"picture": names})), look, _LOOKED_AT, building / "pictures.arrow",
+        datasets.Dataset(pa.table({"picture": names})), look, LOOKED_AT, building / "pictures.arrow",
         desc="look at pictures", at_once=_PICTURES_AT_ONCE, per_process=_PICTURES_PER_PROCESS,
     )  # fmt: skip
     for path, rows in sources.items():
@@ -146,109 +121,13 @@ def _map(
     ).data.table
 
 
-def _as_table(rows: Sequence[Mapping[str, Any]], features: Features) -> pa.Table:
-    schema = features.arrow_schema
-    return pa.table([pa.array([row[name] for row in rows], schema.field(name).type) for name in schema.names], schema)
-
-
-class _Look:
-    """Looks at pictures: their size, the tokens that stand for them, and what is wrong with them."""
-
-    def __init__(self, processor: ProcessorMixin, max_pixels: int, decode: bool):
-        self._processor, self._max_pixels, self._decode = processor, max_pixels, decode
-        self._num_tokens: dict[tuple[int, int], int | UserError] = {}
-
-    def __call__(self, batch: dict[str, list[str]], numbers: list[int]) -> pa.Table:
-        """Looks at a batch of paths."""
-        _begin_worker()
-        return _as_table([self.at(Path(name)) for name in batch["picture"]], _LOOKED_AT)
-
-    def at(self, picture: Path | EmbeddedPicture) -> dict[str, Any]:
-        """Looks at one picture. It is opened once."""
-        try:
-            if self._decode:
-                image = open_image(picture, self._max_pixels)
-                size = image.height, image.width
-            else:
-                size = read_image_size(picture, self._max_pixels)
-            return {"height": size[0], "width": size[1], "num_tokens": self._tokens_at(size), "problem": None}
-        except UserError as error:
-            height, width = _NO_SIZE
-            return {"height": height, "width": width, "num_tokens": 0, "problem": str(error)}
-
-    def _tokens_at(self, size: tuple[int, int]) -> int:
-        if size not in self._num_tokens:
-            try:
-                self._num_tokens[size] = len(tokens_at(size, self._processor))
-            except UserError as error:
-                self._num_tokens[size] = error
-        found = self._num_tokens[size]
-        if isinstance(found, UserError):
-            raise found
-        return found
-
-
-class _ReadRows:
-    """Reads and encodes rows of a source. Of their pictures it looks at those alone that are embedded."""
-
-    def __init__(self, rows: SourceRows, processor: ProcessorMixin, look: _Look):
-        self._rows, self._look, self._encode = rows, look, BatchEncoder(processor)
-
-    def __call__(self, batch: dict[str, list], numbers: list[int]) -> pa.Table:
-        """Reads a batch of rows with these numbers."""
-        _begin_worker()
-        found: list[dict[str, Any]] = []
-        samples: dict[int, Sample] = {}
-        for place, number in enumerate(numbers):
-            row = {name: values[place] for name, values in batch.items()}
-            found.append(dict.fromkeys(_READ) | {name: [] for name in _READ if isinstance(_READ[name], List)})
-            found[-1] |= {"supervised": 0, "digest": 0, "filtered": False}
-            try:
-                sample = self._rows.sample(row, number)
-            except UserError as error:
-                found[-1] |= {"id": self._rows.id_of(row), "reason": str(error)}
-            else:
-                if sample is None:
-                    found[-1] |= {"id": self._rows.id_of(row), "filtered": True}
-                else:
-                    samples[place] = sample
-        encoded = self._encode(list(samples.values()))
-        for (place, sample), text in zip(samples.items(), encoded, strict=True):
-            found[place] |= self._described(sample)
-            if isinstance(text, UserError):
-                found[place]["reason"] = str(text)
-            else:
-                steps = np.diff(text.supervised.astype(np.int8), prepend=0, append=0)
-                found[place] |= {
-                    "input_ids": text.input_ids,
-                    "spans": np.flatnonzero(steps).astype(np.int32),
-                    "supervised": int(text.supervised.sum()),
-                }
-        return _as_table(found, _READ)
-
-    def _described(self, sample: Sample) -> dict[str, Any]:
-        """Returns a sample's columns, but for those of its text's tokens."""
-        unseen = dict.fromkeys(_LOOKED_AT)
-        looked_at = [unseen if isinstance(picture, Path) else self._look.at(picture) for picture in sample.images]
-        return {
-            "id": sample.id,
-            "family": sample.family,
-            "system": sample.system,
-            "questions": [question for question, _ in sample.turns],
-            "answers": [answer for _, answer in sample.turns],
-            "pictures": [str(picture) if isinstance(picture, Path) else None for picture in sample.images],
-            **{name: [one[name] for one in looked_at] for name in _LOOKED_AT},
-            "digest": _digest(sample),
-        }
-
-
 def _join(table: pa.Table, names: pa.Array, looked_at: pa.Table, source: Source) -> pa.Table:
     """Returns the table of an index.
 
     Args:
-        table: the rows, as `_ReadRows` gives them.
+        table: the rows, as `ReadRows` gives them.
         names: pictures by their paths.
-        looked_at: what `_Look` found of them.
+        looked_at: what `Look` found of them.
         source: where the rows come from.
     """
     counts = pc.list_value_length(table["pictures"]).to_numpy()
@@ -260,7 +139,7 @@ def _join(table: pa.Table, names: pa.Array, looked_at: pa.Table, source: Source)
         name: pc.if_else(
             is_path, looked_at[name].combine_chunks().take(numbers), pc.list_flatten(table[name]).combine_chunks()
         )
-        for name in _LOOKED_AT
+        for name in LOOKED_AT
     }
     if source.images is not None:  # else no picture has a path
         root = os.path.realpath(source.images)
@@ -286,7 +165,7 @@ def _join(table: pa.Table, names: pa.Array, looked_at: pa.Table, source: Source)
 def _check_processor(table: pa.Table, processor: ProcessorMixin) -> None:
     """Raises UserError where the processor itself makes other tokens of the rows than are in an index."""
     heights, widths = (pc.list_flatten(table[name]).to_pylist() for name in ("heights", "widths"))
-    check_tokens_at(set(zip(heights, widths, strict=True)) - {_NO_SIZE}, processor)
+    check_tokens_at(set(zip(heights, widths, strict=True)) - {NO_SIZE}, processor)
     is_good = pc.is_null(table["reason"]).to_numpy() & ~table["filtered"].to_numpy()
     has_picture = pc.list_value_length(table["pictures"]).to_numpy() > 0
     examples = [*np.flatnonzero(is_good & has_picture)[:1], *np.flatnonzero(is_good)[:1]]
@@ -299,16 +178,6 @@ def _check_processor(table: pa.Table, processor: ProcessorMixin) -> None:
             check_expansion(sample, list(zip(row["heights"], row["widths"], strict=True)), processor)
 
 
-def _digest(sample: Sample) -> int:
-    """Returns a number of 64 bits that equal samples share."""
-    pictures = [
-        str(picture) if isinstance(picture, Path) else hashlib.sha256(picture.data).hexdigest()
-        for picture in sample.images
-    ]
-    said = json.dumps([sample.id, pictures, sample.turns, sample.family, sample.system])
-    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big", signed=True)
-
-
 def _fingerprint(processor: ProcessorMixin) -> str:
     """Returns a fingerprint of all that decides the tokens which a processor makes."""
     decides = [
@@ -319,18 +188,3 @@ def _fingerprint(processor: ProcessorMixin) -> str:
         {name: str(token) for name, token in processor.tokenizer.special_tokens_map.items()},
     ]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
-
-
-def _begin_worker() -> None:
-    """In a process that `datasets` started: takes one core, and ends with its parent or at a signal, without a word.
-
-    Such a process has the parent's way to take signals. It would say at length that it was stopped.
-    """
-    parent = multiprocess.parent_process()
-    if parent is None:
-        return
-    if not parent.is_alive():
-        os._exit(1)
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,6 +1,6 @@
 """The index of a source: an Arrow file with one row for each of the source's, read, checked and encoded.
 
-It is made once (data/index_builder.py). Every process maps it into its memory, so that none holds an object per row.
+It is made once (data/index/build.py). Every process maps it into its memory, so that none holds an object per row.
 Bad rows and rows that a filter leaves out stay in it, marked, so that numbers of rows are those of the source.
 """
 
@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, List, Value
@@ -67,6 +66,7 @@ class Index:
         self.name = str(source.path or source.hub)
         self._table = Dataset.from_file(str(path))
         self._image_root = os.path.realpath(source.images or ".")  # without pictures by path it is not used
+        self._marks = self._table.select_columns(["id", "reason"])
         table = self._table.data.table
         self.lengths: np.ndarray = table["length"].to_numpy()
         self.supervised: np.ndarray = table["supervised"].to_numpy()
@@ -110,14 +110,15 @@ class Index:
 
     def sizes_of(self, rows: np.ndarray) -> np.ndarray:
         """Returns (height, width) of all pictures of rows, [pictures, 2] int32, in pixels."""
-        table = self._table.data.table
-        columns = [pc.list_flatten(table[name].take(rows)).to_numpy() for name in ("heights", "widths")]
+        columns = [
+            pc.list_flatten(self._table.data.table[name].take(rows)).to_numpy() for name in ("heights", "widths")
+        ]
         return np.stack(columns, axis=1)
 
     def ids_and_reasons(self, rows: Iterable[int]) -> list[tuple[str | None, str | None]]:
         """Returns of each row its id and what is wrong with it. Both may be None."""
-        table = self._table.data.table.select(["id", "reason"]).take(pa.array(rows, pa.int64()))
-        return list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+        found = self._marks[list(rows)]
+        return list(zip(found["id"], found["reason"], strict=True))
 
     def _pictures(self, row: int, names: list[str | None]) -> tuple[Path | EmbeddedPicture, ...]:
         if None in names:

@@ -1,0 +1,92 @@
+"""Reads and encodes the rows of an index."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features, List
+from transformers import ProcessorMixin
+
+from data.index.batch_encoding import BatchEncoder
+from data.index.index import FEATURES
+from data.index.pictures import LOOKED_AT, Look
+from data.index.worker import as_table, begin_worker
+from data.sample import Sample
+from data.sources.rows import SourceRows
+from modeling.user_error import UserError
+
+READ = Features(
+    {
+        **{name: feature for name, feature in FEATURES.items() if name not in ("heights", "widths", "length")},
+        # What was found of embedded pictures, and nothing of others, in the order of `pictures`.
+        **{name: List(feature) for name, feature in LOOKED_AT.items()},
+    }
+)
+
+
+class ReadRows:
+    """Reads and encodes rows of a source. Of their pictures it looks at those alone that are embedded."""
+
+    def __init__(self, rows: SourceRows, processor: ProcessorMixin, look: Look):
+        self._rows, self._look, self._encode = rows, look, BatchEncoder(processor)
+
+    def __call__(self, batch: dict[str, list], numbers: list[int]) -> pa.Table:
+        """Reads a batch of rows with these numbers."""
+        begin_worker()
+        found: list[dict[str, Any]] = []
+        samples: dict[int, Sample] = {}
+        for place, number in enumerate(numbers):
+            row = {name: values[place] for name, values in batch.items()}
+            found.append(dict.fromkeys(READ) | {name: [] for name in READ if isinstance(READ[name], List)})
+            found[-1] |= {"supervised": 0, "digest": 0, "filtered": False}
+            try:
+                sample = self._rows.sample(row, number)
+            except UserError as error:
+                found[-1] |= {"id": self._rows.id_of(row), "reason": str(error)}
+            else:
+                if sample is None:
+                    found[-1] |= {"id": self._rows.id_of(row), "filtered": True}
+                else:
+                    samples[place] = sample
+        encoded = self._encode(list(samples.values()))
+        for (place, sample), text in zip(samples.items(), encoded, strict=True):
+            found[place] |= self._described(sample)
+            if isinstance(text, UserError):
+                found[place]["reason"] = str(text)
+            else:
+                padded = np.zeros(len(text.supervised) + 2, dtype=bool)
+                padded[1:-1] = text.supervised
+                found[place] |= {
+                    "input_ids": text.input_ids,
+                    "spans": np.flatnonzero(padded[1:] != padded[:-1]).astype(np.int32),
+                    "supervised": int(text.supervised.sum()),
+                }
+        return as_table(found, READ)
+
+    def _described(self, sample: Sample) -> dict[str, Any]:
+        """Returns a sample's columns, but for those of its text's tokens."""
+        unseen = dict.fromkeys(LOOKED_AT)
+        looked_at = [unseen if isinstance(picture, Path) else self._look.at(picture) for picture in sample.images]
+        return {
+            "id": sample.id,
+            "family": sample.family,
+            "system": sample.system,
+            "questions": [question for question, _ in sample.turns],
+            "answers": [answer for _, answer in sample.turns],
+            "pictures": [str(picture) if isinstance(picture, Path) else None for picture in sample.images],
+            **{name: [one[name] for one in looked_at] for name in LOOKED_AT},
+            "digest": _digest(sample),
+        }
+
+
+def _digest(sample: Sample) -> int:
+    """Returns a number of 64 bits that equal samples share."""
+    pictures = [
+        str(picture) if isinstance(picture, Path) else hashlib.sha256(picture.data).hexdigest()
+        for picture in sample.images
+    ]
+    said = json.dumps([sample.id, pictures, sample.turns, sample.family, sample.system])
+    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big", signed=True)
