@@ -123,10 +123,14 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
     messages = schema.messages(row)
     pictures = _pictures(row, tuple(picture for message in messages for picture in message.pictures))
     for index, message in enumerate(messages):
-        _check_text(index, message)
+        _check_text(f"turn {index}", message)
     system = [message.text for message in messages if message.role == "system"]
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        system.insert(0, row["system"].strip())
+    given = row.get("system")
+    if given is not None and not isinstance(given, str):
+        raise UserError(f"'system' is {type(given).__name__}, a text is expected")
+    if given and given.strip():
+        _check_text("'system'", Message("system", given))
+        system.insert(0, given.strip())
     if len(system) > 1 or any(message.role == "system" for message in messages[1:]):
         raise UserError(
             "a system message stands behind the first message, or there are several; one, at first, is allowed"
@@ -163,17 +167,17 @@ def _pictures(row: dict, in_parts: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(pictures)
 
 
-def _check_text(index: int, message: Message) -> None:
+def _check_text(where: str, message: Message) -> None:
     """Raises UserError for a text that no tokenizer takes, or that stands for what is not read."""
     try:
         message.text.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair: JSON can hold it, but no tokenizer takes it
-        raise UserError(f"turn {index} is not text ({error})") from error
+        raise UserError(f"{where} is not text ({error})") from error
     for mark in OTHER_MARKS:
         if mark in message.text:
-            raise UserError(f"turn {index} holds the mark {mark}, which is not read")
+            raise UserError(f"{where} holds the mark {mark}, which is not read")
     if message.role != "user" and IMAGE_MARK in message.text:
-        raise UserError(f"turn {index} holds an {IMAGE_MARK} mark, only questions show images")
+        raise UserError(f"{where} holds an {IMAGE_MARK} mark, only questions show images")
 
 
 def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
