@@ -44,6 +44,8 @@ class Message(NamedTuple):
     role: Role
     text: str
     """Its text, with a mark for each picture."""
+    pictures: tuple[Any, ...] = ()
+    """The pictures that its parts hold, where the row has no column of pictures."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,17 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
         raise UserError(f"'id' is {type(row_id).__name__}, a text is expected")
     if family is not None and not isinstance(family, str):
         raise UserError(f"'family' is {type(family).__name__}, a text is expected")
-    messages, pictures = schema.messages(row), _pictures(row)
+    messages = schema.messages(row)
+    pictures = _pictures(row, tuple(picture for message in messages for picture in message.pictures))
     for index, message in enumerate(messages):
-        _check_text(index, message)
+        _check_text(f"turn {index}", message)
     system = [message.text for message in messages if message.role == "system"]
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        system.insert(0, row["system"].strip())
+    given = row.get("system")
+    if given is not None and not isinstance(given, str):
+        raise UserError(f"'system' is {type(given).__name__}, a text is expected")
+    if given and given.strip():
+        _check_text("'system'", Message("system", given))
+        system.insert(0, given.strip())
     if len(system) > 1 or any(message.role == "system" for message in messages[1:]):
         raise UserError(
             "a system message stands behind the first message, or there are several; one, at first, is allowed"
@@ -144,13 +151,15 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
     return Row(None if row_id is None else str(row_id), pictures, turns, family, system[0] if system else None)
 
 
-def _pictures(row: dict) -> tuple[Any, ...]:
-    """Returns the pictures that a row names, in order. None of them is looked at."""
+def _pictures(row: dict, in_parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the pictures that a row names, or that parts of its messages hold, in order. None is looked at."""
     given = [name for name in PICTURE_COLUMNS if row.get(name) not in (None, [], "")]
     if len(given) > 1:
         raise UserError("both 'image' and 'images' are given, one of them is expected")
+    if given and in_parts:
+        raise UserError(f"both {given[0]!r} and parts of messages hold pictures, one of them is expected")
     if not given:
-        return ()
+        return in_parts
     value = row[given[0]]
     pictures = value if isinstance(value, list) else [value]
     if not all(isinstance(picture, (str, bytes, dict)) for picture in pictures):
@@ -158,17 +167,17 @@ def _pictures(row: dict) -> tuple[Any, ...]:
     return tuple(pictures)
 
 
-def _check_text(index: int, message: Message) -> None:
+def _check_text(where: str, message: Message) -> None:
     """Raises UserError for a text that no tokenizer takes, or that stands for what is not read."""
     try:
         message.text.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair: JSON can hold it, but no tokenizer takes it
-        raise UserError(f"turn {index} is not text ({error})") from error
+        raise UserError(f"{where} is not text ({error})") from error
     for mark in OTHER_MARKS:
         if mark in message.text:
-            raise UserError(f"turn {index} holds the mark {mark}, which is not read")
+            raise UserError(f"{where} holds the mark {mark}, which is not read")
     if message.role != "user" and IMAGE_MARK in message.text:
-        raise UserError(f"turn {index} holds an {IMAGE_MARK} mark, only questions show images")
+        raise UserError(f"{where} holds an {IMAGE_MARK} mark, only questions show images")
 
 
 def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
@@ -228,7 +237,8 @@ def _chat_messages(turns: Sequence[Any]) -> list[Message]:
             raise UserError(f"turn {index} is {turn!r:.200}, an object with 'role' and 'content' is expected")
         if turn.get("tool_calls"):
             raise UserError(f"turn {index} has 'tool_calls', which are not read")
-        messages.append(Message(_role(turn["role"], index), _content(turn["content"], index).strip()))
+        text, pictures = _content(turn["content"], index)
+        messages.append(Message(_role(turn["role"], index), text.strip(), pictures))
     return messages
 
 
@@ -236,25 +246,31 @@ def _messages(row: dict) -> list[Message]:
     return _chat_messages(_list(row, "messages"))
 
 
-def _content(content: Any, index: int) -> str:
-    """Returns a message's content as text with marks. It is such a text, or a list of typed parts."""
+def _content(content: Any, index: int) -> tuple[str, tuple[Any, ...]]:
+    """Returns a message's content, a text or a list of typed parts, as text with marks and the pictures in parts."""
     if isinstance(content, str):
-        return content
+        return content, ()
     if not isinstance(content, list):
         raise UserError(f"turn {index}: 'content' is {type(content).__name__}, a text or a list of parts is expected")
-    parts = []
+    texts, pictures = [], []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            parts.append(part["text"])
-        elif kind == "image" and not any(part.get(name) for name in ("image", "url", "path", "base64")):
-            parts.append(IMAGE_MARK)
+            texts.append(part["text"])
+        elif kind == "image" and not any(part.get(name) for name in ("url", "base64")):
+            texts.append(IMAGE_MARK)
+            pictures += [part[name] for name in ("image", "path") if _is_picture(part.get(name))]
         else:
             raise UserError(
-                f'turn {index}: a part is {part!r:.200}, allowed: {{"type": "text", "text": …}} and {{"type": "image"}}, '
-                "which stands for the next one of the row's images"
+                f'turn {index}: a part is {part!r:.200}, allowed: {{"type": "text", "text": …}} and '
+                f'{{"type": "image"}}, with the picture as "image" or "path", or for the next one of the row\'s images'
             )
-    return "\n".join(parts)
+    return "\n".join(texts), tuple(pictures)
+
+
+def _is_picture(value: Any) -> bool:
+    """Returns whether a part holds a picture. `datasets` gives every part every field, some of them empty."""
+    return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
 def _texts_messages(row: dict) -> list[Message]:

@@ -84,6 +84,9 @@ BAD_ROWS = {
         {"prompt": "a", "completion": "b", "rejected": "c"},
         "'rejected' is given, which is not read",
     ),
+    "a system message that is none": ({"messages": CHAT, "system": ["a"]}, "'system' is list, a text is expected"),
+    "a video in a system message": ({"messages": CHAT, "system": "a <video>"}, "'system' holds the mark <video>"),
+    "half a character in one": ({"messages": CHAT, "system": "\ud83d"}, "'system' is not text"),
     "a completion of another type": ({"prompt": "a", "completion": 3}, "'completion' is int, a list is expected"),
     "a picture in bytes": (
         {"messages": CHAT, "images": [{"bytes": "x", "path": None}]},

@@ -80,21 +80,24 @@ def write_rows(rows: list[dict], folder: Path, form: str, picture: bytes | None 
         picture: a picture that takes the place of every path in the rows.
     """
     path = folder / f"rows.{form}"
-    lines = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     match form:
         case "json":
             path.write_bytes(json.dumps(rows).encode())
         case "jsonl":
-            path.write_bytes(lines)
+            path.write_bytes(json_lines(rows))
         case "json.gz":
             path.write_bytes(gzip.compress(json.dumps(rows).encode()))
         case "jsonl.gz":
-            path.write_bytes(gzip.compress(lines))
+            path.write_bytes(gzip.compress(json_lines(rows)))
         case "tar":
             write_shard(path, rows, picture)
         case _:
             write_table(path, rows, form, picture)
     return path
+
+
+def json_lines(rows: list[dict]) -> bytes:
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
 
 
 def write_shard(path: Path, rows: list[dict], picture: bytes | None) -> None:

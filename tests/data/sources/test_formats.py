@@ -12,7 +12,7 @@ from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples, open_source
 from data.sources.source import Source
 from modeling.user_error import UserError
-from tests.data.sources.layouts import LAYOUTS, SCHEMA_OF, WITH_BYTES, WITH_PATHS, rows_in, write_rows
+from tests.data.sources.layouts import LAYOUTS, SCHEMA_OF, WITH_BYTES, WITH_PATHS, part, rows_in, write_rows
 
 
 @pytest.fixture
@@ -150,6 +150,31 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path):
     for ending in ("jsonl", "parquet"):
         samples, _ = load_samples(Source(path=tmp_path / f"part-*.{ending}"))
         assert [sample.id for sample in samples] == ["0", "1", "2"]
+
+
+def test_pictures_in_typed_parts(tmp_path, picture):
+    def rows(image):
+        nothing = None if isinstance(image, str) else {"bytes": None, "path": None}
+        content = [part("image") | {"image": image}, part("text", "what shape ?") | {"image": nothing}]
+        answer = [part("text", "circle") | {"image": nothing}]
+        return [{"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}]
+
+    for form, image, wanted in (
+        ("jsonl", "a.png", tmp_path / "a.png"),
+        ("parquet", {"bytes": picture, "path": "x.png"}, EmbeddedPicture(picture, "x.png")),
+    ):
+        path = write_rows(rows(image), tmp_path, form)
+        ((sample,), _) = load_samples(Source(path=path, images=tmp_path))
+        assert sample == Sample("row 0", (wanted,), (("<image>\nwhat shape ?", "circle"),))
+    bad = [
+        (rows("a.png")[0] | {"images": ["a.png"]}, "both 'images' and parts of messages hold pictures"),
+        (rows("b.png")[0], "image 'b.png' is not a file under"),
+        (rows(None)[0], "1 <image> marks for 0 images"),
+        (rows(["a.png"])[0], "picture 0 is ['a.png'], a path or bytes are expected"),
+    ]
+    path = write_rows([row for row, _ in bad], tmp_path, "jsonl")
+    _, left_out = load_samples(Source(path=path, images=tmp_path), on_bad_sample="skip", max_bad_share=1.0)
+    assert [message in entry.reason for entry, (_, message) in zip(left_out, bad, strict=True)] == [True] * 4
 
 
 def test_rows_of_json_may_have_values_of_different_types(tmp_path):
