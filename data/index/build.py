@@ -8,7 +8,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -56,6 +59,26 @@ def build_indexes(
     Raises:
         UserError: a source cannot be read. What is wrong with a row or a picture is said in the index.
     """
+    with _bars_on_terminals():
+        return _build_indexes(sources, processor, folder, decode, max_pixels)
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Inside, `datasets` shows its bars on a terminal alone. In a file they would be one line without end."""
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _build_indexes(
+    sources: Sequence[Source], processor: ProcessorMixin, folder: Path, decode: bool, max_pixels: int
+) -> list[Path]:
     opened: dict[Path, SourceRows] = {}
     paths = []
     for source in sources:
@@ -79,7 +102,7 @@ def _write_indexes(sources: Mapping[Path, SourceRows], processor: ProcessorMixin
     tables = {
         path: _map(
             rows.table, ReadRows(rows, processor, look), READ, building / f"rows-{path.name}",
-            desc=f"read {rows.name}", at_once=_ROWS_AT_ONCE, per_process=_ROWS_PER_PROCESS,
+            desc=f"rows of {rows.name}", at_once=_ROWS_AT_ONCE, per_process=_ROWS_PER_PROCESS,
         )
         for path, rows in sources.items()
     }  # fmt: skip
@@ -89,7 +112,7 @@ def _write_indexes(sources: Mapping[Path, SourceRows], processor: ProcessorMixin
     names = pc.unique(pictures.drop_null())
     looked_at = _map(
         datasets.Dataset(pa.table({"picture": names})), look, LOOKED_AT, building / "pictures.arrow",
-        desc="look at pictures", at_once=_PICTURES_AT_ONCE, per_process=_PICTURES_PER_PROCESS,
+        desc="pictures", at_once=_PICTURES_AT_ONCE, per_process=_PICTURES_PER_PROCESS,
     )  # fmt: skip
     for path, rows in sources.items():
         table = _join(tables[path], names, looked_at, rows.source)
@@ -106,7 +129,8 @@ def _map(
     if not len(table):
         return features.arrow_schema.empty_table()
     processes = min(os.cpu_count() or 1, len(table) // per_process)
-    return table.map(
+    start = time.perf_counter()
+    mapped = table.map(
         function,
         with_indices=True,
         batched=True,
@@ -118,7 +142,11 @@ def _map(
         cache_file_name=str(path),
         new_fingerprint=path.stem,
         desc=desc,
-    ).data.table
+    )
+    if not sys.stderr.isatty():
+        rate = len(table) / (time.perf_counter() - start)
+        print(f"{desc}: {len(table):,}, {rate:,.0f} a second", file=sys.stderr)
+    return mapped.data.table
 
 
 def _join(table: pa.Table, names: pa.Array, looked_at: pa.Table, source: Source) -> pa.Table:

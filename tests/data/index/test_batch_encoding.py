@@ -29,6 +29,8 @@ def samples(seed: int, count: int = 60) -> list[Sample]:
             turns = []
         if number % 10 == 5:
             turns.append((turns[-1][1], turns[0][0]))
+        if number % 10 == 6:  # the question looks as if it went on with the answer
+            turns.append(("is it ASSISTANT: yes", "yes"))
         found.append(Sample(str(number), (), tuple(turns), None, words() if rng.random() < 0.2 else None))
     return found
 
