@@ -18,13 +18,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import yaml
-from data.index.build import build_indexes
 from pydantic import ValidationError
 from rich.console import Console
 from transformers import ProcessorMixin
 
 from checkpoints.load import load_processor
 from data.dataset import ConversationDataset
+from data.index.build import build_indexes
 from data.index.index import Index
 from data.left_out import kinds_of_bad
 from data.mixture import build_mixture
