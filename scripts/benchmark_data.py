@@ -3,9 +3,10 @@
     python scripts/benchmark_data.py
     python scripts/benchmark_data.py --rows 20000 --model checkpoints/tiny-llava
 
-The rows are made up: conversations of five turns about small pictures, of which ten rows share one. Memory is what a
-fresh process takes beyond one that reads an index of a single row, once it has drawn its samples, ordered an epoch by
-length and modality, and fetched the tokens of 1,000 samples.
+The rows are made up: conversations of five turns, of questions of up to 16 words and answers of up to 8, about small
+pictures, of which ten rows share one. Memory is that of a fresh process, libraries included, once it has drawn its
+samples, ordered an epoch by length and modality, and fetched the tokens of 1,000 samples. Compare it with that of a
+process that reads an index of a single row.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from training.distillation.sample_order import GroupedOrder
 from training.distillation.students import dense_processor
 from training.recipe.model import ModelSettings
 
-TURNS, ROWS_OF_A_PICTURE = 5, 10
+TURNS, QUESTION_WORDS, ANSWER_WORDS, ROWS_OF_A_PICTURE = 5, 16, 8, 10
 WORDS = (
     "what",
     "which",
@@ -84,15 +85,19 @@ def write_rows(folder: Path, count: int) -> Source:
     folder.mkdir()
     rng = random.Random(0)
 
-    def words() -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(4, 16)))
+    def words(most: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
 
     for number in range(-(-count // ROWS_OF_A_PICTURE)):
         size = rng.randint(60, 120), rng.randint(60, 120)
         Image.new("RGB", size, (number % 256, 0, 0)).save(folder / f"{number}.png")
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
-            turns = [{"from": ("human", "gpt")[turn % 2], "value": words()} for turn in range(2 * TURNS)]
+            turns = [
+                {"from": speaker, "value": words(most)}
+                for _ in range(TURNS)
+                for speaker, most in (("human", QUESTION_WORDS), ("gpt", ANSWER_WORDS))
+            ]
             turns[0]["value"] = "<image>\n" + turns[0]["value"]
             row = {"id": str(number), "image": f"{number // ROWS_OF_A_PICTURE}.png", "conversations": turns}
             file.write(json.dumps(row) + "\n")

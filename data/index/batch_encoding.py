@@ -8,6 +8,7 @@ and all that are bad, are left to `encode_text`.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -145,11 +146,12 @@ class BatchEncoder:
             verbose=False,  # as in `encode_text`
         )
         encoded = {}
-        for one, ids, offsets in zip(rendered, encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        for one, ids, pairs in zip(rendered, encoding["input_ids"], encoding["offset_mapping"], strict=True):
             input_ids = np.array(ids, dtype=np.int32)
+            offsets = np.fromiter(chain.from_iterable(pairs), dtype=np.int64, count=2 * len(ids)).reshape(-1, 2)
             num_image_tokens = int((input_ids == self._processor.image_token_id).sum())
             try:
-                supervised = supervised_tokens(one.text, one.answers, np.array(offsets, dtype=np.int64).reshape(-1, 2))
+                supervised = supervised_tokens(one.text, one.answers, offsets)
                 check_image_tokens(num_image_tokens, samples[one.number], self._processor)
             except UserError:
                 continue

@@ -1,5 +1,6 @@
 """What all processes that make an index do."""
 
+import gc
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ def begin_worker() -> None:
         return
     if not parent.is_alive():
         os._exit(1)
+    if not gc.get_freeze_count():
+        gc.freeze()  # else the garbage of each batch is looked for among all that the parent had loaded
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

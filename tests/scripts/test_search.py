@@ -43,7 +43,7 @@ def test_a_plan_is_found_and_drawn(dense_folder, tmp_path, run, planner):
     assert len(plan) == NUM_LAYERS
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "B: FLOPs, visual tokens" in done.stdout and f"written: {output}" in done.stdout
-    measured = {path.name for path in output.with_suffix(".search").iterdir()} - {"search.json", "calibration"}
+    measured = {path.name for path in output.with_suffix(".search").iterdir()} - {"search.json", "data", "calibration"}
     kls = {JOURNAL}
     tried = {TRIALS, f"{TRIALS}.guard"} | kls
     kept = {"vtw": {CURVE}, "g_search": tried, "p_sigmoid": tried, "shortv": kls, "greedy": kls}
