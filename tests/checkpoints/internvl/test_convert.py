@@ -285,7 +285,7 @@ def test_a_sample_becomes_tokens_as_the_processor_makes_them(converted, tmp_path
     model, processor = load_dense(converted[0], "auto")
     Image.new("RGB", (2 * TILE, TILE), "red").save(tmp_path / "wide.png")  # two tiles and the thumbnail
     sample = Sample("wide", (tmp_path / "wide.png",), (("<image>\nhello", "world"), ("low", "the")))
-    check_expansion(sample, processor)
+    check_expansion(sample, [(TILE, 2 * TILE)], processor)
     encoded = encode(sample, processor, max_length=1000)
     ids, answers = encoded["input_ids"], encoded["input_ids"][encoded["labels"] != -100]
     assert (ids == model.config.image_token_id).sum() == 3 * TOKENS and len(encoded["pixel_values"]) == 3
