@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import multiprocess
@@ -22,11 +23,16 @@ def begin_worker() -> None:
         return
     if not parent.is_alive():
         os._exit(1)
-    if not gc.get_freeze_count():
-        gc.freeze()  # else the garbage of each batch is looked for among all that the parent had loaded
+    _settle()
+
+
+@cache
+def _settle() -> None:
+    """Does what a worker does once."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # else the garbage of each batch is looked for among all that the parent had loaded
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], features: Features) -> pa.Table:
