@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from checkpoints.families import sparse_class, vision_macs
 from data.collator import TEXT_KEYS, Collator, pictures_of, predicts_answer
-from data.dataset import ConversationDataset
 from data.images import tokens_at
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples
@@ -29,6 +28,7 @@ from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
+from tests.indexed import indexed
 from tests.modeling.masked_reference import reference_logits
 from tests.modeling.random_plans import random_plan
 from training.distillation.arguments import training_arguments
@@ -301,11 +301,11 @@ def test_listed_units_are_permuted(family: TinyFamily):
 
 
 @families
-def test_samples_are_read(family: TinyFamily, questions):
-    """The family's model takes pictures and tokens as its processor makes them. `ConversationDataset` compares them."""
+def test_samples_are_read(family: TinyFamily, questions, tmp_path):
+    """The family's model takes pictures and tokens as its processor makes them. The index compares them."""
     samples, _ = load_samples(Source(path=questions, images=questions.parent))
     processor, model = family.processor(), family.sparse()
-    dataset = ConversationDataset(samples, processor, max_length=1000)
+    dataset = indexed(samples, processor, tmp_path)
     batch = Collator(processor)([dataset[index] for index in range(len(dataset))])
     loss = model(**batch).loss
     loss.backward()

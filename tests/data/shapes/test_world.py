@@ -90,6 +90,7 @@ def test_the_files_are_read_by_the_loader_of_any_llava_json(tmp_path):
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_no_scene_is_in_two_parts():
     descriptions = {part: {scene.description for scene, _, _ in rows_of(part, 600)} for part in PARTS}
     for part in PARTS:
@@ -120,6 +121,7 @@ def test_the_oracle_can_say_no():
         answer("What color is the moon?", scene.description)
 
 
+@pytest.mark.slow
 def test_the_question_alone_does_not_tell_the_answer():
     """Always the commonest answer to a question's form (names, places and options left out) stays near chance."""
     bounds = {"existence": 0.55, "attribute": 0.45, "relation": 0.55, "reading": 0.1, "choice": 0.32, "caption": 0.01}

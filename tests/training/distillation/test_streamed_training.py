@@ -60,7 +60,7 @@ def losses(folder) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_stopped_training_goes_on_at_the_same_sample(tmp_path, shards, workers):
     begin(tmp_path / "whole", shards).train()
     whole = losses(tmp_path / "whole")

@@ -86,6 +86,7 @@ def trained(one: GateTrainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in all_parameters(one).items() if value.requires_grad}
 
 
+@pytest.mark.slow
 def test_the_expected_cost_comes_down_to_the_budget(tmp_path):
     one = trainer(tmp_path, steps=120)
     start = float(one.gates.expected_cost().detach())

@@ -79,6 +79,7 @@ def answers(folder: Path) -> list[str]:
     return [record.prediction for record in evaluate(model, processor, samples, batch_size=2).records]
 
 
+@pytest.mark.slow
 def test_the_same_answers_on_every_rank(tmp_path):
     generator = torch.Generator().manual_seed(1)
     for index in range(6):

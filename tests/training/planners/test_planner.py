@@ -90,6 +90,7 @@ def run_story(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", STORY, str(folder)], capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_a_planner_is_one_file(tmp_path):
     (tmp_path / "every_second.py").write_text(ONE_FILE)
     done = run_story(tmp_path)

@@ -145,6 +145,7 @@ def test_statistics_are_gathered_where_a_planner_reads_them():
     assert names({"planner": "stack", "of": [search, vica]}) == STAGES
 
 
+@pytest.mark.slow
 def test_a_searched_plan_goes_the_same_way(dense_folder, tmp_path):
     plan = {"planner": "g_search", "tolerance": 0.5, "full_layers": 1, "trials": 3}
     recipe = load_recipe(
