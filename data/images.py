@@ -75,9 +75,9 @@ def open_image(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) ->
         try:
             return as_rgb(image)
         except UserError as error:
-            raise UserError(f"image {_name(picture)!r} has no obvious colours: {error}") from None
+            raise UserError(f"image {str(picture)!r} has no obvious colours: {error}") from None
         except _BROKEN_FILE as error:
-            raise UserError(f"image {_name(picture)!r} is truncated or corrupt ({error})") from error
+            raise UserError(f"image {str(picture)!r} is truncated or corrupt ({error})") from error
 
 
 def process_images(
@@ -201,14 +201,9 @@ def _refused(size: tuple[int, int], processor: ProcessorMixin, error: ValueError
     return UserError(f"a picture of {size[1]} x {size[0]} pixels is refused by {kind} ({error})")
 
 
-def _name(picture: Path | EmbeddedPicture) -> str:
-    """Returns what a picture is called in messages."""
-    return picture.name if isinstance(picture, EmbeddedPicture) else str(picture)
-
-
 def _open_checked(picture: Path | EmbeddedPicture, max_pixels: int) -> Image.Image:
     """Returns a picture of at most `max_pixels` pixels and a sane shape, opened and not yet decoded."""
-    name = _name(picture)
+    name = str(picture)
     try:
         image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedPicture) else picture)
     except Image.DecompressionBombError as error:

@@ -71,17 +71,16 @@ def main() -> None:
     by_role = {role: sources_of(recipe, role) for role in ROLES} if recipe else {"": [source_of(arguments.source)]}
     processor = dense_processor(recipe.model) if recipe else load_processor(arguments.model)
     with TemporaryDirectory() as folder:
-        different = {
-            source.model_dump_json(exclude={"weight", "num_samples"}): source
-            for source in chain.from_iterable(by_role.values())
+        different = {rows_of(source): source for source in chain.from_iterable(by_role.values())}
+        indexes = {
+            name: show_source(source, processor, Path(folder), arguments.samples) for name, source in different.items()
         }
-        indexes = [show_source(source, processor, Path(folder), arguments.samples) for source in different.values()]
-        if None in indexes:
+        if None in indexes.values():
             refused = True
         elif recipe is not None:
-            refused = show_roles(recipe, by_role, processor, Path(folder))
+            refused = show_roles(recipe, by_role, processor, indexes)
         else:
-            refused = any(index.is_bad.any() for index in indexes)
+            refused = any(index.is_bad.any() for index in indexes.values())
     if refused:
         raise UserError("a run would refuse these data, see above")
 
@@ -94,6 +93,11 @@ def source_of(text: str) -> Source:
         raise UserError(f"--source: got {text!r}, allowed: a source such as {{path: FILE, images: FOLDER}}") from error
     except ValidationError as error:
         raise UserError(f"--source: {describe(error, Source)}") from None
+
+
+def rows_of(source: Source) -> str:
+    """Returns what sources of the same rows have in common, however much of them is used."""
+    return source.model_dump_json(exclude={"weight", "num_samples"})
 
 
 def show_source(source: Source, processor: ProcessorMixin, folder: Path, num_samples: int) -> Index | None:
@@ -132,16 +136,22 @@ def show_samples(dataset: ConversationDataset, processor: ProcessorMixin, num_sa
 
 
 def show_roles(
-    recipe: StudentRecipe, by_role: dict[str, Sequence[Source]], processor: ProcessorMixin, folder: Path
+    recipe: StudentRecipe,
+    by_role: dict[str, Sequence[Source]],
+    processor: ProcessorMixin,
+    indexes: dict[str, Index],
 ) -> bool:
-    """Prints what the recipe draws for each part of `data`. Returns whether a run would refuse any of them."""
+    """Prints what the recipe draws for each part of `data`. Returns whether a run would refuse any of them.
+
+    Args:
+        indexes: the index of each source, by `rows_of`.
+    """
     refused = False
     print_line("")
     for role, sources in by_role.items():
-        paths = build_indexes(sources, processor, folder, decode=DECODE)
         try:
             dataset, left_out = build_mixture(
-                [Index(path, source) for path, source in zip(paths, sources, strict=True)],
+                [Index(indexes[rows_of(source)].path, source) for source in sources],
                 processor,
                 **mixture_settings(recipe, role),
             )

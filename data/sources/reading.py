@@ -27,11 +27,30 @@ def open_source(source: Source) -> SourceRows:
     """
     name, table, as_object = _table(source)
     columns = sorted(table.column_names) if as_object is as_typed else json_columns(table)
+    return rows_with_schema(source, name, table, columns, as_object, content=table._fingerprint)
+
+
+def rows_with_schema(
+    source: Source,
+    name: str,
+    table: datasets.Dataset | datasets.IterableDataset,
+    columns: Sequence[str],
+    as_object: Callable[[dict], dict],
+    content: str,
+) -> SourceRows:
+    """Returns a table as the rows of a source, in the schema that its columns tell.
+
+    Args:
+        content: what tells whether the rows are still the same.
+
+    Raises:
+        UserError: the columns fit no schema or several, or one is missing that the source names.
+    """
     try:
-        schema = choose_schema(source, columns)
+        schema = _schema(source, columns)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    said = json.dumps([table._fingerprint, schema.name, source.meaning()], sort_keys=True)
+    said = json.dumps([content, schema.name, source.meaning()], sort_keys=True)
     return SourceRows(source, name, table, schema, hashlib.sha256(said.encode()).hexdigest(), as_object)
 
 
@@ -117,7 +136,7 @@ def ending_of(name: str, paths: Sequence[Path]) -> str:
     return found.pop()
 
 
-def choose_schema(source: Source, columns: Sequence[str]) -> Schema:
+def _schema(source: Source, columns: Sequence[str]) -> Schema:
     """Returns the schema of rows with these columns. Raises UserError if a column that the source names is missing."""
     wanted = {f"columns.{ours}": theirs for ours, theirs in source.columns.items()}
     wanted |= {f"{setting}.{name}": name for setting in ("where", "min_ratings") for name in getattr(source, setting)}

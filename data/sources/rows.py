@@ -21,7 +21,7 @@ class SourceRows:
     Attributes:
         source: what the user says of it.
         name: what messages call it: the path, or the data set's id with config, revision and split.
-        table: the rows, memory-mapped. Pictures are not decoded.
+        table: the rows, memory-mapped or, of a stream, one after another. Pictures are not decoded.
         schema: the layout of the rows.
         fingerprint: of the rows and of all settings that change what they mean. It depends neither on `weight` nor on
             `num_samples`.
@@ -30,7 +30,7 @@ class SourceRows:
 
     source: Source
     name: str
-    table: datasets.Dataset
+    table: datasets.Dataset | datasets.IterableDataset
     schema: Schema
     fingerprint: str
     as_object: Callable[[dict], dict]

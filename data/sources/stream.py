@@ -1,7 +1,5 @@
 """Sources that are read as a stream, for what does not fit a disk: nothing is copied, or known beforehand."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,7 +9,7 @@ import datasets
 
 from data.sources import json_rows, shards
 from data.sources.library import in_one_line
-from data.sources.reading import as_typed, choose_schema, ending_of, paths_of
+from data.sources.reading import as_typed, ending_of, paths_of, rows_with_schema
 from data.sources.rows import SourceRows
 from data.sources.source import Source
 from data.sources.tables import DEFAULT_SPLIT, TABLES, parts_of_hub
@@ -43,12 +41,7 @@ def open_stream(source: Source) -> SourceRows:
                 columns.update(as_object(row))
             except UserError:  # it is a bad row, which is named when it is read
                 continue
-    try:
-        schema = choose_schema(source, sorted(columns))
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-    said = json.dumps([name, schema.name, source.meaning()], sort_keys=True)
-    return SourceRows(source, name, table, schema, hashlib.sha256(said.encode()).hexdigest(), as_object)
+    return rows_with_schema(source, name, table, sorted(columns), as_object, content=name)
 
 
 def _files(name: str, paths: Sequence[Path]) -> tuple[datasets.IterableDataset, AsObject]:

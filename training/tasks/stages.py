@@ -5,8 +5,9 @@ from transformers import ProcessorMixin
 
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
-from training.distillation.datasets import ROLES, index_data, streamed, training_split, whole_mixture
+from training.distillation.datasets import ROLES, index_data, streamed, whole_mixture
 from training.distillation.monitoring.trackers import refuse_missing_trackers
+from training.distillation.monitoring.validation import hold_out
 from training.distillation.students import dense_processor, limited_config
 from training.files import write_json
 from training.measure.evaluation import refuse_unscorable
@@ -64,7 +65,7 @@ def read_data(run: Run) -> dict:
         if role == "evaluation":
             refuse_unscorable(dataset.samples)
         if role == "train" and recipe.validation is not None:
-            dataset, _ = training_split(recipe, processor, data_folder(run))
+            dataset, _ = hold_out(dataset, recipe.validation.num_samples, recipe.seed)
         if role == "train" and recipe.distillation.keep_answers:
             refuse_too_many_answers(_answers_size(recipe, dataset, processor), run.directory)
         used[role], left_out[role] = len(dataset), {"counts": rest.counts(), "rows": rest.rows()}
