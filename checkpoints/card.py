@@ -5,9 +5,10 @@ It holds the metadata that the Hub reads, the plan, what the plan costs, and wha
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from types import MappingProxyType
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -35,6 +36,11 @@ model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=Tr
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 ```"""
 
+BENCHMARK_COLUMNS = ("benchmark", "metric", "questions", "dense", "sparse", "difference", "kept", "p", "blind")
+BENCHMARKS_CAPTION = """Dense and sparse model answered the same questions in the same harness. Behind the difference
+is its 95 % interval, by a bootstrap over pictures. p is that of McNemar's test; blind is the dense model that is shown
+grey pictures."""
+
 
 def model_card(
     name: str,
@@ -44,6 +50,7 @@ def model_card(
     base_model: str,
     base_license: str | None = None,
     rows: Sequence[dict] = (),
+    benchmarks: Mapping[str, dict] = MappingProxyType({}),
     picture: str | None = None,
 ) -> str:
     """Returns the text of README.md.
@@ -57,6 +64,7 @@ def model_card(
         rows: rows of the comparison. Each has `name`, `distilled`, `visual_flops`, `model_flops`, `accuracy`, `low`,
             `high`, `relative_accuracy` and `families`, a mapping from a family's name to its accuracy. Shares and
             accuracies are fractions. `relative_accuracy` is None where the dense model answers nothing right.
+        benchmarks: name of each benchmark -> its comparison, as `benchmark_rows` takes it.
         picture: file name of the plan's picture beside the card.
 
     Raises:
@@ -89,6 +97,8 @@ def model_card(
     if rows:
         caption = "Accuracy of generated answers on held-out questions, with its 95 % interval."
         sections += ["## Measured", caption, _comparison_table(rows)]
+    if benchmarks:
+        sections += ["## Benchmarks", BENCHMARKS_CAPTION, _markdown(benchmark_rows(benchmarks))]
     return "\n\n".join(sections) + "\n"
 
 
@@ -159,6 +169,37 @@ def cost_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     for label, before, after in zip(CONVENTIONS, astuple(dense), astuple(sparse), strict=True):
         table.append((label, f"{before:.3g}", f"{after:.3g}", f"{after / before:.1%}"))
     return _markdown(table)
+
+
+def benchmark_rows(benchmarks: Mapping[str, dict]) -> list[tuple[str, ...]]:
+    """Returns the comparison on benchmarks as a table of texts: its head, a row for each, and the mean share kept.
+
+    Args:
+        benchmarks: name of each -> {title, metric, count, dense, sparse, difference, low, high, kept, p_value, blind}.
+            Values are in the benchmark's own units. `kept` is a share; it, `p_value` and `blind` may be None.
+    """
+    table = [BENCHMARK_COLUMNS]
+    for row in benchmarks.values():
+        table.append(
+            (
+                row["title"],
+                row["metric"],
+                f"{row['count']:,}",
+                f"{row['dense']:.1f}",
+                f"{row['sparse']:.1f}",
+                f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})",
+                _share(row["kept"]),
+                "–" if row["p_value"] is None else f"{row['p_value']:.2g}",
+                "–" if row["blind"] is None else f"{row['blind']:.1f}",
+            )
+        )
+    kept = [row["kept"] for row in benchmarks.values()]
+    mean = None if None in kept else sum(kept) / len(kept)
+    return [*table, ("mean", "", "", "", "", "", _share(mean), "", "")]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _comparison_table(rows: Sequence[dict]) -> str:

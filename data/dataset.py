@@ -1,8 +1,9 @@
 """Samples as a torch dataset, over the indexes of their sources. Pictures are decoded when an item is fetched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -77,6 +78,11 @@ class ConversationDataset(Dataset):
         """
         parts = [index.sizes_of(self._rows[self._numbers == number]) for number, index in enumerate(self._indexes)]
         return np.unique(np.concatenate(parts), axis=0, return_counts=True)
+
+    def pictures(self) -> Iterator[Path]:
+        """Yields the file of each picture, once for each index that shows it. Those within rows have none."""
+        for number, index in enumerate(self._indexes):
+            yield from index.picture_files(self._rows[self._numbers == number])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ConversationDataset":
         """Returns a dataset of these items, in the order of `indices`."""

@@ -99,6 +99,7 @@ FLOORS = (
     {"measure"},
     {"planners"},
     {"recipe"},
+    {"evaluation"},
     {"distillation", "tiny_llava"},
     {"gates", "report"},
     {"tasks"},

@@ -5,6 +5,7 @@ A line that was torn by a kill is as if it were not there.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class Journal:
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Returns all keys with their values."""
+        return self._values.items()
 
     def add(self, key: str, value: Any) -> None:
         """Writes a value, which JSON must be able to hold, at the file's end."""

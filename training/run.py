@@ -122,7 +122,7 @@ def execute(
     """
     assert len({stage.name for stage in stages}) == len(stages), [stage.name for stage in stages]
     _clear_killed_builds()
-    _join_processes()
+    join_processes()
     begun = 0  # number of the stage that was begun last
     try:
         with _only_run_in(directory):
@@ -270,8 +270,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _join_processes() -> None:
-    """Joins the process group, if there are several processes."""
+def join_processes() -> None:
+    """Joins the process group, if a launcher has started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     if torch.cuda.is_available():

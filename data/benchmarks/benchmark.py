@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from data.benchmarks.place import Place, StoredPicture
-from data.sample import Sample
+from data.sample import EmbeddedPicture, Sample
 
 Style = Literal["llava", "lmms"]
 """Whose prompts are asked: those of LLaVA-1.5's own evaluation, or those of lmms-eval."""
@@ -42,7 +42,7 @@ class Question:
 
     id: str
     text: str
-    images: tuple[Path | StoredPicture, ...]
+    images: tuple[Path | EmbeddedPicture | StoredPicture, ...]
     answers: tuple[str, ...]
     unit: str
     group: str = ""
@@ -104,15 +104,18 @@ class Benchmark(ABC):
         name: what recipes and commands call it.
         title: what tables call it.
         folders: names of its folder within a folder of benchmarks, in LLaVA's layout and on the Hub.
-        max_new_tokens: the longest answer in tokens, for each style of prompts.
+        max_new_tokens: the longest answer in tokens, for each style of prompts. None where it is taken from the longest
+            true answer of each family.
         best: the largest value of its first metric, or what counts as 100 % where there is no largest.
+        numeric_ids: whether LLaVA's files give its ids as numbers.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     folders: ClassVar[tuple[str, ...]]
-    max_new_tokens: ClassVar[Mapping[Style, int]]
+    max_new_tokens: ClassVar[Mapping[Style, int] | None]
     best: ClassVar[float] = 100.0
+    numeric_ids: ClassVar[bool] = False
 
     @abstractmethod
     def questions(self, place: Place, style: Style) -> list[Question]:
@@ -149,10 +152,15 @@ class Benchmark(ABC):
             for group in sorted(groups, key=lambda group: group != "all")
         }
 
+    @property
+    def has_submission(self) -> bool:
+        """Whether there are files for its own scorer or server."""
+        return type(self).submission is not Benchmark.submission
+
     def submission(self, records: Sequence[Record], place: Place) -> dict[str, str]:
         """Returns the files that the benchmark's own scorer or server takes: name of each -> its text.
 
-        There are none where the answer files, which every benchmark has, are what is taken.
+        A benchmark that does not say so has none: its scorer takes the answer files that every benchmark has.
 
         Args:
             records: a model's answers to all questions, in their order.

@@ -10,8 +10,53 @@ A score is in [0, 1]. The accuracy of a model is the mean of its scores.
 
 import re
 
+from data.benchmarks.benchmark import Benchmark, Judgement, Question, Style
+from data.benchmarks.place import Place
+from data.sample import Sample
 from data.shapes.questions import QUESTION_FAMILIES
+from data.sources.reading import load_samples
+from data.sources.source import Source
 from modeling.user_error import UserError
+
+
+class Shapes(Benchmark):
+    """Questions about the embedded world, or rows of one's own that name their family."""
+
+    name = "shapes"
+    title = "shapes"
+    folders = ("shapes",)
+    max_new_tokens = None
+
+    def questions(self, place: Place, style: Style) -> list[Question]:
+        samples, _ = load_samples(Source(path=place.needed_file("test.json"), images=place.path))
+        return [question_of(sample) for sample in samples]
+
+    def judge(self, question: Question, prediction: str) -> Judgement:
+        return Judgement(score(question.family or "", prediction, question.answers[0]), normalise(prediction))
+
+
+def question_of(sample: Sample) -> Question:
+    """Returns the last question of a sample that names its family. The turns before it stand before it.
+
+    Raises:
+        UserError: it names none, or one that has no metric.
+    """
+    if sample.family not in QUESTION_FAMILIES:
+        raise UserError(
+            f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(QUESTION_FAMILIES)} "
+            "(the family says how an answer is scored)"
+        )
+    *earlier, (question, answer) = sample.turns
+    return Question(
+        id=sample.id,
+        text=question,
+        images=sample.images,
+        answers=(answer,),
+        unit=sample.id,
+        group=sample.family,
+        family=sample.family,
+        earlier=tuple(earlier),
+    )
 
 
 def score(family: str, prediction: str, answer: str) -> float:

@@ -115,6 +115,11 @@ class Index:
         ]
         return np.stack(columns, axis=1)
 
+    def picture_files(self, rows: np.ndarray) -> list[Path]:
+        """Returns the file of each picture of rows, each once. Those that are embedded in their rows have none."""
+        names = pc.list_flatten(self._table.data.table["pictures"].take(rows)).unique().drop_null()
+        return [Path(self._image_root, name) for name in names.to_pylist()]
+
     def ids_and_reasons(self, rows: Iterable[int]) -> list[tuple[str | None, str | None]]:
         """Returns of each row its id and what is wrong with it. Both may be None."""
         found = self._marks[list(rows)]

@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples
 from data.sources.source import Source
-from training.measure.evaluation import evaluate
+from training.evaluation.asking import evaluate
+from training.evaluation.questions import asked_of
 
 TEACHER = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny-llava"
 
@@ -35,7 +36,7 @@ def test_it_answers_held_out_questions_and_needs_the_picture(teacher, tmp_path):
     path = write_world(tmp_path, world)["test"]
     samples, _ = load_samples(Source(path=path, images=path.parent))
     processor = AutoProcessor.from_pretrained(TEACHER)
-    seen = evaluate(teacher, processor, samples, batch_size=12)
+    seen = evaluate(teacher, processor, [asked_of(samples)], batch_size=12)
     wrong = [(record.question, record.answer, record.prediction) for record in seen.records if record.score < 1]
     assert seen.accuracy >= 0.9, wrong
-    assert evaluate(teacher, processor, samples, batch_size=12, pixel_transform="grey").accuracy <= 0.5
+    assert evaluate(teacher, processor, [asked_of(samples)], batch_size=12, pixel_transform="grey").accuracy <= 0.5

@@ -132,10 +132,17 @@ def in_batches(
     ]
 
 
+def roles_with_rows(recipe: StudentRecipe) -> list[Role]:
+    """Returns the roles whose rows are indexed. A stream is not, and benchmarks are no rows."""
+    without = {"train": recipe.data.is_streamed, "evaluation": not recipe.data.rows_to_ask}
+    return [role for role in ROLES if not without.get(role)]
+
+
 def sources_of(recipe: StudentRecipe, role: Role) -> list[Source]:
-    """Returns the sources of `data.ROLE`. The embedded world is written first, unless it is there already."""
+    """Returns the sources of rows of `data.ROLE`. The embedded world is written first, unless it is there already."""
     world = write_world(WORLDS, recipe.data.world) if recipe.data.world else {}
-    return [source.source(world) for source in getattr(recipe.data, role)]
+    sources = recipe.data.rows_to_ask if role == "evaluation" else getattr(recipe.data, role)
+    return [source.source(world) for source in sources]
 
 
 def streamed(recipe: StudentRecipe, processor: ProcessorMixin) -> StreamedDataset:

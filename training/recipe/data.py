@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from data.benchmarks.names import BenchmarkName
 from data.shapes.world import WorldSettings
 from data.sources.source import Source
 from training.schema import MayChange, Strict
@@ -50,6 +51,38 @@ class SourceSettings(Source):
         return Source(**settings)
 
 
+class BenchmarkSettings(Strict):
+    """Public benchmarks whose files are there. docs/benchmarks.md says which files, and what is reported."""
+
+    benchmarks: tuple[BenchmarkName, ...] = Field(min_length=1)
+    """Names of the benchmarks."""
+    path: Annotated[Path | None, MayChange.ALWAYS] = None
+    """Folder with a folder for each benchmark, such as LLaVA's `playground/data/eval` or a copy of data sets on the
+    Hub."""
+    hub: Annotated[str | None, MayChange.ALWAYS] = None
+    """Owner of the benchmarks' data sets on the Hub, `owner[@revision]`, such as `lmms-lab`. Without a network they are
+    read from the cache."""
+    prompts: Literal["llava", "lmms"] = "llava"
+    """Whose prompts are asked: those of LLaVA-1.5's own evaluation, or those of lmms-eval."""
+    num_questions: int | None = Field(default=None, ge=1)
+    """Ask the first questions of each benchmark alone, at least so many. Questions that are scored together stay
+    together. null: all."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give path (a folder) or hub (an owner on the Hub), one of the two")
+        if len(set(self.benchmarks)) < len(self.benchmarks):
+            raise ValueError(f"benchmarks: one is named twice, got {', '.join(self.benchmarks)}")
+        return self
+
+
+def _kind(given: Any) -> str:
+    """Returns whether something in `data.evaluation` is a source of rows or names benchmarks."""
+    names = given if isinstance(given, dict) else vars(given) if hasattr(given, "__dict__") else ()
+    return "benchmarks" if "benchmarks" in names else "rows"
+
+
 class DataSettings(Strict):
     """The data that students are trained on, plans are found on, and models are evaluated on."""
 
@@ -59,9 +92,15 @@ class DataSettings(Strict):
     """Sources of the samples that students are trained on."""
     calibration: tuple[SourceSettings, ...] = Field(min_length=1)
     """Sources of the samples that plans are found on. Keep them apart from those of `evaluation`."""
-    evaluation: tuple[SourceSettings, ...] = Field(min_length=1)
-    """Sources of the questions that all models are asked in the end. Each row has a `family`, which says how its answer
-    is scored."""
+    evaluation: tuple[
+        Annotated[
+            Annotated[SourceSettings, Tag("rows")] | Annotated[BenchmarkSettings, Tag("benchmarks")],
+            Discriminator(_kind),
+        ],
+        ...,
+    ] = Field(min_length=1)
+    """The questions that all models are asked in the end: public benchmarks, and sources of rows. Each such row has a
+    `family`, which says how its answer is scored."""
     max_length: int = Field(gt=0)
     """Longest sample in tokens, visual tokens included. Longer samples are left out and counted. None is cut. One in
     `evaluation` is an error."""
@@ -74,13 +113,23 @@ class DataSettings(Strict):
     """Largest share of samples that may be left out with `on_bad_sample: skip`. The run stops if there are more."""
 
     @property
+    def benchmarks(self) -> tuple[BenchmarkSettings, ...]:
+        """The benchmarks of `evaluation`."""
+        return tuple(entry for entry in self.evaluation if isinstance(entry, BenchmarkSettings))
+
+    @property
+    def rows_to_ask(self) -> tuple[SourceSettings, ...]:
+        """The sources of rows of `evaluation`."""
+        return tuple(entry for entry in self.evaluation if isinstance(entry, SourceSettings))
+
+    @property
     def is_streamed(self) -> bool:
         """Whether the training data are read as a stream."""
         return any(source.streaming for source in self.train)
 
     @model_validator(mode="after")
     def _only_training_is_streamed(self):
-        if any(source.streaming for source in (*self.calibration, *self.evaluation)):
+        if any(source.streaming for source in (*self.calibration, *self.rows_to_ask)):
             raise ValueError("streaming: allowed in data.train alone; the other data are read several times")
         if self.is_streamed and not all(source.streaming for source in self.train):
             raise ValueError("streaming: either all sources of data.train are streamed or none is")
@@ -89,7 +138,7 @@ class DataSettings(Strict):
     @model_validator(mode="after")
     def _splits_exist(self):
         known = self.world.splits if self.world else {}
-        for source in (*self.train, *self.calibration, *self.evaluation):
+        for source in (*self.train, *self.calibration, *self.rows_to_ask):
             if source.is_of_world and source.split not in known:
                 raise ValueError(
                     f"split {source.split!r} is not one of data.world ({', '.join(known) or 'which is not given'})"

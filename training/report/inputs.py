@@ -30,7 +30,7 @@ import yaml
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.callbacks import read_metrics
-from training.measure.evaluation import Evaluation
+from training.evaluation.results import Evaluation
 from training.planners.tools.search import JOURNAL
 
 EVALUATIONS = {"dense": "teacher", "student": "student", "dense, grey pictures": "grey"}

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
+from checkpoints.card import benchmark_rows
 from training.files import write_text
 from training.recipe.gates import PlannerSettings
 from training.report.data_uris import figure_uri
@@ -93,6 +94,7 @@ def render(inputs: Inputs) -> str:
             ),
             ("all", dense.overall.count, [evaluation.overall for evaluation in evaluations.values()]),
         ],
+        benchmarks=benchmark_rows(inputs.result["benchmarks"]),
         samples=[sample_card(*pair) for pair in choose_samples(dense.records, student.records)],
         data=data_rows(inputs.data),
         stages=stage_rows(inputs.result["seconds"]),

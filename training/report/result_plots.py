@@ -9,7 +9,7 @@ from itertools import cycle
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from training.measure.evaluation import Accuracy
+from training.evaluation.intervals import Accuracy
 from training.report.numbers import percent
 from training.report.style import BLUE, GREY, INK, ORANGE, SERIES, WIDTH, label, plain
 

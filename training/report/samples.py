@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.measure.evaluation import Record
+from data.benchmarks.benchmark import Record
 from training.report.data_uris import thumbnail_uri
 
 NUM_SAMPLES = 12
@@ -57,6 +57,6 @@ def sample_card(dense: Record, student: Record) -> dict:
     return {
         "picture": None if dense.image is None else thumbnail_uri(Path(dense.image)),
         "question": dense.question.replace("<image>", "").strip(),
-        "answer": dense.answer,
+        "answer": ", ".join(dict.fromkeys(dense.answers)) or "not published",
         "answers": [("dense", dense, is_right(dense)), ("student", student, is_right(student))],
     }

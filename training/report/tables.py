@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from training.measure.evaluation import Accuracy, Evaluation
+from checkpoints.card import benchmark_rows
+from data.benchmarks.registry import BENCHMARKS
+from training.evaluation.intervals import Accuracy
+from training.evaluation.results import Evaluation
 from training.report.numbers import percent
 
 
@@ -21,6 +24,32 @@ def families_table(evaluations: Mapping[str, Evaluation]) -> Table:
     table.add_section()
     overall = [evaluation.overall for evaluation in evaluations.values()]
     table.add_row("all", str(overall[0].count), *map(_interval, overall), style="bold")
+    return table
+
+
+def metrics_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    """Returns all metrics of all benchmarks with their 95 % intervals: a column per model.
+
+    Args:
+        evaluations: as in `families_table`.
+    """
+    table = Table("benchmark", "metric", *evaluations)
+    for benchmark, metrics in next(iter(evaluations.values())).metrics.items():
+        for name in metrics:
+            values = [evaluation.metrics[benchmark][name] for evaluation in evaluations.values()]
+            table.add_row(
+                BENCHMARKS[benchmark].title, name, *(f"{v.value:.1f} ({v.low:.1f} to {v.high:.1f})" for v in values)
+            )
+        table.add_section()
+    return table
+
+
+def comparison_table(benchmarks: Mapping[str, dict]) -> Table:
+    """Returns a line per benchmark, dense beside sparse. `benchmarks` is what `comparison.as_dict` gives."""
+    head, *rows = benchmark_rows(benchmarks)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

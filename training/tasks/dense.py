@@ -41,7 +41,9 @@ from training import stops
 from training.distillation.callbacks import MetricsFile
 from training.distillation.sample_order import OrderedTrainer
 from training.distillation.trainer_checkpoints import TrainerCheckpoints, delete_checkpoints, last_checkpoint
-from training.measure.evaluation import Evaluation, evaluate
+from training.evaluation.asking import evaluate
+from training.evaluation.questions import asked_of
+from training.evaluation.results import Evaluation
 from training.recipe.dense import DenseRecipe, OptimizerSettings, PhaseSettings
 from training.report.tables import families_table
 from training.run import Run, Stage, console
@@ -166,10 +168,10 @@ def evaluate_dense_model(run: Run) -> dict:
     model = load_trained_model(run).float().eval()
     path = write_world(WORLDS, settings.world)[settings.evaluation_split]
     samples, _ = load_samples(Source(path=path, images=path.parent))
-    evaluations = {}
+    asked, evaluations = [asked_of(samples)], {}
     for name, transform in (("teacher", None), ("grey", "grey")):
         evaluations[name] = evaluate(
-            model, processor, samples, batch_size=settings.evaluation_batch_size, pixel_transform=transform, title=name
+            model, processor, asked, batch_size=settings.evaluation_batch_size, pixel_transform=transform, title=name
         )
         (run.directory / "evaluation").mkdir(exist_ok=True)
         evaluations[name].save(run.directory / "evaluation" / f"{name}.json")

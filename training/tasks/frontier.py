@@ -18,20 +18,20 @@ from functools import partial
 
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor, limited_config, load_model, untrained_student
+from training.evaluation.comparison import relative_accuracy
+from training.evaluation.results import Evaluation
 from training.files import read_json, write_json, write_text
 from training.measure.clock.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, fractions
-from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.frontier import FrontierRecipe
 from training.report.frontier_plots import AXES, frontier_families_table, frontier_plot, frontier_table
 from training.report.plan_plots import plans_plot
 from training.report.style import save
 from training.run import Run, Stage, console, device
-from training.tasks.run_folder import DENSE, data_folder, evaluation_path, load_plan
+from training.tasks.run_folder import DENSE, evaluation_path, load_plan
 from training.tasks.stages import stages_before_students
-from training.tasks.student_stages import distil, evaluate_once, load_student
+from training.tasks.student_stages import distil, evaluate_once, load_student, questions_of
 
 BATCH_SIZE, REPEATS, DECODE_TOKENS = 8, 5, 8
 """Samples in a batch, repetitions, and decoded tokens in the measurements of speed."""
@@ -55,8 +55,8 @@ def evaluate_all(run: Run) -> dict:
         UserError: the dense model answers no question right, so that no accuracy can be relative to it.
     """
     processor = dense_processor(run.recipe.model)
-    samples = mixture(run.recipe, "evaluation", processor, data_folder(run)).samples
-    dense = evaluate_once(run, DENSE, lambda: load_model(run.recipe.model)[0], processor, samples)
+    asked = questions_of(run, processor)
+    dense = evaluate_once(run, DENSE, lambda: load_model(run.recipe.model)[0], processor, asked)
     accuracy = {DENSE: dense.accuracy}
     if accuracy[DENSE] == 0:
         raise UserError(
@@ -64,7 +64,7 @@ def evaluate_all(run: Run) -> dict:
         )
     for student in run.recipe.students:
         accuracy[student.name] = evaluate_once(
-            run, student.name, partial(load_student, run, student), processor, samples
+            run, student.name, partial(load_student, run, student), processor, asked
         ).accuracy
     return accuracy
 

@@ -15,12 +15,13 @@ import torch
 from checkpoints.card import base_license, model_card
 from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
-from training.distillation.datasets import calibration_batches, mixture
+from training.distillation.datasets import calibration_batches
 from training.distillation.students import dense_processor, limited_config, load_model, trained_student
+from training.evaluation.comparison import Comparison, as_dict, compare, relative_accuracy
+from training.evaluation.results import Evaluation
 from training.files import read_json, write_json
 from training.measure.clock.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
-from training.measure.evaluation import Evaluation, relative_accuracy
 from training.recipe.student import STUDENT, SparsifyRecipe
 from training.report.page import write_report
 from training.report.plan_plots import plan_plot
@@ -29,7 +30,7 @@ from training.report.tables import models_table
 from training.run import Run, Stage, console, device, is_main_process
 from training.tasks.run_folder import DENSE, GREY, data_folder, evaluation_path, load_plan, plan_path, student_folder
 from training.tasks.stages import stages_before_students
-from training.tasks.student_stages import distil, evaluate_once, load_student
+from training.tasks.student_stages import distil, evaluate_once, load_student, questions_of
 
 DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
 """Cost of the stock model. The dense plan costs less, as it leaves out work whose result nothing reads."""
@@ -74,13 +75,13 @@ def evaluate_all(run: Run) -> dict:
     """
     recipe = run.recipe
     config, processor = limited_config(recipe.model), dense_processor(recipe.model)
-    samples = mixture(recipe, "evaluation", processor, data_folder(run)).samples
-    dense = evaluate_once(run, DENSE, lambda: load_model(recipe.model)[0], processor, samples)
-    grey = evaluate_once(run, GREY, lambda: load_model(recipe.model)[0], processor, samples)
+    asked = questions_of(run, processor)
+    dense = evaluate_once(run, DENSE, lambda: load_model(recipe.model)[0], processor, asked)
+    grey = evaluate_once(run, GREY, lambda: load_model(recipe.model)[0], processor, asked)
     table = [table_row("dense", None, False, DENSE_COST, dense, dense)]
     for student in recipe.students:
         plan = load_plan(run, student.name)
-        evaluation = evaluate_once(run, student.name, partial(load_student, run, student), processor, samples)
+        evaluation = evaluate_once(run, student.name, partial(load_student, run, student), processor, asked)
         plan_file = str(plan_path(run, student.name).relative_to(run.directory))
         table.append(table_row(student.name, plan_file, student.distil, fractions(plan, config), evaluation, dense))
     table.append(table_row("dense, grey pictures", None, False, DENSE_COST, grey, dense))
@@ -105,6 +106,7 @@ def export(run: Run) -> dict:
         base_model=recipe.model.path,
         base_license=base_license(recipe.model.path),
         rows=read_json(run.directory / "table.json"),
+        benchmarks=as_dict(compared(run)),
         picture=plot_path.name,
     )
     probe = calibration_batches(recipe, processor, data_folder(run))[0]
@@ -137,6 +139,7 @@ def report(run: Run) -> dict:
         "teacher_accuracy": dense.accuracy,
         "student_accuracy": student.accuracy,
         "relative_accuracy": relative_accuracy(student, dense),
+        "benchmarks": as_dict(compared(run)),
         **fractions(plan, limited_config(run.recipe.model)),
         "prefill_speedup": run.result("benchmark")["prefill_speedup"],
         "seconds": {name: run.result(name)["seconds"] for name in done},
@@ -146,6 +149,12 @@ def report(run: Run) -> dict:
     console.print(models_table(read_json(run.directory / "table.json")))
     console.print(f"report: {path}", soft_wrap=True)
     return {"report": path.name}
+
+
+def compared(run: Run) -> dict[str, Comparison]:
+    """Returns the exported student beside the dense model on each benchmark."""
+    dense, student, blind = (Evaluation.load(evaluation_path(run, name)) for name in (DENSE, STUDENT, GREY))
+    return compare(dense, student, blind)
 
 
 def table_row(

@@ -5,12 +5,12 @@ from transformers import ProcessorMixin
 
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
-from training.distillation.datasets import ROLES, index_data, streamed, whole_mixture
+from training.distillation.datasets import index_data, roles_with_rows, streamed, whole_mixture
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.monitoring.validation import hold_out
 from training.distillation.students import dense_processor, limited_config
+from training.evaluation.held_out import refuse_shared_pictures
 from training.files import write_json
-from training.measure.evaluation import refuse_unscorable
 from training.recipe.gates import GateSettings
 from training.recipe.student import StudentRecipe
 from training.run import Run, Stage, console
@@ -18,7 +18,7 @@ from training.tasks.answers_size import answers_size, refuse_too_many_answers
 from training.tasks.plan_stages import find_plans, harden_plans, learn_plans, measure_dense
 from training.tasks.run_folder import data_folder
 from training.tasks.shared_plans import bounds_latency, reads_statistics, students_to_learn
-from training.tasks.student_stages import ask_teacher
+from training.tasks.student_stages import ask_teacher, questions_of
 
 
 def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
@@ -60,10 +60,15 @@ def read_data(run: Run) -> dict:
     if recipe.data.is_streamed:
         next(iter(streamed(recipe, processor)))  # what is wrong with the first rows is said now
         console.print("train: streamed, its rows are checked when their turn comes", soft_wrap=True)
-    for role in ROLES[recipe.data.is_streamed :]:
+    asked = questions_of(run, processor)
+    for part in asked:
+        if part.place is not None:  # rows are counted as samples
+            used[part.benchmark.name] = len(part.questions)
+            console.print(f"{part.benchmark.name}: {len(part.questions):,} questions", soft_wrap=True)
+    for role in roles_with_rows(recipe):
         dataset, rest = whole_mixture(recipe, role, processor, data_folder(run))
-        if role == "evaluation":
-            refuse_unscorable(dataset.samples)
+        if role != "evaluation":
+            refuse_shared_pictures(asked, dataset.pictures(), role)
         if role == "train" and recipe.validation is not None:
             dataset, _ = hold_out(dataset, recipe.validation.num_samples, recipe.seed)
         if role == "train" and recipe.distillation.keep_answers:

@@ -4,14 +4,14 @@ Each stage reads what earlier stages left in the run's folder, and leaves its ow
 (training/tasks/run_folder.py).
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from data.collator import Collator
 from data.dataset import ConversationDataset
-from data.sample import Sample
 from data.streaming import StreamedDataset
 from training.distillation.datasets import mixture, streamed, training_collator, training_split, validation_of
 from training.distillation.monitoring.validation import Validation
@@ -23,8 +23,12 @@ from training.distillation.students import (
     untrained_student,
 )
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
+from training.evaluation.answer_files import write_answer_files
+from training.evaluation.asking import evaluate
+from training.evaluation.kept_answers import KeptAnswers
+from training.evaluation.questions import Asked, asked_of, digest, read_benchmarks
+from training.evaluation.results import Evaluation
 from training.gates.learning import learned_adapters
-from training.measure.evaluation import Evaluation, evaluate
 from training.ranks import from_rank_0
 from training.recipe.gates import GateSettings
 from training.recipe.student import CompareSettings
@@ -95,16 +99,29 @@ def load_student(run: Run, student: CompareSettings) -> PreTrainedModel:
     return trained_student(run.recipe, plan, student_folder(run, student.name))
 
 
+def questions_of(run: Run, processor: ProcessorMixin) -> list[Asked]:
+    """Returns the questions that all models are asked.
+
+    Raises:
+        UserError: a benchmark cannot be read, or an answer could not be scored.
+    """
+    data = run.recipe.data
+    asked = [part for settings in data.benchmarks for part in read_benchmarks(settings)]
+    if data.rows_to_ask:
+        asked.append(asked_of(mixture(run.recipe, "evaluation", processor, data_folder(run)).samples))
+    return asked
+
+
 def evaluate_once(
     run: Run,
     name: str,
     load: Callable[[], PreTrainedModel],
     processor: ProcessorMixin,
-    samples: list[Sample],
+    asked: Sequence[Asked],
 ) -> Evaluation:
     """Returns the evaluation of a model. It is read from its file if an earlier start of the run has written it.
 
-    Every process calls this, and answers its share of the questions.
+    Every process calls this, and answers its share of the questions. Answers are kept meanwhile.
 
     Args:
         name: name of the file. `GREY` means that the model is shown grey pictures.
@@ -114,15 +131,20 @@ def evaluate_once(
     found = from_rank_0(Evaluation.load(path) if is_main_process() and path.exists() else None)
     if found is None:
         settings = run.recipe.evaluation
+        said = [digest(asked), settings.batch_size, settings.max_new_tokens]
+        kept = KeptAnswers(path.parent / "kept" / name, json.dumps(said))
         found = evaluate(
             load().to(device()),
             processor,
-            samples,
+            asked,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             pixel_transform="grey" if name == GREY else None,
+            kept=kept,
             title=name,
         )
         if is_main_process():
+            write_answer_files(found, path.with_suffix(""), name)
             found.save(path)
+        kept.remove()
     return found

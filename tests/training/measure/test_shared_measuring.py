@@ -11,8 +11,9 @@ from data.sample import Sample
 from tests.processes import run_processes
 from tests.tiny_processor import tiny_processor
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
+from training.evaluation.asking import evaluate
+from training.evaluation.questions import asked_of
 from training.measure.calibration import calibrate
-from training.measure.evaluation import evaluate
 from training.planners import PLANNERS
 from training.planners.tools.search import Search, search_tasks
 from training.ranks import led_by_rank_0
@@ -76,7 +77,7 @@ def answers(folder: Path) -> list[str]:
         Sample(str(index), (folder / f"{index}.png",), ((f"<image> {question}", answer),), family)
         for index, (family, question, answer) in enumerate(questions)
     ]
-    return [record.prediction for record in evaluate(model, processor, samples, batch_size=2).records]
+    return [record.prediction for record in evaluate(model, processor, [asked_of(samples)], batch_size=2).records]
 
 
 @pytest.mark.slow

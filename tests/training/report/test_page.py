@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.benchmarks.benchmark import Record
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples
 from data.sources.source import Source
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
-from training.measure.evaluation import Evaluation, Record
+from training.evaluation.comparison import as_dict, compare
+from training.evaluation.results import Evaluation
 from training.report.inputs import read_inputs
 from training.report.numbers import quantity
 from training.report.page import cost_rows, curves, figure_text, stage_rows, write_report
@@ -58,13 +60,17 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
             )
             records.append(
                 Record(
-                    sample.id,
-                    sample.family,
-                    question + text,
-                    answer + text,
-                    prediction + text,
-                    score,
-                    str(sample.images[0]),
+                    benchmark="shapes",
+                    id=sample.id,
+                    family=sample.family,
+                    group=sample.family,
+                    unit=sample.id,
+                    question=question + text,
+                    answers=(answer + text,),
+                    prediction=prediction + text,
+                    said=None,
+                    score=score,
+                    image=str(sample.images[0]),
                 )
             )
         result = Evaluation.of(records)
@@ -93,6 +99,7 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
         "teacher_accuracy": 0.971,
         "student_accuracy": 0.968,
         "relative_accuracy": 0.997,
+        "benchmarks": as_dict(compare(*evaluations)),
         "visual_flops": 0.118,
         "model_flops": 0.42,
         "kv_bytes": 0.55,
@@ -275,7 +282,10 @@ def test_a_broken_file_is_named(broken):
 def test_samples_show_right_and_wrong_answers_of_all_families():
     def records(scores):
         families = ("existence", "attribute", "relation")
-        return [Record(str(i), families[i % 3], "?", "red", "red", score, None) for i, score in enumerate(scores)]
+        return [
+            Record("shapes", str(i), families[i % 3], "", str(i), "?", ("red",), "red", "red", score, None)
+            for i, score in enumerate(scores)
+        ]
 
     dense = records([1.0] * 60)
     half = choose_samples(dense, records([1.0] * 30 + [0.0] * 30))

@@ -4,7 +4,7 @@ import pytest
 
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
-from training.measure.evaluation import Accuracy
+from training.evaluation.intervals import Accuracy
 from training.report.numbers import percent
 from training.report.plan_plots import _plan_rows, plan_plot
 from training.report.result_plots import curves_plot, families_plot

@@ -8,13 +8,17 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from data.benchmarks.benchmark import Record
 from data.sample import Sample
 from modeling.configuration_sparse_llava import SparseLlavaConfig
 from modeling.layer_plan import LayerPlan
 from modeling.modeling_sparse_llava import SparseLlavaForConditionalGeneration
 from modeling.visual_plan import VisualPlan
 from tests.tiny_processor import tiny_processor
-from training.measure.evaluation import Evaluation, Record, evaluate, wilson
+from training.evaluation.asking import evaluate as evaluate_benchmarks
+from training.evaluation.intervals import wilson
+from training.evaluation.questions import asked_of
+from training.evaluation.results import Evaluation
 
 QUESTIONS = (
     ("attribute", "<image>\nwhat colour is the square ?", "red"),
@@ -70,6 +74,10 @@ def samples(tmp_path_factory):
         images = (path,) if "<image>" in question else ()
         samples.append(Sample(id=str(index), images=images, turns=((question, answer),), family=family))
     return samples
+
+
+def evaluate(model, processor, samples, **settings) -> Evaluation:
+    return evaluate_benchmarks(model, processor, [asked_of(samples)], **settings)
 
 
 def predictions(evaluation: Evaluation) -> dict[str, str]:
@@ -179,7 +187,7 @@ def test_fractional_scores_have_their_mean_inside_the_interval():
 
 
 def record(index: int, family: str, score: float) -> Record:
-    return Record(str(index), family, "what ?", "red", "red", score, None)
+    return Record("shapes", str(index), family, family, str(index), "what ?", ("red",), "red", "red", score, None)
 
 
 def test_overall_is_the_mean_over_questions_and_survives_a_file(tmp_path: Path):
@@ -191,7 +199,7 @@ def test_overall_is_the_mean_over_questions_and_survives_a_file(tmp_path: Path):
     ]
     evaluation = Evaluation.of(records)
     assert evaluation.accuracy == pytest.approx(2.5 / 4)
-    assert list(evaluation.families) == ["attribute", "caption"]
+    assert list(evaluation.families) == ["caption", "attribute"]
     assert evaluation.families["attribute"].accuracy == pytest.approx(2 / 3)
     assert evaluation.families["attribute"].count == 3
 
