@@ -10,6 +10,7 @@ answer files beside it, and makes an evaluation that is killed go on where it wa
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import get_args
@@ -44,6 +45,8 @@ from training.run import device, is_main_process, join_processes
 # The questions of recipes/tiny_teacher.yaml. There are 200 of each family, which gives the accuracy in one family a
 # standard error of at most 3.5 points.
 TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(QUESTION_FAMILIES))})
+FILE_WIDTH = 140
+"""Characters in a line where the output is a file or a pipe, so that tables are not broken."""
 GREY = "grey pictures"
 PUBLIC = tuple(name for name in get_args(BenchmarkName) if name != "shapes")
 SHAPES = {"shapes": set(QUESTION_FAMILIES)} | {f"shapes/{family}": {family} for family in QUESTION_FAMILIES}
@@ -195,11 +198,12 @@ def write_result(
     arguments: argparse.Namespace, asked: list[Asked], evaluations: dict[str, Evaluation], seconds: float
 ) -> None:
     """Prints the figures, and writes the files that the command line names."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     scored = bool(evaluations["model"].resampled)
     compared = {}
     if scored:
-        console.print(f"prompts: {arguments.prompts}")
+        if any(part.place for part in asked):
+            console.print(f"prompts: {arguments.prompts}")
         console.print(metrics_table(evaluations))
     if scored and arguments.dense:
         found = compare(evaluations["dense"], evaluations["model"], evaluations.get(GREY))

@@ -55,13 +55,20 @@ def test_sparse_beside_dense_and_grey(run, folders, tmp_path):
         "4",
     )
     assert done.returncode == 0, done.stderr
-    for word in (*QUESTION_FAMILIES, "dense", "model", "grey pictures", "all"):
+    for word in (*QUESTION_FAMILIES, "dense", "model", "grey pictures", "accuracy", "difference"):
         assert word in done.stdout
     content = json.loads(result.read_text())
-    assert list(content["evaluations"]) == ["dense", "model", "grey pictures"]
+    assert list(content["evaluations"]) == ["dense", "grey pictures", "model"]
     assert all(evaluation["count"] == 2 * len(QUESTION_FAMILIES) for evaluation in content["evaluations"].values())
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result", "result.json", "result.png"]
+    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["dense", "grey pictures", "model"]
+    lines = [json.loads(line) for line in (tmp_path / "result/model/shapes.jsonl").read_text().splitlines()]
+    records = content["evaluations"]["model"]["records"]
+    assert [(line["question_id"], line["text"]) for line in lines] == [(r["id"], r["prediction"]) for r in records]
+    assert set(lines[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}  # as LLaVA's
+    shapes = content["benchmarks"]["shapes"]
+    assert shapes["sparse"] - shapes["dense"] == pytest.approx(shapes["difference"])
 
 
 def test_one_family_and_a_limit(run, folders, tmp_path):
@@ -76,11 +83,13 @@ def test_one_family_and_a_limit(run, folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--benchmarks", "shapes/poetry"), "--benchmarks: got 'shapes/poetry', allowed: shapes, shapes/existence"),
+        (("--benchmarks", "shapes/poetry"), "--benchmarks: got 'shapes/poetry', allowed:"),
         (("--batch-size", "0"), "--batch-size: got 0, allowed: 1 or more"),
         (("--json", "result.png"), "--json: got result.png, allowed: a name that ends in .json"),
-        (("--images", "."), "--images: got a folder without --data"),
+        (("--images", "."), "--images: got a folder without a file of rows"),
         (("--data", "absent.json"), "absent.json"),
+        (("--benchmarks", "shapes,poetry"), "--benchmarks: got 'poetry', allowed:"),
+        (("--submission",), "--submission: needs --json"),
         (("--model", "no/such/folder"), "no/such/folder: neither a model folder"),
     ],
 )

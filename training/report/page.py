@@ -95,6 +95,7 @@ def render(inputs: Inputs) -> str:
             ("all", dense.overall.count, [evaluation.overall for evaluation in evaluations.values()]),
         ],
         benchmarks=benchmark_rows(inputs.result["benchmarks"]),
+        prompts=prompts_of(inputs.recipe),
         samples=[sample_card(*pair) for pair in choose_samples(dense.records, student.records)],
         data=data_rows(inputs.data),
         stages=stage_rows(inputs.result["seconds"]),
@@ -145,6 +146,11 @@ def cost_rows(cost: dict) -> list[tuple[str, str, str, str]]:
         for key, label in COST_LABELS.items()
         if dense[key] is not None
     ]
+
+
+def prompts_of(recipe: dict) -> str:
+    """Returns whose prompts the benchmarks of a resolved recipe are asked with; an empty text if it names none."""
+    return " and ".join(sorted({entry["prompts"] for entry in recipe["data"]["evaluation"] if "prompts" in entry}))
 
 
 def data_rows(data: dict) -> list[tuple[str, int, list[tuple[str, int]]]]:

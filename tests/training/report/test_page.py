@@ -108,7 +108,9 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     }
     PLAN.save(directory / "plan.json")
     (directory / "stages").mkdir()
-    (directory / "recipe.yaml").write_text(yaml.safe_dump({"name": "tiny_sparse", "note": "as told" + text}))
+    (directory / "recipe.yaml").write_text(
+        yaml.safe_dump({"name": "tiny_sparse", "note": "as told" + text, "data": {"evaluation": [{"prompts": "lmms"}]}})
+    )
     for name, value in {
         "env.json": {"commit": "0123abc" + text, "packages": {"torch": "2.13.0"}, "gpus": []},
         "result.json": result,
