@@ -47,7 +47,7 @@ from training.run import device, is_main_process, join_processes
 TEST_WORLD = WorldSettings(seed=0, splits={"test": SplitSettings(part="test", rows=200 * len(QUESTION_FAMILIES))})
 FILE_WIDTH = 140
 """Characters in a line where the output is a file or a pipe, so that tables are not broken."""
-GREY = "grey pictures"
+GREY = "grey"
 PUBLIC = tuple(name for name in get_args(BenchmarkName) if name != "shapes")
 SHAPES = {"shapes": set(QUESTION_FAMILIES)} | {f"shapes/{family}": {family} for family in QUESTION_FAMILIES}
 

@@ -55,14 +55,14 @@ def test_sparse_beside_dense_and_grey(run, folders, tmp_path):
         "4",
     )
     assert done.returncode == 0, done.stderr
-    for word in (*QUESTION_FAMILIES, "dense", "model", "grey pictures", "accuracy", "difference"):
+    for word in (*QUESTION_FAMILIES, "dense", "model", "grey", "accuracy", "difference"):
         assert word in done.stdout
     content = json.loads(result.read_text())
-    assert list(content["evaluations"]) == ["dense", "grey pictures", "model"]
+    assert list(content["evaluations"]) == ["dense", "grey", "model"]
     assert all(evaluation["count"] == 2 * len(QUESTION_FAMILIES) for evaluation in content["evaluations"].values())
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result", "result.json", "result.png"]
-    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["dense", "grey pictures", "model"]
+    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["dense", "grey", "model"]
     lines = [json.loads(line) for line in (tmp_path / "result/model/shapes.jsonl").read_text().splitlines()]
     records = content["evaluations"]["model"]["records"]
     assert [(line["question_id"], line["text"]) for line in lines] == [(r["id"], r["prediction"]) for r in records]

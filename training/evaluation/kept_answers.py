@@ -1,6 +1,7 @@
 """Answers that are kept while a model is asked, so that an evaluation that is killed goes on where it was."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from training.journal import Journal
@@ -43,3 +44,5 @@ class KeptAnswers:
         wait_for_rank_0()
         if rank() == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):  # other models' answers may lie there
+                self._folder.parent.rmdir()

@@ -260,7 +260,7 @@ def test_the_plan_shown_is_the_students_own_and_not_that_of_another_row(broken):
 def test_a_searched_plan_is_shown_with_what_was_measured(broken):
     before = write_report(broken).read_text(encoding="utf-8")
     assert "How the plan was searched" not in before
-    recipe = {"name": "searched", "plan": {"planner": "vtw", "tolerance": 0.1}}
+    recipe = {"name": "searched", "data": {"evaluation": []}, "plan": {"planner": "vtw", "tolerance": 0.1}}
     (broken / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     curve = [{"layer": layer, "kl": 1.0 / layer, "kl_hold_out": None} for layer in range(1, 9)]
     (broken / "search" / "student").mkdir(parents=True)
