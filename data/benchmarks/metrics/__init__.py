@@ -1,0 +1,1 @@
+"""Metrics that benchmarks are scored by."""
