@@ -41,13 +41,14 @@ class Cider:
     references: Sequence[Sequence[str]]
 
     @cached_property
-    def frequencies(self) -> Counter[Ngram]:
-        """N-gram -> the number of pictures that have it in a reference."""
-        return Counter(
+    def rarities(self) -> dict[Ngram, float]:
+        """N-gram -> log(pictures / pictures that have it in a reference)."""
+        frequencies = Counter(
             ngram
             for captions in self.references
             for ngram in {ngram for caption in captions for ngram in _ngrams(words_of(caption))}
         )
+        return {ngram: math.log(len(self.references) / count) for ngram, count in frequencies.items()}
 
     def score(self, caption: str, references: Sequence[str]) -> float:
         """Returns CIDEr-D of one caption of a picture with these references, in [0, 10]. Papers print 100 times that.
@@ -65,10 +66,10 @@ class Cider:
 
     def _vectors(self, words: Sequence[str]) -> list[dict[Ngram, float]]:
         """Returns a vector for each length of n-grams: n-gram -> weight."""
+        rarities, of_unseen = self.rarities, math.log(len(self.references))
         vectors: list[dict[Ngram, float]] = [{} for _ in range(LONGEST)]
         for ngram, count in Counter(_ngrams(words)).items():
-            rarity = math.log(len(self.references)) - math.log(max(1, self.frequencies[ngram]))
-            vectors[len(ngram) - 1][ngram] = count * rarity
+            vectors[len(ngram) - 1][ngram] = count * rarities.get(ngram, of_unseen)
         return vectors
 
 
