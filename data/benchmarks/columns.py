@@ -1,5 +1,6 @@
 """Checks what rows of questions hold. Whoever made the files may have put anything there."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,13 @@ def id_of(row: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(row[name], (str, int)) or isinstance(row[name], bool):
         raise _wrong(row, name, where, "a text or a whole number")
     return str(row[name])
+
+
+def number_of(row: Mapping[str, Any], name: str, where: str) -> str:
+    """Returns a field that must be a whole number, or its digits, as a text. Raises UserError where it is not."""
+    if not re.fullmatch("[0-9]{1,18}", text := id_of(row, name, where)):
+        raise _wrong(row, name, where, "a whole number")
+    return str(int(text))
 
 
 def texts_of(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ class Gqa(Benchmark):
     """A word or a phrase, over the 12,578 balanced test-dev questions. Accuracy is what papers print.
 
     An answer in lower case, without the full stops at its end, must equal the true one, as in LLaVA's evaluation.
-    lmms-eval ignores all punctuation.
+    lmms-eval ignores all punctuation. Both styles of prompts are the same.
     """
 
     name = "gqa"

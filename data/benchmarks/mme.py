@@ -9,7 +9,7 @@ import numpy as np
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style, Totals, ratio, units_of
 from data.benchmarks.columns import id_of, one_of, rows_of, stored_pictures, text_of
-from data.benchmarks.place import Place, read_json_lines, read_text
+from data.benchmarks.place import Place, StoredPicture, read_json_lines, read_text
 from data.benchmarks.prompts import IMAGE, SHORT_ANSWER, about_picture, without_suffix
 from modeling.user_error import UserError
 
@@ -34,10 +34,10 @@ YES_OR_NO = " Please answer yes or no."
 class Mme(Benchmark):
     """Yes or no, in 14 subtasks.
 
-    A subtask scores the share of right answers plus the share of pictures with both answers right, each in %, so at most
-    200. `perception` is the sum of ten subtasks (at most 2000), and what papers print; `cognition` is the sum of four (at
-    most 800). `unparsable` is the share of answers that are neither yes nor no, which are wrong. Answers are read as by
-    the benchmark's own tool.
+    A subtask scores the share of right answers plus the share of pictures with both answers right, each in %, so at
+    most 200. `perception` is the sum of ten subtasks (at most 2000), and what papers print. `cognition` is the sum of
+    four (at most 800). `unparsable` is the share of answers that are neither yes nor no, which are wrong. Answers are
+    read as by the benchmark's own tool. Both styles of prompts are the same.
     """
 
     name = "mme"
@@ -119,7 +119,10 @@ class Mme(Benchmark):
         }
 
     def submission(self, records: Sequence[Record], place: Place) -> dict[str, str]:
-        """Returns a file for each subtask. A line is the picture's text file, the question, the true answer, and ours."""
+        """Returns a file for each subtask, as the benchmark's own tool takes them.
+
+        A line is the picture's text file, the question, the true answer, and the model's, with tabs between.
+        """
         files: dict[str, str] = defaultdict(str)
         for unit in units_of(records).values():  # the tool takes two lines at a time
             for record in unit:
@@ -131,7 +134,7 @@ class Mme(Benchmark):
                     record.prediction,
                 )
                 files[f"{record.group}.txt"] += "\t".join(" ".join(field.split()) for field in line) + "\n"
-        return files
+        return dict(files)
 
 
 def said_in(prediction: str) -> str | None:
@@ -142,7 +145,9 @@ def said_in(prediction: str) -> str | None:
     return next((word for word in ("yes", "no") if word in text[:4]), None)
 
 
-def _question(picture: str, category: str, asked: str, answer: object, image, where: str) -> Question:
+def _question(
+    picture: str, category: str, asked: str, answer: object, image: Path | StoredPicture, where: str
+) -> Question:
     true = one_of({"answer": answer}, "answer", ("Yes", "No", "yes", "no"), where)
     text = about_picture(asked, where) + SHORT_ANSWER
     return Question(picture, text, (image,), (true.lower(),), unit=picture, group=category)

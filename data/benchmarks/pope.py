@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style, Totals, ratio
-from data.benchmarks.columns import id_of, one_of, rows_of, stored_pictures, text_of
+from data.benchmarks.columns import id_of, number_of, one_of, rows_of, stored_pictures, text_of
 from data.benchmarks.place import Place, read_json_lines
 from data.benchmarks.prompts import SHORT_ANSWER, about_picture, without_suffix
 from modeling.user_error import UserError
@@ -28,12 +28,14 @@ class Pope(Benchmark):
     Answers are read as in LLaVA's evaluation: the first sentence says "no" if one of its words is No, not or no, and
     else "yes", whatever it says. `unparsable` is the share of answers without either word. lmms-eval counts an answer
     as wrong where it is not yes or no alone. Its yes-ratio is that of the true answers; here it is that of the model's.
+    Both styles of prompts are the same.
     """
 
     name = "pope"
     title = "POPE"
     folders = ("pope", "POPE")
     max_new_tokens: ClassVar[Mapping[Style, int]] = {"llava": 128, "lmms": 128}
+    numeric_ids = True
 
     def questions(self, place: Place, style: Style) -> list[Question]:
         return self._of_llava(place) if place.file(QUESTIONS) else self._of_table(place)
@@ -56,7 +58,7 @@ class Pope(Benchmark):
                 )
             found.append(
                 Question(
-                    id=id_of(row, "question_id", where),
+                    id=number_of(row, "question_id", where),
                     text=_asked(without_suffix(text_of(row, "text", where), SHORT_ANSWER, where), where),
                     images=(place.image(row["image"], "val2014", "coco/val2014"),),
                     answers=(label,),
@@ -72,7 +74,7 @@ class Pope(Benchmark):
         pictures = stored_pictures(table, "image", str(place))
         return [
             Question(
-                id=id_of(row, "question_id", where),
+                id=number_of(row, "question_id", where),
                 text=_asked(text_of(row, "question", where), where),
                 images=(picture,),
                 answers=(one_of(row, "answer", ANSWERS, where),),

@@ -1,12 +1,13 @@
 """TextVQA: questions about what is written in a picture (arXiv 1904.08920)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Style
 from data.benchmarks.columns import id_of, rows_of, stored_pictures, text_of, texts_of
 from data.benchmarks.metrics.vqa_accuracy import check_answers, normalise, vqa_accuracy
-from data.benchmarks.place import Place, checked, read_json, read_json_lines
+from data.benchmarks.place import Place, StoredPicture, checked, read_json, read_json_lines
 from data.benchmarks.prompts import SHORT_ANSWER, about_picture, without_suffix
 from modeling.user_error import UserError
 
@@ -21,6 +22,7 @@ class TextVqa(Benchmark):
     The model reads the picture alone, as in lmms-eval's default. `textvqa_ocr` also tells it what an OCR system read,
     as in LLaVA's papers, which gives some ten points more: never compare the two. Only the first letter of a question
     is large, as LLaVA and lmms-eval ask it. A question is called by its picture's id, so several have the same one.
+    Both styles of prompts are the same.
     """
 
     name = "textvqa"
@@ -62,7 +64,9 @@ class TextVqa(Benchmark):
             found.append(self._question(id_of(row, "image_id", where), asked, tokens, image, answers, where))
         return found
 
-    def _question(self, picture: str, asked: str, tokens: str, image, answers: tuple[str, ...], where: str) -> Question:
+    def _question(
+        self, picture: str, asked: str, tokens: str, image: Path | StoredPicture, answers: tuple[str, ...], where: str
+    ) -> Question:
         text = asked + OCR + tokens if self.with_ocr else asked
         return Question(picture, about_picture(text, where) + SHORT_ANSWER, (image,), answers, unit=picture)
 

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style
 from data.benchmarks.columns import id_of, rows_of, stored_pictures, text_of, texts_of
 from data.benchmarks.metrics.vqa_accuracy import check_answers, normalise, vqa_accuracy
-from data.benchmarks.place import Place, read_json_lines
+from data.benchmarks.place import Place, StoredPicture, read_json_lines
 from data.benchmarks.prompts import SHORT_ANSWER, about_picture, without_suffix
 from modeling.user_error import UserError
 
@@ -20,7 +20,8 @@ class VizWiz(Benchmark):
     """A word or a phrase, or "unanswerable", scored by the soft accuracy of VQA, over the 4,319 validation questions.
 
     Papers print test, whose answers are not published (`vizwiz_test`). Only the first letter of a question is large, as
-    LLaVA and lmms-eval ask it. A question is called by its picture, of which it is the only one.
+    LLaVA and lmms-eval ask it. A question is called by its picture, of which it is the only one. Both styles of prompts
+    are the same.
     """
 
     name = "vizwiz"
@@ -54,7 +55,7 @@ class VizWizTest(VizWiz):
             return _of_table(place, "test", with_answers=False)
         path = place.needed_file(QUESTIONS)
         found = []
-        for number, row in enumerate(read_json_lines(path, ("question_id", "image", "text")), start=1):
+        for number, row in enumerate(read_json_lines(path, ("image", "text")), start=1):
             where = f"{path}, row {number}"
             text = without_suffix(text_of(row, "text", where), SUFFIX, where)
             image = place.image(row["image"], "test")
@@ -78,7 +79,7 @@ def _of_table(place: Place, split: str, *, with_answers: bool) -> list[Question]
     ]
 
 
-def _question(picture: str, text: str, image, answers: tuple[str, ...], where: str) -> Question:
+def _question(picture: str, text: str, image: Path | StoredPicture, answers: tuple[str, ...], where: str) -> Question:
     """Returns the question about the picture of this name, with or without its ending."""
     unit = PurePosixPath(picture).stem
     return Question(unit, about_picture(text, where) + SUFFIX, (image,), answers, unit)

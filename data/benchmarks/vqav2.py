@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style
-from data.benchmarks.columns import id_of, one_of, rows_of, stored_pictures, text_of, texts_of
+from data.benchmarks.columns import id_of, number_of, one_of, rows_of, stored_pictures, text_of, texts_of
 from data.benchmarks.metrics.vqa_accuracy import check_answers, normalise, vqa_accuracy
-from data.benchmarks.place import Place, checked, read_json_lines
+from data.benchmarks.place import Place, StoredPicture, checked, read_json_lines
 from data.benchmarks.prompts import SHORT_ANSWER, about_picture, without_suffix
 from modeling.user_error import UserError
 
@@ -24,14 +25,15 @@ class Vqav2(Benchmark):
     The accuracy of each type of answers stands beside. Papers print test-dev, whose answers are not published
     (`vqav2_testdev`). LLaVA was trained on pictures of the validation part: compare models by it, and say "val".
 
-    All answers are normalised as by LLaVA. The official scorer does not where all ten people agree, and lmms-eval leaves
-    commas and question marks in true answers. Both change little.
+    All answers are normalised as by LLaVA. The official scorer leaves them as they are where all ten people agree, and
+    lmms-eval normalises true answers less. Both change little. Both styles of prompts are the same.
     """
 
     name = "vqav2"
     title = "VQAv2 val"
     folders = ("vqav2", "VQAv2")
     max_new_tokens: ClassVar[Mapping[Style, int]] = {"llava": 128, "lmms": 16}
+    numeric_ids = True
 
     def questions(self, place: Place, style: Style) -> list[Question]:
         if place.file(QUESTIONS):
@@ -66,7 +68,7 @@ class Vqav2TestDev(Vqav2):
         found = []
         for number, row in enumerate(read_json_lines(path, ("question_id", "image", "text")), start=1):
             where = f"{path}, row {number}"
-            identifier = _number(row, "question_id", where)
+            identifier = number_of(row, "question_id", where)
             if identifier not in of_server:
                 raise UserError(f"{where}: question_id: {ALL_IDS} has no question {identifier}")
             text = without_suffix(text_of(row, "text", where), SHORT_ANSWER, where)
@@ -95,13 +97,19 @@ def _of_table(place: Place, split: str, *, with_answers: bool) -> list[Question]
             texts = [checked(person, ("answer",), f"{where}: answers")["answer"] for person in people]
             answers = check_answers(texts_of({"answers": texts}, "answers", where), where)
         group = one_of(row, "answer_type", TYPES, where) if with_answers else ""
-        identifier, text = _number(row, "question_id", where), text_of(row, "question", where)
+        identifier, text = number_of(row, "question_id", where), text_of(row, "question", where)
         found.append(_question(identifier, text, picture, id_of(row, "image_id", where), where, answers, group))
     return found
 
 
 def _question(
-    identifier: str, text: str, image, picture: str, where: str, answers: tuple[str, ...] = (), group: str = ""
+    identifier: str,
+    text: str,
+    image: Path | StoredPicture,
+    picture: str,
+    where: str,
+    answers: tuple[str, ...] = (),
+    group: str = "",
 ) -> Question:
     """Returns a question about the picture of this file name or number. COCO's file names end with the number."""
     number = re.search(r"(\d+)(\.\w+)?$", picture)
@@ -112,15 +120,7 @@ def _question(
 def _all_ids(place: Place) -> list[str]:
     path = place.needed_file(ALL_IDS)
     rows = read_json_lines(path, ("question_id",))
-    return [_number(row, "question_id", f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _number(row: Mapping, name: str, where: str) -> str:
-    """Returns an id that must be a whole number, as servers take it."""
-    text = id_of(row, name, where)
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise UserError(f"{where}: {name}: got {text[:80]!r}, a whole number is expected")
-    return str(int(text))
+    return [number_of(row, "question_id", f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
 def _answer(record: Record) -> dict:
