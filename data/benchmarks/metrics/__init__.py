@@ -1,1 +1,1 @@
-"""Metrics that benchmarks are scored by."""
+"""Metrics that several benchmarks share. Each is a function of one answer and the true ones."""
