@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style, Totals, ratio
-from data.benchmarks.columns import id_of, one_of, rows_of, stored_pictures, text_of
+from data.benchmarks.columns import number_of, one_of, rows_of, stored_pictures, text_of
 from data.benchmarks.metrics.letters import named_option
 from data.benchmarks.place import MAX_FILE, Place, StoredPicture
 from data.benchmarks.prompts import OPTION_LETTER, about_picture
@@ -82,15 +82,15 @@ class MmBench(Benchmark):
         table, pictures, category = self._rows(place)
         found = []
         for picture, (where, row) in zip(pictures, rows_of(table, table.column_names, source), strict=True):
-            index = _index(row, where)
+            index = number_of(row, "index", where)
             choices = _choices(row, where)
             found.append(
                 Question(
-                    id=str(index),
+                    id=index,
                     text=about_picture(self._text(row, choices, style, where), where),
                     images=(picture,),
                     answers=(one_of(row, "answer", list(choices), where),),
-                    unit=str(index % FIRST_COPY),
+                    unit=str(int(index) % FIRST_COPY),
                     group=text_of(row, category, where),
                     choices=choices,
                 )
@@ -152,7 +152,7 @@ class MmBench(Benchmark):
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow([*columns, "prediction"])
         for where, row in rows_of(table, columns, str(place)):
-            writer.writerow([*row.values(), predictions.get(str(_index(row, where)), "")])
+            writer.writerow([*row.values(), predictions.get(number_of(row, "index", where), "")])
         return {f"{self.name}.tsv": file.getvalue()}
 
 
@@ -213,13 +213,6 @@ def _encoded_pictures(table: datasets.Dataset, where: str) -> list[StoredPicture
                 raise UserError(f"{where}, row {row}: image: got {index!r}, base64 or the index of a row is expected")
         pictures.append(EncodedPicture(table, holder, "image"))
     return pictures
-
-
-def _index(row: Mapping[str, Any], where: str) -> int:
-    text = id_of(row, "index", where)
-    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise UserError(f"{where}: index: got {text!r:.80}, a whole number is expected")
-    return int(text)
 
 
 def _choices(row: Mapping[str, Any], where: str) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """ScienceQA-IMG: questions from school with options, those that have a picture (arXiv 2209.09513)."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from data.benchmarks.benchmark import Benchmark, Judgement, Question, Style
+from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style
 from data.benchmarks.columns import id_of, one_of, rows_of, stored_pictures, text_of, texts_of
 from data.benchmarks.metrics.letters import leading_letter
 from data.benchmarks.place import Place, checked, read_json
@@ -18,9 +19,10 @@ class ScienceQaImg(Benchmark):
     """The letter of an option, over the 2,017 test problems with a picture. Accuracy is what papers print.
 
     An answer counts where it is the letter, begins with "X. ", or holds "The answer is X." once, as in LLaVA's scorer.
-    An answer of another form is wrong. Both styles of prompts are the same.
+    An answer of another form is wrong; lmms-eval also takes "B." alone. Both styles of prompts are the same.
 
-    The Hub's table has no ids: there, a question is called by the number of its row.
+    The Hub's table has no ids: there, a question is called by the number of its row. So the submission, which is what
+    LLaVA's scorer takes, is written in LLaVA's layout alone.
     """
 
     name = "scienceqa_img"
@@ -84,6 +86,15 @@ class ScienceQaImg(Benchmark):
     def judge(self, question: Question, prediction: str) -> Judgement:
         said = leading_letter(prediction.strip(), LETTERS)
         return Judgement(float(said in question.answers), said)
+
+    def submission(self, records: Sequence[Record], place: Place) -> dict[str, str]:
+        """Returns LLaVA's answer file. Its scorer knows questions with a picture by the mark <image> in the prompt."""
+        if place.file(LLAVA_FILE) is None:
+            return {}
+        answers = [
+            {"question_id": record.id, "prompt": record.question, "text": record.prediction} for record in records
+        ]
+        return {f"{self.name}.jsonl": "".join(f"{json.dumps(answer)}\n" for answer in answers)}
 
 
 def _turns(conversation: Any, where: str) -> tuple[dict, dict]:

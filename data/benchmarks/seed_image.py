@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style
-from data.benchmarks.columns import id_of, one_of, rows_of, stored_pictures, text_of
+from data.benchmarks.columns import id_of, number_of, one_of, rows_of, stored_pictures, text_of
 from data.benchmarks.metrics.letters import single_letter
 from data.benchmarks.place import Place, checked, read_json, read_json_lines
 from data.benchmarks.prompts import OPTION_LETTER, about_picture, without_suffix
@@ -33,7 +33,8 @@ LLAVA_FILE = "llava-seed-bench.jsonl"
 class SeedImage(Benchmark):
     """The letter of an option, over the 14,233 questions about a picture, in all and for each of the nine types.
 
-    The whole answer must be the letter, as in LLaVA's scorer. LLaVA-1.5's paper prints the accuracy over pictures and
+    The whole answer must be the letter, as in LLaVA's scorer; lmms-eval looks at its first sign alone. LLaVA-1.5's paper
+    prints the accuracy over pictures and
     videos together, which is some 8 points lower; most later papers print this one. Both styles of prompts are the
     same.
     """
@@ -106,7 +107,7 @@ def _question(row: Mapping[str, Any], text: str, image: Any, where: str) -> Ques
     if not isinstance(kind, int) or kind not in TYPES:
         raise UserError(f"{where}: question_type_id: got {kind!r:.80}, allowed: 1 to {max(TYPES)}")
     return Question(
-        id=id_of(row, "question_id", where),
+        id=number_of(row, "question_id", where),
         text=about_picture(text, where) + OPTION_LETTER,
         images=(image,),
         answers=(one_of(row, "answer", LETTERS, where),),

@@ -7,7 +7,8 @@ import pytest
 from data.benchmarks.captions import CocoCaptions, NoCaps
 from data.benchmarks.metrics.cider import Cider
 from tests.benchmark_files.coco_captions import CAPTIONS
-from tests.data.benchmarks.answering import answered, change_table, content_of, metrics_of, place_of, refusal
+from tests.data.benchmarks.judged import answered, facts, measured
+from tests.data.benchmarks.small_files import change_table, place_of, refusal
 
 TABLES = {"coco_captions": "data/val-00000-of-00001.parquet", "nocaps": "data/validation-00000-of-00001.parquet"}
 PREDICTIONS = ["a red square", "a bear in the grass", "a cat", ""]
@@ -23,7 +24,7 @@ def test_questions_and_scores(tmp_path, benchmark):
     assert len({question.unit for question in questions}) == 4
     assert [list(question.answers) for question in questions] == list(CAPTIONS.values())
     assert questions[0].text == "<image>\nProvide a one-sentence caption for the provided image."
-    assert content_of(questions) == content_of(benchmark.questions(place, "lmms"))
+    assert facts(questions) == facts(benchmark.questions(place, "lmms"))
 
     records = answered(benchmark, questions, PREDICTIONS)
     cider = Cider(list(CAPTIONS.values()))
@@ -31,7 +32,7 @@ def test_questions_and_scores(tmp_path, benchmark):
     assert [record.score for record in records] == scores
     assert scores[0] > scores[1] > 0.5 > scores[2] and scores[3] == 0
     assert [record.said for record in records] == [*PREDICTIONS[:3], None]
-    assert metrics_of(benchmark, records) == {"CIDEr (no PTB)": pytest.approx(100 * sum(scores) / 4)}
+    assert measured(benchmark, records) == {"CIDEr (no PTB)": pytest.approx(100 * sum(scores) / 4)}
 
 
 @both

@@ -3,7 +3,8 @@
 import pytest
 
 from data.benchmarks.docvqa import DocVqa
-from tests.data.benchmarks.answering import answered, change_table, content_of, metrics_of, place_of, refusal
+from tests.data.benchmarks.judged import answered, facts, measured
+from tests.data.benchmarks.small_files import change_table, place_of, refusal
 
 DOCVQA = DocVqa()
 TABLE = "DocVQA/validation-00000-of-00001.parquet"
@@ -16,11 +17,11 @@ def test_questions_and_scores(tmp_path):
     assert [question.unit for question in questions] == ["279", "279", "280", "281"]
     assert questions[0].answers == ("1/8/93", "Jan 8 1993")
     assert questions[0].text == "<image>\nWhat is the date?\nAnswer the question using a single word or phrase."
-    assert content_of(questions) == content_of(DOCVQA.questions(place, "lmms"))
+    assert facts(questions) == facts(DOCVQA.questions(place, "lmms"))
 
     records = answered(DOCVQA, questions, ["JAN 8 1993", "R. Carter", "$1,200", "four"])
     assert [record.score for record in records] == pytest.approx([1, 8 / 9, 6 / 7, 0])
-    assert metrics_of(DOCVQA, records) == {"ANLS": pytest.approx(100 * (1 + 8 / 9 + 6 / 7) / 4)}
+    assert measured(DOCVQA, records) == {"ANLS": pytest.approx(100 * (1 + 8 / 9 + 6 / 7) / 4)}
 
 
 def test_an_empty_answer_says_nothing(tmp_path):

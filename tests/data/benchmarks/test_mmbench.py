@@ -6,7 +6,8 @@ import io
 import pytest
 
 from data.benchmarks.mmbench import MmBenchCn, MmBenchEn
-from tests.data.benchmarks.answering import answered, change_table, content_of, metrics_of, place_of, refusal
+from tests.data.benchmarks.judged import answered, colors, facts, measured
+from tests.data.benchmarks.small_files import change_table, place_of, refusal
 
 ENGLISH, CHINESE = MmBenchEn(), MmBenchCn()
 TABLE = "en/dev-00000-of-00001.parquet"
@@ -32,10 +33,11 @@ def change_rows(place, benchmark, change):
 @pytest.mark.parametrize("style", ["llava", "lmms"])
 def test_both_layouts_have_the_same_questions_and_scores(tmp_path, benchmark, style):
     llava, hub = (benchmark.questions(place_of(benchmark, tmp_path, layout), style) for layout in ("llava", "hub"))
-    assert content_of(llava) == content_of(hub)
+    assert facts(llava) == facts(hub) and colors(llava) == colors(hub)
+    assert [question.choices for question in llava] == [question.choices for question in hub]
     assert [question.answers[0] for question in llava] == TRUE
     predictions = [*TRUE[:4], "B", *TRUE[5:]]
-    metrics = [metrics_of(benchmark, answered(benchmark, questions, predictions)) for questions in (llava, hub)]
+    metrics = [measured(benchmark, answered(benchmark, questions, predictions)) for questions in (llava, hub)]
     assert metrics[0] == metrics[1]
     assert metrics[0]["circular"] == pytest.approx(200 / 3)
 
@@ -112,7 +114,7 @@ def test_a_hint_may_be_missing(tmp_path):
 )
 def test_metrics_worked_by_hand(tmp_path, predictions, expected):
     questions = ENGLISH.questions(place_of(ENGLISH, tmp_path, "llava"), "llava")
-    metrics = metrics_of(ENGLISH, answered(ENGLISH, questions, predictions))
+    metrics = measured(ENGLISH, answered(ENGLISH, questions, predictions))
     assert metrics == pytest.approx(expected)
     assert list(metrics)[:3] == ["circular", "vanilla", "unparsable"]
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from data.benchmarks.scienceqa_img import ScienceQaImg
-from tests.data.benchmarks.answering import answered, change_table, content_of, metrics_of, place_of, refusal
+from tests.data.benchmarks.judged import answered, colors, facts, measured
+from tests.data.benchmarks.small_files import change_table, place_of, refusal
 
 SCIENCE = ScienceQaImg()
 TABLE = "ScienceQA-IMG/test-00000-of-00001.parquet"
@@ -18,11 +19,10 @@ def test_both_layouts_have_the_same_questions_and_scores(tmp_path, style):
     llava, hub = (SCIENCE.questions(place_of(SCIENCE, tmp_path, layout), style) for layout in ("llava", "hub"))
     assert [question.id for question in llava] == ["5", "7", "9"]
     assert [question.id for question in hub] == ["0", "1", "2"], "the Hub's table has no ids"
-    assert content_of([replace(q, id="", unit="") for q in llava]) == content_of(
-        [replace(q, id="", unit="") for q in hub]
-    )
+    assert facts([replace(q, id="", unit="") for q in llava]) == facts([replace(q, id="", unit="") for q in hub])
+    assert colors(llava) == colors(hub)
     predictions = ["B", "A. yes", "no idea"]
-    metrics = [metrics_of(SCIENCE, answered(SCIENCE, questions, predictions)) for questions in (llava, hub)]
+    metrics = [measured(SCIENCE, answered(SCIENCE, questions, predictions)) for questions in (llava, hub)]
     assert metrics[0] == metrics[1] == {"accuracy": pytest.approx(200 / 3)}
 
 
@@ -102,3 +102,12 @@ def test_a_hint_may_be_missing(tmp_path):
     place = place_of(SCIENCE, tmp_path, "hub")
     change_table(place, TABLE, hint=None)
     assert "Context" not in SCIENCE.questions(place, "llava")[0].text
+
+
+def test_what_llavas_scorer_takes(tmp_path):
+    place, hub = (place_of(SCIENCE, tmp_path, layout) for layout in ("llava", "hub"))
+    records = answered(SCIENCE, SCIENCE.questions(place, "llava"), ["B", "A", "A"])
+    lines = [json.loads(line) for line in SCIENCE.submission(records, place)["scienceqa_img.jsonl"].splitlines()]
+    assert [(line["question_id"], line["text"]) for line in lines] == [("5", "B"), ("7", "A"), ("9", "A")]
+    assert all("<image>" in line["prompt"] for line in lines)
+    assert SCIENCE.submission(records, hub) == {}, "its ids are not LLaVA's"

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from data.benchmarks.seed_image import TYPES, SeedImage
-from tests.data.benchmarks.answering import answered, change_table, content_of, metrics_of, place_of, refusal
+from tests.data.benchmarks.judged import answered, colors, facts, measured
+from tests.data.benchmarks.small_files import change_table, place_of, refusal
 
 SEED = SeedImage()
 TABLE = "data/test-00000-of-00001.parquet"
@@ -14,10 +15,11 @@ TABLE = "data/test-00000-of-00001.parquet"
 @pytest.mark.parametrize("style", ["llava", "lmms"])
 def test_both_layouts_have_the_same_questions_and_scores(tmp_path, style):
     llava, hub = (SEED.questions(place_of(SEED, tmp_path, layout), style) for layout in ("llava", "hub"))
-    assert content_of(llava) == content_of(hub)
+    assert facts(llava) == facts(hub) and colors(llava) == colors(hub)
+    assert [question.choices for question in llava] == [question.choices for question in hub]
     predictions = ["B", "B", "B", "A.", "B", "c", "", "A", "B\n"]  # 1 to 9 are B, C, D, A, B, C, D, A, B
     records = [answered(SEED, questions, predictions) for questions in (llava, hub)]
-    metrics = [metrics_of(SEED, of_layout) for of_layout in records]
+    metrics = [measured(SEED, of_layout) for of_layout in records]
     right = {1, 5, 8, 9}
     expected = {kind: 100.0 * (number in right) for number, kind in TYPES.items()}
     assert metrics[0] == metrics[1] == {"accuracy": pytest.approx(400 / 9)} | expected
