@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.initialization import no_init_weights
 from transformers.utils import find_adapter_config_file
 
 from checkpoints.config import LOADING_ERRORS, read_config
@@ -161,7 +162,7 @@ def build_student(dense: PreTrainedModel, plan: VisualPlan) -> PreTrainedModel:
         {name: value for name, value in dense_fields.items() if name not in ("model_type", "architectures")}
     )
     # Parameters need no memory, because they are replaced at once. Buffers that no state dict holds (RoPE) are real.
-    with init_empty_weights(include_buffers=False):
+    with no_init_weights(), init_empty_weights(include_buffers=False):
         student = cls(config)
     weights = dense.state_dict()
     assert weights.keys() == student.state_dict().keys(), weights.keys() ^ student.state_dict().keys()

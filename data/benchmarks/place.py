@@ -10,7 +10,7 @@ import datasets
 
 from data.images import find_image
 from data.sample import EmbeddedPicture
-from data.sources.tables import table_of_folder, table_of_hub
+from data.sources.tables import table_of_files, table_of_folder, table_of_hub
 from modeling.user_error import UserError
 
 MAX_FILE = 2 * 2**30
@@ -99,15 +99,16 @@ class Place:
             config: its configuration, such as a language. None where it has one only.
 
         Raises:
-            UserError: it cannot be read, or lacks the split or a column.
+            UserError: it cannot be read, or lacks the split, a file of it, or a column.
         """
         if self.hub is not None:
             repository, at, revision = self.hub.partition("@")
             table = table_of_hub(f"{repository}{f':{config}' if config else ''}{at}{revision}", split)
         else:
             assert self.path is not None
-            within = self.path / config if config else self.path
-            table = table_of_folder(within if within.is_dir() else self.path, split)
+            folder = self.path / config if config and (self.path / config).is_dir() else self.path
+            files = _files_of_split(folder, split)
+            table = table_of_files(files, f"{folder}, split {split}") if files else table_of_folder(folder, split)
         for column in columns:
             if column not in table.column_names:
                 raise UserError(f"{self}: no column is called {column!r}; they are {', '.join(table.column_names)}")
@@ -116,8 +117,9 @@ class Place:
 
 def read_json(path: Path) -> Any:
     """Returns what a JSON file holds. Raises UserError where it is too large or no JSON."""
+    text = read_text(path)
     try:
-        return json.loads(_text(path))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
 
@@ -144,8 +146,18 @@ def checked(row: Any, fields: Sequence[str], where: str) -> dict:
     return row
 
 
+def read_text(path: Path) -> str:
+    """Returns a file's text. Raises UserError where it is too large or no UTF-8."""
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise UserError(f"{path}: has more than {MAX_FILE} bytes")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -153,10 +165,19 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 raise UserError(f"{path}, line {number}: not JSON ({error})") from error
 
 
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise UserError(f"{path}: has more than {MAX_FILE} bytes")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    """Returns the files of a split that are named as the Hub names them.
+
+    `datasets` guesses the splits of a folder by their names, and knows no `testdev`.
+
+    Raises:
+        UserError: the names say that there are more.
+    """
+    files = sorted(file for room in (folder, folder / "data") for file in room.glob(f"{split}-*-of-*.parquet"))
+    for file in files:
+        said = file.stem.split("-of-")[1].split("-")[0]
+        if said.isdecimal() and int(said) != len(files):
+            raise UserError(
+                f"{folder}: split {split} has {len(files)} of the {int(said)} files that {file.name} tells of"
+            )
+    return files

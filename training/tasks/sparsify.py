@@ -8,7 +8,7 @@ folder:
 """
 
 import shutil
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -76,8 +76,10 @@ def evaluate_all(run: Run) -> dict:
     recipe = run.recipe
     config, processor = limited_config(recipe.model), dense_processor(recipe.model)
     asked = questions_of(run, processor)
-    dense = evaluate_once(run, DENSE, lambda: load_model(recipe.model)[0], processor, asked)
-    grey = evaluate_once(run, GREY, lambda: load_model(recipe.model)[0], processor, asked)
+    load_dense = cache(lambda: load_model(recipe.model)[0])  # once for both
+    dense = evaluate_once(run, DENSE, load_dense, processor, asked)
+    grey = evaluate_once(run, GREY, load_dense, processor, asked)
+    del load_dense
     table = [table_row("dense", None, False, DENSE_COST, dense, dense)]
     for student in recipe.students:
         plan = load_plan(run, student.name)

@@ -1,0 +1,1 @@
+"""Metrics that several benchmarks share. Each is a function of one answer and the true ones."""
