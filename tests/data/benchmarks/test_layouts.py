@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -112,9 +112,14 @@ def change_row(path: Path, change: Callable[[dict], object], row: int = 1) -> No
     path.write_text("\n".join(map(json.dumps, rows)))
 
 
-def change_table(path: Path, change: Callable[[pyarrow.Table], pyarrow.Table]) -> None:
-    file = path.with_name(path.name + "-00000-of-00001.parquet")
-    pyarrow.parquet.write_table(change(pyarrow.parquet.read_table(file)).replace_schema_metadata(None), file)
+def table_of(case: Case, hub: Path) -> tuple[pyarrow.Table, Path]:
+    """A table in the Hub's layout, and its file."""
+    file = hub / f"{case.table}-00000-of-00001.parquet"
+    return pyarrow.parquet.read_table(file).replace_schema_metadata(None), file
+
+
+def with_column(table: pyarrow.Table, column: str, values: object) -> pyarrow.Table:
+    return table.set_column(table.column_names.index(column), column, [values])
 
 
 @every
@@ -221,54 +226,40 @@ def test_a_question_file_must_be_json(case, llava):
 
 @every_table
 def test_each_column_of_a_table_is_needed(case, hub):
+    table, file = table_of(case, hub)
     for column in case.columns:
-        case.writer.write_hub(hub)
-        change_table(hub / case.table, lambda table, column=column: table.drop_columns(column))
+        pyarrow.parquet.write_table(table.drop_columns(column), file)
         with pytest.raises(UserError, match=rf"{hub}: no column is called '{column}'; they are "):
             case.benchmark.questions(Place(hub), "llava")
 
 
 @every_table
-def test_each_column_of_a_table_is_checked(case, hub):
+@pytest.mark.parametrize("value", [1.5, [1, 2], None], ids=str)
+def test_each_column_of_a_table_is_checked(case, hub, value):
+    table, file = table_of(case, hub)
     for column in case.columns:
-        for values in ([1.5], [[1, 2]], [None]):
-            case.writer.write_hub(hub)
-            change_table(
-                hub / case.table,
-                lambda table, column=column, values=values: table.set_column(
-                    table.column_names.index(column), column, [values * table.num_rows]
-                ),
-            )
-            with pytest.raises(UserError, match=rf"{hub}.*(row 0|image: got|no picture)"):
-                case.benchmark.questions(Place(hub), "llava")
+        pyarrow.parquet.write_table(with_column(table, column, [value] * table.num_rows), file)
+        with pytest.raises(UserError, match=rf"{hub}.*(row 0|image: got|no picture)"):
+            case.benchmark.questions(Place(hub), "llava")
 
 
 @every_table
 def test_a_row_without_a_picture_is_refused(case, hub):
-    pictures = "testdev_balanced_images/testdev" if case.writer is gqa else case.table
-
-    def without_second(table: pyarrow.Table) -> pyarrow.Table:
-        images = table["image"].to_pylist()
-        images[1] = None
-        column = pyarrow.array(images, table["image"].type)
-        return table.set_column(table.column_names.index("image"), "image", column)
-
-    change_table(hub / pictures, without_second)
-    with pytest.raises(UserError, match=r"row 1: image: has no picture"):
+    if case.writer is gqa:
+        case = replace(case, table="testdev_balanced_images/testdev")
+    table, file = table_of(case, hub)
+    images = pyarrow.array([*table["image"].to_pylist()[:-1], None], table["image"].type)
+    pyarrow.parquet.write_table(with_column(table, "image", images), file)
+    with pytest.raises(UserError, match=rf"row {table.num_rows - 1}: image: has no picture"):
         case.benchmark.questions(Place(hub), "llava")
 
 
 @every_table
 def test_a_question_holds_no_mark_of_a_picture(case, hub):
-    def with_mark(table: pyarrow.Table) -> pyarrow.Table:
-        asked = table["question"].to_pylist()
-        asked[0] = "What is <image>?"
-        return table.set_column(table.column_names.index("question"), "question", [asked])
-
-    if case.writer is not gqa:
-        change_table(hub / case.table, with_mark)
-        with pytest.raises(UserError, match="row 0: got a question that holds the mark <image>"):
-            case.benchmark.questions(Place(hub), "llava")
+    table, file = table_of(case, hub)
+    pyarrow.parquet.write_table(with_column(table, "question", ["What is <image>?"] * table.num_rows), file)
+    with pytest.raises(UserError, match="row 0: got a question that holds the mark <image>"):
+        case.benchmark.questions(Place(hub), "llava")
 
 
 @every_table
