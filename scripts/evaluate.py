@@ -135,6 +135,8 @@ def read_questions(arguments: argparse.Namespace) -> list[Asked]:
             if not part.benchmark.has_submission:
                 name = part.benchmark.name
                 raise UserError(f"--submission: {name} has none; its scorer takes the answer files beside --json")
+            assert part.place is not None
+            part.benchmark.submission((), part.place)  # what it needs is missed now, not after hours
     families = set().union(*(SHAPES[name] for name in names if name in SHAPES))
     if families:
         asked.append(read_rows(None if public else arguments.data, arguments.images, families, arguments.limit))

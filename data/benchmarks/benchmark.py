@@ -165,6 +165,9 @@ class Benchmark(ABC):
         Args:
             records: a model's answers to all questions, in their order.
             place: where the questions were read.
+
+        Raises:
+            UserError: a file that it needs is not there, whatever the answers.
         """
         return {}
 

@@ -88,9 +88,13 @@ class ScienceQaImg(Benchmark):
         return Judgement(float(said in question.answers), said)
 
     def submission(self, records: Sequence[Record], place: Place) -> dict[str, str]:
-        """Returns LLaVA's answer file. Its scorer knows questions with a picture by the mark <image> in the prompt."""
+        """Returns LLaVA's answer file. Its scorer knows questions with a picture by the mark <image> in the prompt.
+
+        Raises:
+            UserError: the questions are not of LLaVA's file, so that they have other ids.
+        """
         if place.file(LLAVA_FILE) is None:
-            return {}
+            raise UserError(f"{place}: LLaVA's scorer of {self.name} knows the ids of {LLAVA_FILE} alone")
         answers = [
             {"question_id": record.id, "prompt": record.question, "text": record.prediction} for record in records
         ]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from data.benchmarks.scienceqa_img import ScienceQaImg
+from modeling.user_error import UserError
 from tests.data.benchmarks.judged import answered, colors, facts, measured
 from tests.data.benchmarks.small_files import change_table, place_of, refusal
 
@@ -110,4 +111,5 @@ def test_what_llavas_scorer_takes(tmp_path):
     lines = [json.loads(line) for line in SCIENCE.submission(records, place)["scienceqa_img.jsonl"].splitlines()]
     assert [(line["question_id"], line["text"]) for line in lines] == [("5", "B"), ("7", "A"), ("9", "A")]
     assert all("<image>" in line["prompt"] for line in lines)
-    assert SCIENCE.submission(records, hub) == {}, "its ids are not LLaVA's"
+    with pytest.raises(UserError, match="knows the ids of llava_test_CQM-A.json alone"):
+        SCIENCE.submission(records, hub)

@@ -21,6 +21,7 @@ import yaml
 from checkpoints.load import load_checkpoint
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
+from tests.benchmark_files.all_benchmarks import write_all
 from tests.families.family import TinyFamily
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
@@ -61,7 +62,6 @@ PLANS = {
 }
 DISTILLATION_STEPS = 4
 SMALL = {
-    "data.world.splits.test.rows": 4,
     "calibration": {"num_samples": 4, "batch_size": 2},
     "validation": {"num_samples": 3, "steps": 2},
     "training.num_epochs": None,
@@ -80,13 +80,14 @@ def family_of(name: str) -> TinyFamily:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
-    """A LLaVA JSON of 24 rows, of which every third is text alone."""
+    """A LLaVA JSON of 24 rows, of which every third is text alone. Small files of all benchmarks lie beside it."""
     world = WorldSettings(seed=3, splits={"train": SplitSettings(part="train", rows=24)})
     path = write_world(tmp_path_factory.mktemp("world"), world)["train"]
     content = json.loads(path.read_text(encoding="utf-8"))
     for row in content[::3]:
         del row["image"]
         row["conversations"][0]["value"] = row["conversations"][0]["value"].removeprefix("<image>\n")
+    write_all(path.parent / "benchmarks", "hub")
     mixed = path.with_name("mixed.json")
     mixed.write_text(json.dumps(content), encoding="utf-8")
     return mixed
@@ -98,12 +99,14 @@ def command_of(name: str, rows: Path, folder: Path, processes: int) -> list:
     family.dense().save_pretrained(folder / "dense")
     family.processor().save_pretrained(folder / "dense")
     source = [{"path": str(rows), "images": str(rows.parent)}]
+    benchmarks = {"hub": None, "path": str(rows.parent / "benchmarks"), "num_questions": 1}
     plan = {**recipe["plan"], **PLANS[recipe["plan"]["planner"]]}
     small = {
         **SMALL,
         "model.path": str(folder / "dense"),
         "data.train": source,
         "data.calibration": source,
+        "data.evaluation": [entry | benchmarks for entry in recipe["data"]["evaluation"]],
         "training.deepspeed": str(RECIPES.parent / recipe["training"]["deepspeed"]),
         "training.max_steps": DISTILLATION_STEPS + plan.get("steps", 0),
         "plan": plan,
@@ -143,6 +146,7 @@ def test_a_recipe_of_a_released_model_goes_from_data_to_a_checkpoint(name, whole
     assert model.visual_plan.is_integer
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     assert 0 < result["visual_flops"] < 1 and result["prefill_speedup"] > 0
+    assert list(result["benchmarks"]) == RECIPE[name]["data"]["evaluation"][0]["benchmarks"]
 
 
 @pytest.mark.slow

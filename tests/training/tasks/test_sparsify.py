@@ -68,8 +68,11 @@ def test_the_result_is_one_flat_object(run):
     result = json.loads((run.directory / "result.json").read_text())
     assert set(result) == {
         "teacher_accuracy", "student_accuracy", "relative_accuracy", "visual_flops", "model_flops", "kv_bytes",
-        "prefill_speedup", "seconds",
+        "prefill_speedup", "seconds", "benchmarks",
     }  # fmt: skip
+    (shapes,) = result["benchmarks"].values()
+    assert shapes["dense"] == pytest.approx(100 * result["teacher_accuracy"])
+    assert shapes["difference"] == pytest.approx(100 * (result["student_accuracy"] - result["teacher_accuracy"]))
     assert 0 < result["visual_flops"] <= run.recipe.plan.budget.visual_flops
     assert list(result["seconds"]) == STAGES[:-1]
 

@@ -51,7 +51,7 @@ def hours_by_stage(
     sample = cost.forward()
     samples, all_rows = recipe.calibration.num_samples, _rows(recipe.data.train, recipe.data) or assumed.rows
     rows, per_rows = (all_rows, "") if all_rows else (ROWS, f"per {ROWS:,} rows")
-    questions = _rows(recipe.data.evaluation, recipe.data)
+    questions = _questions(recipe.data)
     models = len(recipe.students) + (2 if isinstance(recipe, SparsifyRecipe) else 1)
     searches = {plan_key(student): student for student in recipe.students if not isinstance(student.plan, GateSettings)}
     searched = [student for student in searches.values() if student.plan.plan_of_config(config) is None]
@@ -153,6 +153,13 @@ class SampleCost:
     @property
     def _tokens(self) -> int:
         return self._sizes.visual_tokens + self._sizes.text_tokens
+
+
+def _questions(data: DataSettings) -> int | None:
+    """Returns how many questions are asked. None if the recipe does not say."""
+    counts = [_rows(data.rows_to_ask, data)]
+    counts += [settings.num_questions for settings in data.benchmarks for _ in settings.benchmarks]
+    return None if None in counts else sum(counts)
 
 
 def _rows(sources: tuple[SourceSettings, ...], data: DataSettings) -> int | None:
