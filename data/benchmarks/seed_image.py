@@ -33,10 +33,9 @@ LLAVA_FILE = "llava-seed-bench.jsonl"
 class SeedImage(Benchmark):
     """The letter of an option, over the 14,233 questions about a picture, in all and for each of the nine types.
 
-    The whole answer must be the letter, as in LLaVA's scorer; lmms-eval looks at its first sign alone. LLaVA-1.5's paper
-    prints the accuracy over pictures and
-    videos together, which is some 8 points lower; most later papers print this one. Both styles of prompts are the
-    same.
+    The whole answer must be the letter, as in LLaVA's scorer; lmms-eval looks at its first sign alone. LLaVA-1.5's
+    paper prints the accuracy over pictures and videos together, which is some 8 points lower; most later papers print
+    this one. Both styles of prompts are the same.
     """
 
     name = "seed_image"
