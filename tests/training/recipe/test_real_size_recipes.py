@@ -14,6 +14,7 @@ FREE = {
     "model.max_pixels",  # where a picture keeps its resolution
     "plan",
     "data.max_length",  # more tokens where a picture has more
+    "data.evaluation",  # the benchmarks that papers print for a family
     "training.deepspeed",
     "training.micro_batch_size",  # only its product with the next is fixed
     "training.gradient_accumulation_steps",
@@ -73,7 +74,9 @@ def test_every_recipe_has_the_same_global_batch(name):
 def test_recipes_of_one_model_agree_on_it():
     shapes: dict[str, set] = {}
     for recipe in REAL.values():
-        shapes.setdefault(recipe["model"]["path"], set()).add((recipe["model"]["config"], recipe["data"]["max_length"]))
+        (asked,) = recipe["data"]["evaluation"]
+        of_model = (recipe["model"]["config"], recipe["data"]["max_length"], *asked["benchmarks"])
+        shapes.setdefault(recipe["model"]["path"], set()).add(of_model)
     assert all(len(found) == 1 for found in shapes.values()), shapes
 
 
