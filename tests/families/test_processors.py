@@ -1,5 +1,7 @@
 """The processors that checkpoints carry take empty lists, which evaluators hand over, and pad on the left."""
 
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -8,9 +10,10 @@ from transformers.utils import is_torchvision_available
 
 from checkpoints.export import write_processor
 from checkpoints.families import sparse_class
-from checkpoints.processor import without_videos
 from modeling.sparse_processor import SparseProcessorMixin
+from modeling.user_error import UserError
 from tests.families.family import TinyFamily
+from tests.families.qwen2_vl import QWEN2_VL
 from tests.families.test_families import families
 
 NOTHING = {"videos": [], "audios": []}
@@ -21,8 +24,6 @@ def carried(family: TinyFamily, folder) -> ProcessorMixin:
     """The family's processor as an exported checkpoint has it."""
     cls = sparse_class(family.config()).processor_class
     write_processor(family.processor(), cls, folder)
-    if "video_processor" in cls.get_attributes() and not is_torchvision_available():
-        cls = without_videos(cls)
     return cls.from_pretrained(folder)
 
 
@@ -67,3 +68,21 @@ def test_only_empty_lists_are_kept_from_the_stock_processor():
     given = {"images": ["a"], "text": [], "videos": torch.zeros(0), "audio": None, "audios": [0.0], "padding": ()}
     assert Own.__new__(Own)(**given) == given
     assert Own.__new__(Own)(["a"], "text", [], audio=(), audios=[]) == {"images": ["a"], "text": "text"}
+
+
+@families
+def test_what_is_loaded_is_saved_whole(family: TinyFamily, tmp_path):
+    """Also the settings for videos, where they are not used."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    carried(family, first).save_pretrained(second)
+    before, after = (json.loads((folder / "processor_config.json").read_text()) for folder in (first, second))
+    for changed in ("processor_class", "auto_map"):
+        before.pop(changed, None), after.pop(changed, None)
+    assert before == after and before["image_processor"]
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="with torchvision, videos are processed")
+def test_videos_without_torchvision_are_refused(tmp_path):
+    own = carried(QWEN2_VL, tmp_path)
+    with pytest.raises(UserError, match="torchvision"):
+        own(text=[f"{own.video_token} what is this ?"], videos=[torch.zeros(2, 3, 28, 28)])
