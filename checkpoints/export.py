@@ -64,7 +64,7 @@ def export_checkpoint(
     model.eval()
     with whole_folder(output_dir) as folder:
         stop_at_end_token(model, processor)
-        _write_model(model, folder)
+        write_model(model, folder)
         write_processor(processor, type(model).processor_class, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         if picture is not None:
@@ -87,7 +87,7 @@ def _is_sparse_checkpoint(folder: Path) -> bool:
     return config.is_file() and is_sparse(read_json(config))
 
 
-def _write_model(model: PreTrainedModel, folder: Path) -> None:
+def write_model(model: PreTrainedModel, folder: Path) -> None:
     """Writes config, safetensors and modelling files.
 
     Both auto classes load the class that generates. Generic evaluators know only AutoModel, and a base class without a

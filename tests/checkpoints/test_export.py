@@ -257,13 +257,13 @@ def import_the_repository(folder):
 )
 def test_a_checkpoint_that_fails_its_check_leaves_nothing(tmp_path, monkeypatch, harm, message):
     model, processor, probe = student_with_probe()
-    write_model = export._write_model
+    write_model = export.write_model
 
     def write_and_harm(model, folder):
         write_model(model, folder)
         harm(folder)
 
-    monkeypatch.setattr(export, "_write_model", write_and_harm)
+    monkeypatch.setattr(export, "write_model", write_and_harm)
     with pytest.raises(RuntimeError, match=message):
         export_checkpoint(model, processor, tmp_path / "out", card="", probe=probe)
     assert list(tmp_path.iterdir()) == []

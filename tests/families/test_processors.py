@@ -8,8 +8,9 @@ from PIL import Image
 from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-from checkpoints.export import write_processor
+from checkpoints.export import write_model, write_processor
 from checkpoints.families import sparse_class
+from checkpoints.processor import load_processor
 from modeling.sparse_processor import SparseProcessorMixin
 from modeling.user_error import UserError
 from tests.families.family import TinyFamily
@@ -86,3 +87,15 @@ def test_videos_without_torchvision_are_refused(tmp_path):
     own = carried(QWEN2_VL, tmp_path)
     with pytest.raises(UserError, match="torchvision"):
         own(text=[f"{own.video_token} what is this ?"], videos=[torch.zeros(2, 3, 28, 28)])
+
+
+@families
+def test_nobody_is_asked_at_a_terminal(family: TinyFamily, tmp_path, monkeypatch):
+    """transformers would ask whether the checkpoint's code may run, and wait."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "n")
+    model = family.sparse()
+    write_model(model, tmp_path)
+    write_processor(family.processor(), model.processor_class, tmp_path)
+    load_processor(tmp_path)
+    assert asked == []

@@ -1,4 +1,4 @@
-"""Tests with lmms-eval, which `make test-lmms-eval` installs in an environment of its own. Elsewhere they are not there."""
+"""Tests with lmms-eval. `make test-lmms-eval` installs it in an environment of its own; elsewhere they are left out."""
 
 import os
 from importlib.util import find_spec

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 TINY_LLAVA = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny-llava"
 FAMILIES = {"local_pope": ("existence",), "local_gqa": ("attribute", "relation", "reading")}
 """Which questions of the embedded world a task asks."""
-PLAN = VisualPlan.dense(8).replace(2, ffn=0).replace(3, attend=False, ffn=32).replace(4, heads=2).replace(5, tokens=0.3)
+PLAN = VisualPlan.dense(8).replace(1, tokens=0.3).replace(2, ffn=0).replace(3, attend=False, ffn=32).replace(4, heads=2)
 """Untrained, it makes mistakes."""
 MAX_NEW_TOKENS = {"local_pope": 128, "local_gqa": 16}
 """Of lmms-eval's own tasks."""
@@ -82,4 +82,15 @@ def test_answers_and_scores_are_ours(checkpoints, questions, tasks, tmp_path, ki
         assert harness_scores(task, rows) == scores
         right += scores
     assert len(set(answers)) > 4
-    assert (kind == "dense") == (sum(right) / len(right) > 0.95), "the sparse model is wrong at times"
+    accuracy = sum(right) / len(right)
+    assert accuracy > 0.95 if kind == "dense" else 0.5 < accuracy < 0.9
+
+
+def test_several_processes_give_the_same_samples(checkpoints, tasks, tmp_path):
+    """Two ranks answer 16 and 48 questions, an uneven share of one task's."""
+    arguments = {"batch_size": 8, "pretrained": checkpoints["sparse"], "dtype": "float32"}
+    one, two = (
+        run_harness("squint", tasks, tmp_path / str(processes), processes=processes, **arguments)
+        for processes in (1, 2)
+    )
+    assert one == two
