@@ -20,7 +20,7 @@ from tests.families.qwen2_vl import QWEN2_VL
 pytestmark = pytest.mark.slow
 
 FAMILIES = [LLAVA[0], LLAVA_NEXT[0], QWEN2_VL, INTERNVL[2]]
-"""Not INTERNVL[0]: beyond its length, its dynamic RoPE depends on the longest prompt of a batch, as in the stock class."""
+"""Not INTERNVL[0]: beyond its length, dynamic RoPE depends on the longest prompt of a batch, as in the stock class."""
 PLAN = VisualPlan.dense(3).replace(0, heads=1, ffn=5).replace(1, attend=False)
 QUESTIONS = ("what is this", "what colour is the circle in the picture", "is there a red square", "how many")
 GENERIC = {"trust_remote_code": True, "device_map": "", "device": "cpu"}
