@@ -11,7 +11,10 @@ VENV_OLDEST := .venv-$(OLDEST)
 # Tiny models gain nothing from threads: one process per core, each with one.
 WORKERS := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo lint test test-slow test-gpu test-versions clean
+# lmms-eval in an environment of its own, as it asks for other versions of what .venv has.
+VENV_LMMS_EVAL := .venv-lmms-eval
+
+.PHONY: demo lint test test-slow test-gpu test-versions test-lmms-eval clean
 
 demo: $(VENV)/installed
 	deepspeed train.py --recipe tiny_sparse.yaml
@@ -36,6 +39,9 @@ test-versions: $(VENV)/installed $(VENV_OLDEST)/installed
 	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not gpu" $(FAMILIES)
 	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/pytest $(WORKERS) -m "not gpu" $(FAMILIES)
 
+test-lmms-eval: $(VENV_LMMS_EVAL)/installed
+	OMP_NUM_THREADS=1 $(VENV_LMMS_EVAL)/bin/pytest tests/lmms_eval
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -45,6 +51,15 @@ $(VENV_OLDEST)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_OLDEST)
 	sed 's/^transformers==.*/transformers==$(OLDEST)/' constraints.txt > $(VENV_OLDEST)/constraints.txt
 	$(VENV_OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(VENV_OLDEST)/constraints.txt --editable '.[dev]'
+	touch $@
+
+# Of lmms-eval's 60 dependencies, what it needs to ask local files. torchvision has no CPU build for every torch, and
+# filelock 4 lacks a module that lmms-eval 0.7.3 imports.
+$(VENV_LMMS_EVAL)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_LMMS_EVAL)
+	$(VENV_LMMS_EVAL)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . \
+		pytest 'filelock<4' evaluate loguru pytablewriter pytz sacrebleu tenacity
+	$(VENV_LMMS_EVAL)/bin/pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
 	touch $@
 
 # What can be made again. Runs hold trained checkpoints: they are yours to delete.

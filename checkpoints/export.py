@@ -63,8 +63,9 @@ def export_checkpoint(
     check_output(output_dir)
     model.eval()
     with whole_folder(output_dir) as folder:
-        _write_model(model, folder)
-        processor.save_pretrained(folder)
+        stop_at_end_token(model, processor)
+        write_model(model, folder)
+        write_processor(processor, type(model).processor_class, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         if picture is not None:
             shutil.copyfile(picture, folder / picture.name)
@@ -86,7 +87,7 @@ def _is_sparse_checkpoint(folder: Path) -> bool:
     return config.is_file() and is_sparse(read_json(config))
 
 
-def _write_model(model: PreTrainedModel, folder: Path) -> None:
+def write_model(model: PreTrainedModel, folder: Path) -> None:
     """Writes config, safetensors and modelling files.
 
     Both auto classes load the class that generates. Generic evaluators know only AutoModel, and a base class without a
@@ -95,8 +96,38 @@ def _write_model(model: PreTrainedModel, folder: Path) -> None:
     cls = type(model)
     cls.config_class.register_for_auto_class()
     cls.register_for_auto_class("AutoModelForImageTextToText")
-    model.config.auto_map = {"AutoModel": f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"}
+    model.config.auto_map = {"AutoModel": _auto_name(cls)}
     model.save_pretrained(folder)
+
+
+def stop_at_end_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Adds the tokenizer's end token to those that end a generation: answers end with it in training."""
+    settings, tokenizer = model.generation_config, processor.tokenizer
+    found = settings.eos_token_id
+    end_tokens = [] if found is None else found if isinstance(found, list) else [found]
+    if tokenizer.eos_token_id not in (None, *end_tokens):
+        settings.eos_token_id = [*end_tokens, tokenizer.eos_token_id]
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+
+
+def write_processor(processor: ProcessorMixin, carried_class: type[ProcessorMixin], folder: Path) -> None:
+    """Writes a processor as a checkpoint carries it. It pads prompts on the left, so that rows end where answers begin.
+
+    Args:
+        processor: a stock processor. Its tokenizer pads on the left from here on.
+        carried_class: what its class is for those who trust the checkpoint's code. The file lies beside the model's.
+        folder: the folder of the checkpoint.
+    """
+    processor.auto_map = {"AutoProcessor": _auto_name(carried_class)}
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # init_kwargs are what is saved
+    processor.save_pretrained(folder)
+
+
+def _auto_name(cls: type) -> str:
+    """Returns a class as an auto_map names it: its file and its name."""
+    return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
 def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:

@@ -31,7 +31,7 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
         if is_torchvision_available() or "video_processor" not in processor_class.get_attributes():
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
         else:
-            processor = without_videos(processor_class).from_pretrained(path)
+            processor = without_videos(processor_class).from_pretrained(path, trust_remote_code=trust_remote_code)
             processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(path)
     except (
         *LOADING_ERRORS,

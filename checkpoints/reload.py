@@ -5,23 +5,18 @@ PYTHONPATH, the current folder and this file's folder. A None in sys.modules mak
 nor an installed copy of it can stand in for the modelling files in the checkpoint.
 """
 
-import json
 import sys
-from pathlib import Path
 
 sys.modules.update(dict.fromkeys(("modeling", "training", "data", "checkpoints")))
 
 # E402: the modules above must be shut out before anything else is imported.
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer  # noqa: E402
-from transformers.utils import is_torchvision_available  # noqa: E402
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
 folder, probe_file, logits_file, device = sys.argv[1:]
-# A video processor needs torchvision. Where that is not installed, the tokenizer alone is loaded.
-processor_config = json.loads((Path(folder) / "processor_config.json").read_text(encoding="utf-8"))
-loads_processor = is_torchvision_available() or "video_processor" not in processor_config
-(AutoProcessor if loads_processor else AutoTokenizer).from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(processor).__module__.startswith("transformers_modules."), type(processor)
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).to(device).eval()
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 with torch.no_grad():

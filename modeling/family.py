@@ -49,6 +49,9 @@ class Family(Protocol):
     stock_class: ClassVar[type]
     """The class of transformers that runs the dense model. Its config class has the stock model type."""
 
+    processor_class: ClassVar[type]
+    """The stock processor class as checkpoints carry it."""
+
     model_class: ClassVar[type]
     """The class of the model in it, a `FamilyModel`."""
 

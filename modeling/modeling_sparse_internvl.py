@@ -21,6 +21,7 @@ from transformers.models.internvl.modeling_internvl import (
 
 from .class_attention import ClassAttentionMixin, TowerBlock, class_attention_of
 from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, image_grids, tile_grid, vision_macs
+from .processing_sparse_internvl import SparseInternVLProcessor
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     SparsePreTrainedMixin,
@@ -148,6 +149,7 @@ class SparseInternVLForConditionalGeneration(
     SparseMultimodalMixin, SparseInternVLPreTrainedModel, InternVLForConditionalGeneration
 ):
     stock_class = InternVLForConditionalGeneration
+    processor_class = SparseInternVLProcessor
     model_class = SparseInternVLModel
     text_types = TEXT_TYPES
     image_grids = staticmethod(image_grids)

@@ -19,6 +19,7 @@ from transformers.models.llava.modeling_llava import (
 
 from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_grids, vision_macs
+from .processing_sparse_llava import SparseLlavaProcessor
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     SparsePreTrainedMixin,
@@ -113,6 +114,7 @@ class SparseLlavaForConditionalGeneration(
     SparseMultimodalMixin, SparseLlavaPreTrainedModel, LlavaForConditionalGeneration
 ):
     stock_class = LlavaForConditionalGeneration
+    processor_class = SparseLlavaProcessor
     model_class = SparseLlavaModel
     text_types = TEXT_TYPES
     image_grids = staticmethod(image_grids)

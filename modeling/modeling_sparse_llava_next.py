@@ -34,6 +34,7 @@ from .configuration_sparse_llava_next import (
     vision_macs,
 )
 from .host_memory import to_device, to_host
+from .processing_sparse_llava_next import SparseLlavaNextProcessor
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     SparsePreTrainedMixin,
@@ -192,6 +193,7 @@ class SparseLlavaNextForConditionalGeneration(
     SparseMultimodalMixin, SparseLlavaNextPreTrainedModel, LlavaNextForConditionalGeneration
 ):
     stock_class = LlavaNextForConditionalGeneration
+    processor_class = SparseLlavaNextProcessor
     model_class = SparseLlavaNextModel
     text_types = TEXT_TYPES
     image_grids = staticmethod(image_grids)

@@ -30,6 +30,7 @@ from .configuration_sparse_qwen2_vl import (
     vision_macs,
 )
 from .host_memory import to_device
+from .processing_sparse_qwen2_vl import SparseQwen2VLProcessor
 from .sparse_decoder import CosineAndSine, SparseDecoderMixin
 from .sparse_layer import SparseDecoderLayerMixin
 from .sparse_multimodal import (
@@ -207,6 +208,7 @@ class SparseQwen2VLForConditionalGeneration(
     SparseMultimodalMixin, SparseQwen2VLPreTrainedModel, Qwen2VLForConditionalGeneration
 ):
     stock_class = Qwen2VLForConditionalGeneration
+    processor_class = SparseQwen2VLProcessor
     model_class = SparseQwen2VLModel
     text_types = ("qwen2_vl_text",)
     image_grids = staticmethod(image_grids)

@@ -10,14 +10,22 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaModel,
+    LlavaProcessor,
 )
 
 from checkpoints import export
 from checkpoints.build import build_student
-from checkpoints.export import check_output, export_checkpoint, fresh_process_logits, off_accelerator
+from checkpoints.export import (
+    check_output,
+    export_checkpoint,
+    fresh_process_logits,
+    off_accelerator,
+    stop_at_end_token,
+)
 from modeling.layer_plan import LayerPlan
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -117,6 +125,35 @@ def test_config_names_its_own_type_and_holds_the_integer_plan(exported):
     plan = VisualPlan.from_dict(config["visual_plan"])
     assert plan == model.visual_plan
     assert plan.is_integer and (plan.layers[0].heads, plan.layers[0].ffn) == (1, 2)
+
+
+def test_generation_ends_at_the_end_token_of_training(tmp_path):
+    model, processor, probe = student_with_probe()
+    assert processor.tokenizer.eos_token_id == 2
+    for found, written in ((None, [2]), (9, [9, 2]), ([9, 2], [9, 2]), (2, 2)):
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = found, None
+        stop_at_end_token(model, processor)
+        assert model.generation_config.eos_token_id == written
+    export_checkpoint(model, processor, tmp_path / "out", card="", probe=probe)
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (settings["eos_token_id"], settings["pad_token_id"]) == (2, 0)
+
+
+def test_prompts_are_padded_on_the_left(exported):
+    assert tiny_dense()[1].tokenizer.padding_side == "right"
+    assert AutoTokenizer.from_pretrained(exported[0]).padding_side == "left"
+
+
+def test_the_processors_code_is_the_checkpoints_only_for_those_who_trust_it(exported):
+    folder, _, _ = exported
+    written = json.loads((folder / "processor_config.json").read_text())
+    assert written["processor_class"] == "LlavaProcessor"
+    assert written["auto_map"] == {"AutoProcessor": "processing_sparse_llava.SparseLlavaProcessor"}
+    trusted, stock = (AutoProcessor.from_pretrained(folder, trust_remote_code=trust) for trust in (True, False))
+    assert type(stock) is LlavaProcessor
+    assert type(trusted).__name__ == "SparseLlavaProcessor"
+    assert type(trusted).__module__.startswith("transformers_modules.")
+    assert trusted(text="what is this ?", images=[], audios=[]).keys() == {"input_ids", "attention_mask"}
 
 
 def test_a_list_in_the_plan_is_our_bug(tmp_path):
@@ -220,13 +257,13 @@ def import_the_repository(folder):
 )
 def test_a_checkpoint_that_fails_its_check_leaves_nothing(tmp_path, monkeypatch, harm, message):
     model, processor, probe = student_with_probe()
-    write_model = export._write_model
+    write_model = export.write_model
 
     def write_and_harm(model, folder):
         write_model(model, folder)
         harm(folder)
 
-    monkeypatch.setattr(export, "_write_model", write_and_harm)
+    monkeypatch.setattr(export, "write_model", write_and_harm)
     with pytest.raises(RuntimeError, match=message):
         export_checkpoint(model, processor, tmp_path / "out", card="", probe=probe)
     assert list(tmp_path.iterdir()) == []

@@ -24,6 +24,7 @@ def test_the_members_are_those_that_the_repository_uses():
     assert set(MODEL_MEMBERS) == {"class_blocks", "get_image_features"}
     assert set(MEMBERS) == {
         "stock_class",
+        "processor_class",
         "model_class",
         "text_types",
         "image_grids",
@@ -65,7 +66,7 @@ def test_families_are_checked_when_they_are_found(tmp_path, monkeypatch):
     (tmp_path / "modeling_sparse_new.py").write_text('__all__ = ["NewModel"]\n\n\nclass NewModel:\n    pass\n')
     monkeypatch.setattr(families.modeling, "__path__", [str(tmp_path)])
     with pytest.raises(
-        TypeError, match=re.escape("modeling.modeling_sparse_new: NewModel.stock_class, NewModel.model_")
+        TypeError, match=re.escape("modeling.modeling_sparse_new: NewModel.stock_class, NewModel.processor_")
     ):
         sparse_classes.__wrapped__()
     del sys.modules["modeling.modeling_sparse_new"]
