@@ -74,7 +74,7 @@ def build_mixture(
         on_bad_sample: whether a bad row is an error, or is left out.
         max_bad_share: with "skip", the largest share of a source's rows that may be bad, in [0, 1].
         max_too_long_share: the largest share of the drawn samples that may be too long, in [0, 1].
-        max_pixels: the most that a picture may have.
+        max_pixels: the most that a picture, or a frame of a video, may have.
 
     Raises:
         UserError: as `draw`, or more rows are bad or too long than are allowed, or no sample is left.

@@ -7,8 +7,10 @@
 | texts | `texts`, `images` | `{"user": text, "assistant": text}`, as the_cauldron and FineVision |
 | prompt | `prompt`, `completion`, `images` | one question and its answer, as texts or as lists of messages |
 
-`image` and `images` mean the same: one picture, a list of them, or none. Each `<image>` mark in a question stands for
-the next picture. Where a schema but llava has pictures and no mark, the pictures stand before the first question.
+`image` and `images` mean the same: one picture, a list of them, or none. So do `video` and `videos`. Each `<image>`
+mark in a question stands for the next picture, and each `<video>` for the next video. Where a schema but llava has
+pictures, or videos, and no mark of them, they stand before the first question. In llava, `<image>` also stands for a
+video where a row has videos and no picture, as in LLaVA-Video-178K.
 
 What would change a row's meaning and is not read here makes the row bad: it is never trained without it.
 """
@@ -16,36 +18,16 @@ What would change a row's meaning and is not read here makes the row bad: it is 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+from data.messages import Message, chat_messages, llava_messages, prompt_messages, texts_messages
+from data.sample import MEDIA, Medium, mark_of
 from modeling.user_error import UserError
 
-IMAGE_MARK = "<image>"
-OTHER_MARKS = ("<video>", "<audio>")
-"""Marks of what is not read."""
-NOT_READ = ("video", "videos", "audio", "audios", "tools", "objects", "rejected", "rejected_response")
+OTHER_MARK = "<audio>"
+"""Mark of what is not read."""
+NOT_READ = ("audio", "audios", "tools", "objects", "rejected", "rejected_response")
 """Columns that would change a row's meaning."""
-PICTURE_COLUMNS = ("image", "images")
-
-Role = Literal["system", "user", "assistant"]
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
-"""What speakers are called in files, and in chat templates."""
-
-
-class Message(NamedTuple):
-    """One message of a row."""
-
-    role: Role
-    text: str
-    """Its text, with a mark for each picture."""
-    pictures: tuple[Any, ...] = ()
-    """The pictures that its parts hold, where the row has no column of pictures."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +36,14 @@ class Row:
 
     Attributes:
         id: its id, or None if it has none.
-        pictures: its pictures as the row names them. Each mark in a question stands for the next one.
+        files: its pictures and videos as the row names them. Each mark in a question stands for the next one.
         turns: (question, answer) pairs, in order.
         family: the family of questions that says how its answers are scored.
         system: what a system message says.
     """
 
     id: str | None
-    pictures: tuple[Any, ...]
+    files: Mapping[Medium, tuple[Any, ...]]
     turns: tuple[tuple[str, str], ...]
     family: str | None = None
     system: str | None = None
@@ -75,7 +57,7 @@ class Schema:
         name: its name.
         columns: the columns that a file of this schema must have.
         messages: reads the messages of a row.
-        needs_marks: whether each picture must have a mark.
+        needs_marks: whether each picture and video must have a mark.
     """
 
     name: str
@@ -121,7 +103,7 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
     if family is not None and not isinstance(family, str):
         raise UserError(f"'family' is {type(family).__name__}, a text is expected")
     messages = schema.messages(row)
-    pictures = _pictures(row, tuple(picture for message in messages for picture in message.pictures))
+    files = {medium: _files(row, medium, messages) for medium in MEDIA}
     for index, message in enumerate(messages):
         _check_text(f"turn {index}", message)
     system = [message.text for message in messages if message.role == "system"]
@@ -140,31 +122,55 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
     turns = tuple(turn for index, turn in enumerate(turns) if all(column[index] for column in reaching))
     if not turns:
         return None
-    num_marks = sum(question.count(IMAGE_MARK) for question, _ in turns)
-    if num_marks == 0 and pictures and not schema.needs_marks:
-        question, answer = turns[0]
-        turns = ((IMAGE_MARK * len(pictures) + "\n" + question, answer), *turns[1:])
-    elif num_marks != len(pictures):
-        raise UserError(
-            f"{num_marks} {IMAGE_MARK} marks for {len(pictures)} images, as many marks as images are expected"
-        )
-    return Row(None if row_id is None else str(row_id), pictures, turns, family, system[0] if system else None)
+    return Row(
+        None if row_id is None else str(row_id),
+        files,
+        _with_marks(turns, files, schema),
+        family,
+        system[0] if system else None,
+    )
 
 
-def _pictures(row: dict, in_parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns the pictures that a row names, or that parts of its messages hold, in order. None is looked at."""
-    given = [name for name in PICTURE_COLUMNS if row.get(name) not in (None, [], "")]
+def columns_of(medium: Medium) -> tuple[str, str]:
+    """Returns the columns that may hold what a row shows of a medium."""
+    return medium, f"{medium}s"
+
+
+def _files(row: dict, medium: Medium, messages: Sequence[Message]) -> tuple[Any, ...]:
+    """Returns the pictures, or the videos, that a row names, or parts of its messages hold. None is looked at."""
+    what = "picture" if medium == "image" else medium
+    in_parts = tuple(file for message in messages for file in message.files.get(medium, ()))
+    given = [name for name in columns_of(medium) if row.get(name) not in (None, [], "")]
     if len(given) > 1:
-        raise UserError("both 'image' and 'images' are given, one of them is expected")
+        raise UserError(f"both {given[0]!r} and {given[1]!r} are given, one of them is expected")
     if given and in_parts:
-        raise UserError(f"both {given[0]!r} and parts of messages hold pictures, one of them is expected")
+        raise UserError(f"both {given[0]!r} and parts of messages hold {what}s, one of them is expected")
     if not given:
         return in_parts
     value = row[given[0]]
-    pictures = value if isinstance(value, list) else [value]
-    if not all(isinstance(picture, (str, bytes, dict)) for picture in pictures):
-        raise UserError(f"{given[0]!r} is {value!r:.100}, a picture or a list of pictures is expected")
-    return tuple(pictures)
+    files = value if isinstance(value, list) else [value]
+    if not all(isinstance(file, (str, bytes, dict)) for file in files):
+        raise UserError(f"{given[0]!r} is {value!r:.100}, a {what} or a list of {what}s is expected")
+    return tuple(files)
+
+
+def _with_marks(
+    turns: tuple[tuple[str, str], ...], files: Mapping[Medium, tuple[Any, ...]], schema: Schema
+) -> tuple[tuple[str, str], ...]:
+    """Returns (question, answer) pairs with a mark for each picture and video. Raises UserError if one is missing."""
+    questions, missing = [question for question, _ in turns], ""
+    if schema.needs_marks and files["video"] and not files["image"]:
+        questions = [question.replace(mark_of("image"), mark_of("video")) for question in questions]
+    for medium in MEDIA:
+        mark, count = mark_of(medium), len(files[medium])
+        num_marks = sum(question.count(mark) for question in questions)
+        if num_marks == 0 and not schema.needs_marks:
+            missing += mark * count
+        elif num_marks != count:
+            raise UserError(f"{num_marks} {mark} marks for {count} {medium}s, as many marks as {medium}s are expected")
+    if missing:
+        questions[0] = f"{missing}\n{questions[0]}"
+    return tuple((question, answer) for question, (_, answer) in zip(questions, turns, strict=True))
 
 
 def _check_text(where: str, message: Message) -> None:
@@ -173,11 +179,11 @@ def _check_text(where: str, message: Message) -> None:
         message.text.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair: JSON can hold it, but no tokenizer takes it
         raise UserError(f"{where} is not text ({error})") from error
-    for mark in OTHER_MARKS:
-        if mark in message.text:
-            raise UserError(f"{where} holds the mark {mark}, which is not read")
-    if message.role != "user" and IMAGE_MARK in message.text:
-        raise UserError(f"{where} holds an {IMAGE_MARK} mark, only questions show images")
+    if OTHER_MARK in message.text:
+        raise UserError(f"{where} holds the mark {OTHER_MARK}, which is not read")
+    for medium in MEDIA:
+        if message.role != "user" and mark_of(medium) in message.text:
+            raise UserError(f"{where} holds the mark {mark_of(medium)}, only questions show {medium}s")
 
 
 def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
@@ -207,92 +213,9 @@ def _reaching(column: str, ratings: Any, least: float, num_turns: int) -> list[b
     return [rating is not None and rating >= least for rating in ratings]
 
 
-def _list(row: dict, column: str) -> list:
-    if column not in row:
-        raise UserError(f"no key {column!r}; got {sorted(row)}")
-    if not isinstance(row[column], list):
-        raise UserError(f"{column!r} is {type(row[column]).__name__}, a list is expected")
-    return row[column]
-
-
-def _role(name: Any, index: int) -> Role:
-    if name not in ROLES:
-        raise UserError(f"turn {index} is from {name!r}, allowed are {', '.join(map(repr, ROLES))}")
-    return ROLES[name]
-
-
-def _llava_messages(row: dict) -> list[Message]:
-    messages = []
-    for index, turn in enumerate(_list(row, "conversations")):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("from", "value")):
-            raise UserError(f"turn {index} is {turn!r:.200}, an object with texts 'from' and 'value' is expected")
-        messages.append(Message(_role(turn["from"], index), turn["value"].strip()))
-    return messages
-
-
-def _chat_messages(turns: Sequence[Any]) -> list[Message]:
-    messages = []
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            raise UserError(f"turn {index} is {turn!r:.200}, an object with 'role' and 'content' is expected")
-        if turn.get("tool_calls"):
-            raise UserError(f"turn {index} has 'tool_calls', which are not read")
-        text, pictures = _content(turn["content"], index)
-        messages.append(Message(_role(turn["role"], index), text.strip(), pictures))
-    return messages
-
-
-def _messages(row: dict) -> list[Message]:
-    return _chat_messages(_list(row, "messages"))
-
-
-def _content(content: Any, index: int) -> tuple[str, tuple[Any, ...]]:
-    """Returns a message's content, a text or a list of typed parts, as text with marks and the pictures in parts."""
-    if isinstance(content, str):
-        return content, ()
-    if not isinstance(content, list):
-        raise UserError(f"turn {index}: 'content' is {type(content).__name__}, a text or a list of parts is expected")
-    texts, pictures = [], []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind == "image" and not any(part.get(name) for name in ("url", "base64")):
-            texts.append(IMAGE_MARK)
-            pictures += [part[name] for name in ("image", "path") if _is_picture(part.get(name))]
-        else:
-            raise UserError(
-                f'turn {index}: a part is {part!r:.200}, allowed: {{"type": "text", "text": …}} and '
-                f'{{"type": "image"}}, with the picture as "image" or "path", or for the next one of the row\'s images'
-            )
-    return "\n".join(texts), tuple(pictures)
-
-
-def _is_picture(value: Any) -> bool:
-    """Returns whether a part holds a picture. `datasets` gives every part every field, some of them empty."""
-    return any(value.values()) if isinstance(value, dict) else bool(value)
-
-
-def _texts_messages(row: dict) -> list[Message]:
-    messages = []
-    for index, turn in enumerate(_list(row, "texts")):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("user", "assistant")):
-            raise UserError(f"turn {index} is {turn!r:.200}, an object with texts 'user' and 'assistant' is expected")
-        messages += [Message("user", turn["user"].strip()), Message("assistant", turn["assistant"].strip())]
-    return messages
-
-
-def _prompt_messages(row: dict) -> list[Message]:
-    messages = []
-    for column, role in (("prompt", "user"), ("completion", "assistant")):
-        value = row.get(column)
-        messages += _chat_messages([{"role": role, "content": value}] if isinstance(value, str) else _list(row, column))
-    return messages
-
-
 SCHEMAS = (
-    Schema("llava", ("conversations",), _llava_messages, needs_marks=True),
-    Schema("messages", ("messages",), _messages),
-    Schema("texts", ("texts",), _texts_messages),
-    Schema("prompt", ("prompt", "completion"), _prompt_messages),
+    Schema("llava", ("conversations",), llava_messages, needs_marks=True),
+    Schema("messages", ("messages",), chat_messages),
+    Schema("texts", ("texts",), texts_messages),
+    Schema("prompt", ("prompt", "completion"), prompt_messages),
 )

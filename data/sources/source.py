@@ -7,7 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Value = str | int | float | bool
 Column = Literal[
-    "conversations", "messages", "texts", "prompt", "completion", "image", "images", "id", "family", "system"
+    "conversations",
+    "messages",
+    "texts",
+    "prompt",
+    "completion",
+    "image",
+    "images",
+    "video",
+    "videos",
+    "id",
+    "family",
+    "system",
 ]
 
 
@@ -23,8 +34,8 @@ class Source(BaseModel):
     hub: str | None = None
     """A data set on the Hub, `owner/name[:config][@revision]`. Without a network it is read from the cache."""
     images: Path | None = None
-    """Folder that the paths of pictures start from. Pictures outside it are refused. null: pictures are embedded in the
-    rows, or there are none."""
+    """Folder that the paths of pictures and videos start from. Files outside it are refused. null: they are embedded in
+    the rows, or there are none."""
     split: str | None = None
     """Split of the data set. null: `train`."""
     columns: dict[Column, str] = Field(default={})

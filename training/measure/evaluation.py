@@ -24,7 +24,7 @@ from checkpoints.families import sparse_class
 from data.benchmarks.shapes import score
 from data.collator import Collator
 from data.conversations import encode_prompt
-from data.sample import Sample
+from data.sample import MEDIA, Sample
 from data.shapes.questions import QUESTION_FAMILIES
 from modeling.user_error import UserError
 from training.files import write_json
@@ -171,8 +171,9 @@ def evaluate(
         batch_size: number of questions that are answered together. It changes the time, not the answers.
         max_new_tokens: longest answer in tokens, including the end token. None takes, for each family, the longest true
             answer plus some tokens, so that a model can run past the right answer and be wrong.
-        pixel_transform: "grey" replaces every picture by one of a single colour, the mean by which the processor
-            normalises. A model's accuracy is then its accuracy without seeing. None leaves pictures as they are.
+        pixel_transform: "grey" replaces every picture, and every frame of a video, by one of a single colour, the mean
+            by which the processor normalises. A model's accuracy is then its accuracy without seeing. None leaves
+            pictures as they are.
         title: text beside the progress bar.
 
     Raises:
@@ -229,10 +230,15 @@ def _batches(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
     batches = []
     for family in QUESTION_FAMILIES:
         indices = [index for index, sample in enumerate(samples) if sample.family == family]
-        # The numbers of pictures and characters stand for the number of tokens, which would need a second encoding.
-        indices.sort(key=lambda index: (len(samples[index].images), len(str(samples[index].turns))), reverse=True)
+        # The numbers of files and characters stand for the number of tokens, which would need a second encoding.
+        indices.sort(key=lambda index: _prompt_size(samples[index]), reverse=True)
         batches += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return batches
+
+
+def _prompt_size(sample: Sample) -> tuple[int, ...]:
+    """Returns how many files of each medium a sample shows, and how many characters it has."""
+    return *(len(sample.files(medium)) for medium in MEDIA[::-1]), len(str(sample.turns))
 
 
 def _generate(
@@ -244,9 +250,9 @@ def _generate(
 ) -> list[str]:
     """Returns the greedy answers to a left-padded batch of prompts."""
     inputs = {name: value.to(model.device) for name, value in batch.items()}
-    if "pixel_values" in inputs:
-        pixels = inputs["pixel_values"].to(model.dtype)
-        inputs["pixel_values"] = torch.zeros_like(pixels) if pixel_transform == "grey" else pixels
+    for name in inputs.keys() & {"pixel_values", "pixel_values_videos"}:
+        pixels = inputs[name].to(model.dtype)
+        inputs[name] = torch.zeros_like(pixels) if pixel_transform == "grey" else pixels
     inputs |= sparse_class(model.config).stock_inputs(model.config, inputs["input_ids"])
     tokenizer = processor.tokenizer
     greedy = GenerationConfig(
