@@ -117,8 +117,6 @@ def limit_processor(processor: ProcessorMixin, config: PreTrainedConfig, limits:
         UserError: the least is above the most.
     """
     given, images = limits.given(), processor.image_processor
-    if "video" in sparse_class(config).visual_tokens(config):
-        _limit_videos(processor, given)
     if "min_pixels" in given or "max_pixels" in given:
         size = dict(images.size)
         least, most = given.get("min_pixels", size["shortest_edge"]), given.get("max_pixels", size["longest_edge"])
@@ -133,10 +131,12 @@ def limit_processor(processor: ProcessorMixin, config: PreTrainedConfig, limits:
                 f"max_tiles: got {given['max_tiles']}, allowed: from {images.min_patches}, the checkpoint's min_patches"
             )
         images.max_patches = given["max_tiles"]
+    if "video" in sparse_class(config).visual_tokens(config):
+        _limit_videos(processor, given)
 
 
 def _limit_videos(processor: ProcessorMixin, given: Mapping[str, Any]) -> None:
-    """Sets how many frames of a video are seen, and how large. The image processor has its own limits yet.
+    """Sets how many frames of a video are seen, and how large they are.
 
     Without torchvision there is no video processor, and its settings alone are kept.
     """
@@ -151,8 +151,8 @@ def _limit_videos(processor: ProcessorMixin, given: Mapping[str, Any]) -> None:
     limited = {"shortest_edge": least or size["shortest_edge"], "longest_edge": most or size["longest_edge"]}
     if limited["shortest_edge"] > limited["longest_edge"]:
         raise UserError(
-            f"max_frame_pixels: got {limited['longest_edge']}, allowed: from the least pixels of a frame, which are "
-            f"{limited['shortest_edge']}"
+            f"max_frame_pixels: got {limited['longest_edge']}, allowed: from the least pixels of a frame, "
+            f"{limited['shortest_edge']}, on"
         )
     for older in ("min_pixels", "max_pixels"):
         settings.pop(older, None)

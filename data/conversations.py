@@ -233,7 +233,7 @@ _MARKS = re.compile("(" + "|".join(map(mark_of, MEDIA)) + ")")
 
 def _question_parts(question: str) -> list[dict[str, str]]:
     """Returns a question as chat content: its texts, and a picture or a video at each mark."""
-    medium_of = {mark_of(medium): medium for medium in MEDIA}
+    medium_of: dict[str, str] = {mark_of(medium): medium for medium in MEDIA}
     parts = []
     for text in _MARKS.split(question):
         if text in medium_of:

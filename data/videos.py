@@ -6,7 +6,7 @@ PyAV decodes them. Frames are read one after another, and only the patches of th
 import io
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -44,7 +44,7 @@ class _Seen(NamedTuple):
     """A frame that the model sees."""
 
     frame: Image.Image
-    count: int
+    of: int
     """How many it sees of the video."""
 
 
@@ -79,7 +79,7 @@ def size_of_video(
     first = next(seen)
     deque(seen if decode else (), maxlen=0)
     seen.close()
-    return first.count, first.frame.height, first.frame.width
+    return first.of, first.frame.height, first.frame.width
 
 
 def video_tokens_at(size: tuple[int, ...], processor: ProcessorMixin) -> torch.Tensor:
@@ -170,13 +170,12 @@ def _process(
     video: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """Returns the patches of a video, and its grid: groups of frames, rows and columns of patches."""
-    frames, groups = _seen_frames(video, processor, max_pixels), []
+    frames = _seen_frames(video, processor, max_pixels)
+    groups: list[tuple[torch.Tensor, int, int]] = []
     while group := list(islice(frames, processor.image_processor.temporal_patch_size)):
         if not groups:
             first = group[0]
-            video_tokens_at(
-                (first.count, first.frame.height, first.frame.width), processor
-            )  # refuses what is too large
+            video_tokens_at((first.of, first.frame.height, first.frame.width), processor)  # refuses what is too large
         groups.append(_patches([seen.frame for seen in group], processor))
     _, rows, columns = groups[0]
     return torch.cat([values for values, _, _ in groups]), (len(groups), rows, columns)
@@ -202,7 +201,9 @@ def _patches(frames: list[Image.Image], processor: ProcessorMixin) -> tuple[torc
     return merged.flatten(1), rows, columns
 
 
-def _seen_frames(video: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int) -> Iterator[_Seen]:
+def _seen_frames(
+    video: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int
+) -> Generator[_Seen, None, None]:
     """Yields the frames that the model sees, as they are shown. Nothing is decoded behind the last of them."""
     refuse_videos(processor)
     import av  # is optional

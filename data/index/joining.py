@@ -48,8 +48,9 @@ def joined(table: pa.Table, looked_at: Mapping[Medium, LookedAt], source: Source
         if source.images is not None:  # else no file has a path
             root = os.path.realpath(source.images)
             files = pc.utf8_slice_codeunits(files, len(os.path.join(root, "")))
-        arrays = {medium: files} | {f"{medium}_{name}": column for name, column in columns.items()}
-        replaced |= {name: pa.ListArray.from_arrays(offsets, array) for name, array in arrays.items()}
+        replaced[medium] = pa.ListArray.from_arrays(offsets, files)
+        for name, column in columns.items():
+            replaced[f"{medium}_{name}"] = pa.ListArray.from_arrays(offsets, column)
     replaced["length"] = pa.array(lengths.astype(np.int32))
     if reasons is not None:
         replaced["reason"] = pa.array(reasons, pa.string())

@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 
-from data.files import find_file
 from data.sample import MEDIA, EmbeddedFile, Medium, Sample
-from data.schemas import Schema, read_row
+from data.sources.files import find_file
+from data.sources.schemas import Schema, read_row
 from data.sources.source import Source
 from modeling.user_error import UserError
 

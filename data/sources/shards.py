@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from data.schemas import columns_of
 from data.sources.json_rows import ROW, Files, files_of, parse_row
 from data.sources.library import in_one_line
+from data.sources.schemas import columns_of
 from modeling.user_error import UserError
 
 SHARD = ".tar"

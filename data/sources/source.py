@@ -41,7 +41,7 @@ class Source(BaseModel):
     columns: dict[Column, str] = Field(default={})
     """Our name of a column -> its name in the source, where they differ, such as `{messages: dialogue}`."""
     schema_name: Literal["llava", "messages", "texts", "prompt"] | None = None
-    """Schema of the rows, one of those of data/schemas.py. null: the columns tell it."""
+    """Schema of the rows, one of those of data/sources/schemas.py. null: the columns tell it."""
     where: dict[str, Value | tuple[Value, ...]] = Field(default={})
     """Name of a column in the source -> the value, or the values, that it must have. Other rows are left out."""
     min_ratings: dict[str, float] = Field(default={})

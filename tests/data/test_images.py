@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.files import find_file
 from data.images import open_image, process_images, read_image_size, tokens_at
 from data.sample import EmbeddedFile
+from data.sources.files import find_file
 from modeling.user_error import UserError
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor

@@ -8,8 +8,8 @@ from PIL import Image
 
 from data.conversations import encode
 from data.sample import Sample
-from data.schemas import SCHEMAS, schema_of
 from data.sources.reading import load_samples
+from data.sources.schemas import SCHEMAS, schema_of
 from data.sources.source import Source
 from modeling.user_error import UserError
 from tests.data.sources.layouts import LAYOUTS, rows_in

@@ -296,7 +296,7 @@ def test_questions_about_videos_are_asked(samples):
     processor, model = QWEN2_VL.processor(), QWEN2_VL.sparse()
     prompt = encode_prompt(samples[0], processor)
     assert prompt.keys() == {"input_ids", *VIDEO_KEYS}
-    asked = [Sample(one.id, one.images, one.turns, "colour", videos=one.videos) for one in samples]
+    asked = [Sample(one.id, one.images, one.turns, "attribute", videos=one.videos) for one in samples]
     seeing, blind = (evaluate(model, processor, asked, batch_size=2, pixel_transform=how) for how in (None, "grey"))
     assert [record.id for record in seeing.records] == [sample.id for sample in samples]
     differs = [one.prediction != other.prediction for one, other in zip(seeing.records, blind.records, strict=True)]

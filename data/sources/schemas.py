@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from types import MappingProxyType, NoneType
 from typing import Any
 
-from data.messages import Message, chat_messages, llava_messages, prompt_messages, texts_messages
 from data.sample import MEDIA, Medium, mark_of
+from data.sources.messages import Message, chat_messages, llava_messages, prompt_messages, texts_messages
 from modeling.user_error import UserError
 
 OTHER_MARK = "<audio>"

@@ -1,4 +1,4 @@
-"""Reads the messages of a row in each of the layouts of data/schemas.py."""
+"""Reads the messages of a row in each of the layouts of data/sources/schemas.py."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
