@@ -26,7 +26,7 @@ class LeftOut:
     Attributes:
         indexes: the indexes of the mixture's sources.
         too_long: for each sample with too many tokens, which of `indexes` it is in, and its row there,
-            [samples, 2] int64.
+            [samples, 2] int32.
         max_length: the most tokens that a sample may have.
     """
 

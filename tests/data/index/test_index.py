@@ -248,3 +248,19 @@ def test_a_source_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nowhere.json"):
         build_indexes([Source(path=tmp_path / "nowhere.json")], tiny_processor(), tmp_path / "data", decode=False)
     assert not (tmp_path / "data").exists()
+
+
+def test_rows_lie_together_however_they_were_read(samples, tmp_path, monkeypatch):
+    """A process that opens an index holds something for each of its chunks, and nothing for each row."""
+    monkeypatch.setattr(build, "_ROWS_AT_ONCE", 2)
+    for most, chunks in ((20, 1), (3, 4)):
+        monkeypatch.setattr(build, "_ROWS_OF_A_CHUNK", most)
+        (folder := tmp_path / str(most)).mkdir()
+        dataset = indexed(samples * 2, tiny_processor(), folder)
+        (index,) = dataset._indexes
+        assert [column.num_chunks for column in index._table.data.table.columns] == [chunks] * len(
+            index._table.features
+        )
+        assert list(dataset.samples) == samples * 2
+        arrays = [value for held in (index, dataset) for value in vars(held).values() if isinstance(value, np.ndarray)]
+        assert sum(array.nbytes for array in arrays) == 8 * len(dataset), "which index, and which of its rows"
