@@ -135,15 +135,15 @@ def _make_savable(path: str | os.PathLike, generation_config: GenerationConfig) 
 
 
 def _check_tokenizer(path: str | os.PathLike, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
-    """Raises UserError where the tokenizer has more tokens than the model, or another token for pictures."""
+    """Raises UserError where the tokenizer has more tokens than the model, or another token for pictures or videos."""
     num_tokens, vocab_size = len(processor.tokenizer), config.text_config.vocab_size
     if num_tokens > vocab_size:
         raise UserError(f"{path}: the tokenizer has {num_tokens} tokens, the model's vocabulary only {vocab_size}")
-    if processor.image_token_id != config.image_token_id:
-        raise UserError(
-            f"{path}: the processor marks pictures with token {processor.image_token_id}, "
-            f"the model with {config.image_token_id}"
-        )
+    for kind, token in sparse_class(config).visual_tokens(config).items():
+        marked = getattr(processor, f"{kind}_token_id")
+        if marked != token:
+            what = "pictures" if kind == "image" else f"{kind}s"
+            raise UserError(f"{path}: the processor marks {what} with token {marked}, the model with {token}")
 
 
 def build_student(dense: PreTrainedModel, plan: VisualPlan) -> PreTrainedModel:

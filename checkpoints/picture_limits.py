@@ -1,12 +1,15 @@
-"""How large a picture may become to a model: in pixels where it keeps its resolution, in tiles where it is cut up.
+"""How large a picture may become to a model: in pixels where it keeps its resolution, in tiles where it is cut up. And
+how many frames of a video are seen.
 
 The image processor obeys these limits, so a checkpoint is served with those that it was trained with. The config holds
-them too, because costs are counted for the grids that follow from it (`Family.image_grids`).
+those of pictures too, because costs are counted for the grids that follow from it (`Family.image_grids`).
 """
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.image_processing_base import ImageProcessingMixin
@@ -18,23 +21,31 @@ from modeling.user_error import UserError
 
 MAX_TILES = 64
 """Layouts of up to so many tiles are tried for each size of a picture."""
+OF_VIDEOS = ("max_frames", "frames_per_second", "max_frame_pixels")
+"""Limits that models have which take videos."""
 
 
 @dataclass(frozen=True)
 class PictureLimits:
-    """Limits of pictures. None leaves a limit as it is.
+    """Limits of pictures and videos. None leaves a limit as it is.
 
     Attributes:
         min_pixels: a picture of fewer pixels is enlarged to about as many.
         max_pixels: a picture of more pixels is reduced to about as many.
         max_tiles: the most tiles that a picture is cut into, not counting the whole picture beside them.
+        max_frames: the most frames of a video that are seen.
+        frames_per_second: how many frames of each second of a video are seen.
+        max_frame_pixels: a frame of a video of more pixels is reduced to about as many. None means `max_pixels`.
     """
 
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_tiles: int | None = None
+    max_frames: int | None = None
+    frames_per_second: float | None = None
+    max_frame_pixels: int | None = None
 
-    def given(self) -> dict[str, int]:
+    def given(self) -> dict[str, Any]:
         """Returns the limits that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -70,7 +81,7 @@ def own_limits(path: str | os.PathLike, config: PreTrainedConfig) -> PictureLimi
 
 
 def limit_config(config: PreTrainedConfig, limits: PictureLimits) -> None:
-    """Writes limits into the config of a dense or a sparse model.
+    """Writes limits of pictures into the config of a dense or a sparse model.
 
     Raises:
         UserError: models of this family have no such limit, or no layout of tiles is left.
@@ -78,12 +89,16 @@ def limit_config(config: PreTrainedConfig, limits: PictureLimits) -> None:
     allowed = [name for name in asdict(limits) if _has_field(config, name)]
     if hasattr(config, "image_grid_pinpoints"):
         allowed.append("max_tiles")
+    if "video" in sparse_class(config).visual_tokens(config):
+        allowed += OF_VIDEOS
     for name, value in limits.given().items():
         if name not in allowed:
             raise UserError(
                 f"{name}: got {value}, but {config.model_type!r} models have no such limit, "
                 f"they have {' and '.join(allowed) or 'none, as they scale each picture to the same size'}"
             )
+        if name in OF_VIDEOS:
+            continue
         if hasattr(config, "image_grid_pinpoints"):
             config.image_grid_pinpoints = _pinpoints_within(config, value)
         else:
@@ -91,7 +106,7 @@ def limit_config(config: PreTrainedConfig, limits: PictureLimits) -> None:
 
 
 def limit_processor(processor: ProcessorMixin, config: PreTrainedConfig, limits: PictureLimits) -> None:
-    """Sets the image processor of a model so that it obeys limits.
+    """Sets the image processor of a model, and its settings for videos, so that they obey limits.
 
     Args:
         processor: the model's processor.
@@ -116,6 +131,32 @@ def limit_processor(processor: ProcessorMixin, config: PreTrainedConfig, limits:
                 f"max_tiles: got {given['max_tiles']}, allowed: from {images.min_patches}, the checkpoint's min_patches"
             )
         images.max_patches = given["max_tiles"]
+    if "video" in sparse_class(config).visual_tokens(config):
+        _limit_videos(processor, given)
+
+
+def _limit_videos(processor: ProcessorMixin, given: Mapping[str, Any]) -> None:
+    """Sets how many frames of a video are seen, and how large they are.
+
+    Without torchvision there is no video processor, and its settings alone are kept.
+    """
+    videos = processor.video_processor
+    settings = videos if isinstance(videos, dict) else vars(videos)
+    names = {"max_frames": "max_frames", "frames_per_second": "fps"}
+    settings.update({theirs: given[ours] for ours, theirs in names.items() if ours in given})
+    least, most = given.get("min_pixels"), given.get("max_frame_pixels", given.get("max_pixels"))
+    if least is None and most is None:
+        return
+    size = dict(processor.image_processor.size) | dict(settings.get("size") or {})
+    limited = {"shortest_edge": least or size["shortest_edge"], "longest_edge": most or size["longest_edge"]}
+    if limited["shortest_edge"] > limited["longest_edge"]:
+        raise UserError(
+            f"max_frame_pixels: got {limited['longest_edge']}, allowed: from the least pixels of a frame, "
+            f"{limited['shortest_edge']}, on"
+        )
+    for older in ("min_pixels", "max_pixels"):
+        settings.pop(older, None)
+    settings["size"] = limited if isinstance(videos, dict) else SizeDict(**limited)
 
 
 def _has_field(config: PreTrainedConfig, name: str) -> bool:

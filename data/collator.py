@@ -1,5 +1,6 @@
 """Puts encoded samples together to a batch of B samples, padded to the S tokens of the longest."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from data.images import concatenate_pictures
 from modeling.user_error import UserError
 
 TEXT_KEYS = ("input_ids", "attention_mask", "labels")
-"""The text of a batch. Its other keys are pictures, as the image processor gives them."""
+"""The text of a batch. Its other keys are pictures and videos, as they are processed."""
 KEPT_LOGITS = "teacher_logits"
 """The teacher's logits [supervised tokens, vocab] of a sample, where they were kept."""
 
@@ -23,14 +24,14 @@ def pictures_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class Collator:
-    """Pads the tokens of samples from `encode` or `encode_prompt` and concatenates their pictures.
+    """Pads the tokens of samples from `encode` or `encode_prompt` and concatenates their pictures and videos.
 
     A call returns:
         input_ids and attention_mask: [B, S] int64.
         labels: [B, S] int64, where the samples have them.
         each key of the image processor: for LLaVA, pixel_values [pictures of the batch, 3, H, W] float32, in the order
             of the samples. Where pictures are cut into tiles it is [pictures, tiles, 3, H, W], filled up with zeros to
-            the largest number of tiles. A batch without pictures has no such key.
+            the largest number of tiles. A batch without pictures has no such key. So it is with keys of videos.
 
     Raises:
         UserError: the tokenizer has no pad token.
@@ -57,28 +58,37 @@ class Collator:
         return batch
 
 
-class PictureInEveryBatch:
-    """Collates like another collator, and gives a batch without pictures one more row that has one.
+class AllMediaInEveryBatch:
+    """Collates like another collator, and gives a batch that lacks pictures, or videos, one more row that has some.
 
     Sharded training needs it. Every process must run the vision tower, the projector and the visual rows of the decoder
-    alike, or the others wait for it for ever. The row has no label, so neither loss nor gradients change.
+    alike, for pictures and for videos, or the others wait for it for ever. The rows have no label, so neither loss nor
+    gradients change.
 
     Args:
         collator: makes batches of samples.
-        filler: an encoded sample with a picture, as the dataset gives it.
+        fillers: encoded samples, as the dataset gives them. Together they have all that any sample is shown.
     """
 
-    def __init__(self, collator: Collator, filler: dict[str, torch.Tensor]):
+    def __init__(self, collator: Collator, fillers: Sequence[dict[str, torch.Tensor]]):
         self._collator = collator
-        self._picture_keys = filler.keys() - {*TEXT_KEYS, KEPT_LOGITS}
-        assert self._picture_keys, "the filler has no picture"
-        unsupervised = {"labels": torch.full_like(filler["labels"], IGNORE_INDEX)}
-        no_logits = {KEPT_LOGITS: filler[KEPT_LOGITS][:0]} if KEPT_LOGITS in filler else {}
-        self._filler = {**filler, **unsupervised, **no_logits}
+        self._fillers = [_unsupervised(filler) for filler in fillers]
+        self._keys = [filler.keys() - {*TEXT_KEYS, KEPT_LOGITS} for filler in fillers]
+        assert all(self._keys), "a filler has neither a picture nor a video"
 
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        has_picture = any(sample.keys() & self._picture_keys for sample in samples)
-        return self._collator(samples if has_picture else [*samples, self._filler])
+        found = {key for sample in samples for key in sample}
+        for filler, keys in zip(self._fillers, self._keys, strict=True):
+            if not keys <= found:
+                samples = [*samples, filler]
+                found |= keys
+        return self._collator(samples)
+
+
+def _unsupervised(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns a sample without its labels and the logits that are kept of it."""
+    no_logits = {KEPT_LOGITS: sample[KEPT_LOGITS][:0]} if KEPT_LOGITS in sample else {}
+    return {**sample, "labels": torch.full_like(sample["labels"], IGNORE_INDEX), **no_logits}
 
 
 def predicts_answer(labels: torch.Tensor) -> torch.Tensor:

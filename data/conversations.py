@@ -1,4 +1,4 @@
-"""Encodes conversations about pictures for training or as a prompt.
+"""Encodes conversations about pictures and videos for training or as a prompt.
 
 Only this file decides which tokens are supervised: exactly the answers, each with its end token.
 
@@ -16,9 +16,9 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import ProcessorMixin
 
-from data.images import MAX_PIXELS, process_images, tokens_at
-from data.sample import Sample, SampleTooLong
-from data.schemas import IMAGE_MARK
+from data.images import MAX_PIXELS, tokens_at
+from data.placeholders import add_media, check_placeholders, expand_placeholders, refuse_unshowable
+from data.sample import MEDIA, Sample, SampleTooLong, mark_of
 from modeling.user_error import UserError
 
 IGNORE_INDEX = -100  # what cross entropy leaves out
@@ -34,15 +34,15 @@ def encode(
         input_ids: [S] int64.
         labels: [S] int64, not shifted. They are the tokens themselves for answers and their end tokens, -100 elsewhere.
         each key of the image processor: for LLaVA, pixel_values [num_images, 3, H, W] float32. A sample without
-            pictures has no such key.
+            pictures has no such key. One with videos has those of `data.videos.process_videos`.
 
     Raises:
         SampleTooLong: it has more than `max_length` tokens.
-        UserError: a picture is bad, there is no answer, a text holds the image token, or the chat template does not
-            fit.
+        UserError: a picture or a video is bad, the model takes no videos, there is no answer, a text holds a
+            placeholder, or the chat template does not fit.
     """
     with naming_sample(sample):
-        encoded = add_images(encode_text(sample, processor), sample, processor, max_pixels)
+        encoded = add_media(encode_text(sample, processor), sample, processor, max_pixels)
         check_length(len(encoded["input_ids"]), max_length)
     return encoded
 
@@ -60,34 +60,25 @@ def encode_prompt(sample: Sample, processor: ProcessorMixin, max_pixels: int = M
         text, answers = _render(sample, processor)
         last_answer, _ = answers[-1]
         input_ids, _ = _tokenize(text[:last_answer], processor)
-        return add_images({"input_ids": input_ids}, sample, processor, max_pixels)
+        return add_media({"input_ids": input_ids}, sample, processor, max_pixels)
 
 
 def encode_text(sample: Sample, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
-    """Encodes a sample's text, with one placeholder per picture that is not expanded yet.
+    """Encodes a sample's text, with one placeholder per picture and video that is not expanded yet.
 
     Returns:
         input_ids and labels, both int32, of equal length.
 
     Raises:
-        UserError: as `encode`, but for bad pictures.
+        UserError: as `encode`, but for bad pictures and videos.
     """
-    refuse_placeholders(sample, processor)
+    refuse_unshowable(sample, processor)
     text, answers = _render(sample, processor)
     input_ids, offsets = _tokenize(text, processor)
     supervised = torch.from_numpy(supervised_tokens(text, answers, offsets))
-    check_image_tokens(int((input_ids == processor.image_token_id).sum()), sample, processor)
+    check_placeholders(input_ids.numpy(), sample, processor)
     labels = input_ids.masked_fill(~supervised, IGNORE_INDEX)
     return {"input_ids": input_ids, "labels": labels}
-
-
-def check_image_tokens(count: int, sample: Sample, processor: ProcessorMixin) -> None:
-    """Raises UserError unless a text of `count` image tokens has one for each picture of its sample."""
-    if count != len(sample.images):
-        raise UserError(
-            f"{count} image tokens for {len(sample.images)} images; no text may hold the image token "
-            f"{processor.image_token!r}, and the chat template must show every image"
-        )
 
 
 def supervised_tokens(text: str, answers: Sequence[tuple[int, int]], offsets: np.ndarray) -> np.ndarray:
@@ -112,37 +103,6 @@ def supervised_tokens(text: str, answers: Sequence[tuple[int, int]], offsets: np
     return supervised
 
 
-def refuse_placeholders(sample: Sample, processor: ProcessorMixin) -> None:
-    """Raises UserError where a text holds what stands for a picture, a video or a sound in this model."""
-    tokens = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
-    for token in tokens:
-        if token not in (None, IMAGE_MARK) and any(
-            token in text for text in (sample.system or "", *sum(sample.turns, ()))
-        ):
-            raise UserError(f"a text holds {token!r}, which stands for what the model is shown; no text may hold it")
-
-
-def add_images(
-    tokens: dict[str, torch.Tensor], sample: Sample, processor: ProcessorMixin, max_pixels: int
-) -> dict[str, torch.Tensor]:
-    """Returns `tokens` of `encode_text` with each placeholder expanded, and the processed pictures beside them."""
-    pictures, tokens_of_images = process_images(sample.images, processor, max_pixels)
-    return expand_placeholders(tokens, tokens_of_images, processor) | pictures
-
-
-def expand_placeholders(
-    tokens: dict[str, torch.Tensor], tokens_of_images: Sequence[torch.Tensor], processor: ProcessorMixin
-) -> dict[str, torch.Tensor]:
-    """Returns `tokens` of `encode_text`, as int64, with each placeholder replaced by the tokens of its picture."""
-    repeats = torch.ones_like(tokens["input_ids"])
-    is_image = tokens["input_ids"] == processor.image_token_id
-    repeats[is_image] = torch.tensor(list(map(len, tokens_of_images)), dtype=repeats.dtype)
-    expanded = {key: value.long().repeat_interleave(repeats) for key, value in tokens.items()}
-    if tokens_of_images:
-        expanded["input_ids"][is_image.repeat_interleave(repeats)] = torch.cat(list(tokens_of_images))
-    return expanded
-
-
 def check_length(length: int, max_length: int) -> None:
     """Raises SampleTooLong where a sample of `length` tokens is over the limit."""
     if length > max_length:
@@ -153,7 +113,8 @@ def check_expansion(sample: Sample, sizes: Sequence[tuple[int, int]], processor:
     """Raises UserError where `encode` and the processor's own call make different tokens of this sample.
 
     Args:
-        sample: a sample. Its pictures are not opened: as processors look at nothing but the size, blank ones do.
+        sample: a sample without videos. Its pictures are not opened: as processors look at nothing but the size, blank
+            ones do.
         sizes: (height, width) of each of its pictures, in pixels.
     """
     text, _ = _render(sample, processor)
@@ -166,7 +127,7 @@ def check_expansion(sample: Sample, sizes: Sequence[tuple[int, int]], processor:
     except ValueError as error:
         raise UserError(f"{type(processor).__name__} is not supported: it refuses a whole sample ({error})") from error
     tokens_of_images = [tokens_at(size, processor) for size in sizes]
-    encoded = expand_placeholders(encode_text(sample, processor), tokens_of_images, processor)["input_ids"]
+    encoded = expand_placeholders(encode_text(sample, processor), {"image": tokens_of_images}, processor)["input_ids"]
     if not torch.equal(encoded, expected):
         raise UserError(
             f"{type(processor).__name__} is not supported: it makes {len(expected)} tokens where one placeholder per "
@@ -267,13 +228,17 @@ def _after_space(text: str, start: int) -> int:
     return space.end()
 
 
+_MARKS = re.compile("(" + "|".join(map(mark_of, MEDIA)) + ")")
+
+
 def _question_parts(question: str) -> list[dict[str, str]]:
-    """Returns a question as chat content: its texts, and a picture at each mark."""
+    """Returns a question as chat content: its texts, and a picture or a video at each mark."""
+    medium_of: dict[str, str] = {mark_of(medium): medium for medium in MEDIA}
     parts = []
-    for index, text in enumerate(question.split(IMAGE_MARK)):
-        if index > 0:
-            parts.append({"type": "image"})
-        if text.strip():
+    for text in _MARKS.split(question):
+        if text in medium_of:
+            parts.append({"type": medium_of[text]})
+        elif text.strip():
             parts.append({"type": "text", "text": text.strip()})
     return parts
 

@@ -1,4 +1,4 @@
-"""Samples as a torch dataset, over the indexes of their sources. Pictures are decoded when an item is fetched."""
+"""Samples as a torch dataset, over the indexes of their sources. What they show is decoded when an item is fetched."""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -10,13 +10,15 @@ import torch
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from data.conversations import add_images, expand_placeholders, naming_sample
-from data.images import MAX_PIXELS, tokens_at
+from data.conversations import naming_sample
+from data.images import MAX_PIXELS
 from data.index.index import Index
-from data.sample import Sample
+from data.media import READERS, Size
+from data.placeholders import add_media, expand_placeholders
+from data.sample import MEDIA, Medium, Sample
 
 _KEPT_SIZES = 4_096
-"""Sizes of pictures whose tokens a process keeps."""
+"""Sizes of pictures and videos whose tokens a process keeps."""
 
 
 class ConversationDataset(Dataset):
@@ -28,14 +30,17 @@ class ConversationDataset(Dataset):
         samples: the samples, each read when it is asked for.
         lengths: the number of tokens of each, placeholders expanded, [samples] int32.
         supervised: how many of them are supervised, [samples] int32.
-        has_picture: whether each has a picture, [samples] bool.
+        has_picture, has_video: whether each has a picture, and a video, [samples] bool.
+        modality: 0 for a sample of text alone, 1 with pictures, 2 with videos, 3 with both, [samples] int8.
         digests: equal for equal samples, [samples] int64.
+
+    What is said of all samples is read anew each time that it is asked for, and not kept in memory.
 
     Args:
         indexes: the indexes that the samples are in. Their rows must be good.
         numbers: for each sample, which of the indexes it is in, [samples].
         rows: for each sample, its row there, [samples].
-        max_pixels: the most that a picture may have.
+        max_pixels: the most that a picture, or a frame of a video, may have.
     """
 
     def __init__(
@@ -48,10 +53,30 @@ class ConversationDataset(Dataset):
     ):
         self._indexes, self._processor, self._max_pixels = indexes, processor, max_pixels
         self._numbers, self._rows = numbers.astype(np.int32), rows.astype(np.int32)
-        self.lengths = self._of_rows("lengths")
-        self.supervised = self._of_rows("supervised")
-        self.has_picture = self._of_rows("has_picture")
-        self.digests = self._of_rows("digests")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._of_rows("lengths")
+
+    @property
+    def supervised(self) -> np.ndarray:
+        return self._of_rows("supervised")
+
+    @property
+    def has_picture(self) -> np.ndarray:
+        return self._of_rows("has_picture")
+
+    @property
+    def has_video(self) -> np.ndarray:
+        return self._of_rows("has_video")
+
+    @property
+    def modality(self) -> np.ndarray:
+        return self.has_picture + 2 * self.has_video.astype(np.int8)
+
+    @property
+    def digests(self) -> np.ndarray:
+        return self._of_rows("digests")
 
     @property
     def samples(self) -> "Samples":
@@ -63,32 +88,37 @@ class ConversationDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.samples[index]
         with naming_sample(sample):
-            return add_images(self._unexpanded(index), sample, self._processor, self._max_pixels)
+            return add_media(self._unexpanded(index), sample, self._processor, self._max_pixels)
 
     def tokens(self, index: int) -> dict[str, torch.Tensor]:
-        """Returns item `index` without its pictures, which are not opened."""
-        sizes = self._indexes[self._numbers[index]].sizes(int(self._rows[index]))
-        tokens_of_images = [_tokens_at(size, self._processor) for size in sizes]
-        return expand_placeholders(self._unexpanded(index), tokens_of_images, self._processor)
+        """Returns item `index` without its pictures and videos, which are not opened."""
+        of_index, row = self._indexes[self._numbers[index]], int(self._rows[index])
+        tokens_of = {
+            medium: [_tokens_at(medium, size, self._processor) for size in of_index.sizes(row, medium)]
+            for medium in MEDIA
+        }
+        return expand_placeholders(self._unexpanded(index), tokens_of, self._processor)
 
-    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the different sizes of all pictures, [sizes, 2] as (height, width) in pixels, and how many have each.
+    def sizes(self, medium: Medium) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the different sizes (`data.media`) of all pictures, or of all videos, and how many have each.
 
-        A picture that several samples show is counted for each of them.
+        They are [sizes, 2 or 3] and [sizes]. A file that several samples show is counted for each of them.
         """
-        parts = [index.sizes_of(self._rows[self._numbers == number]) for number, index in enumerate(self._indexes)]
+        parts = [
+            index.sizes_of(self._rows[self._numbers == number], medium) for number, index in enumerate(self._indexes)
+        ]
         return np.unique(np.concatenate(parts), axis=0, return_counts=True)
 
-    def pictures(self) -> Iterator[Path]:
-        """Yields the file of each picture, once for each index that shows it. Those within rows have none."""
+    def files(self) -> Iterator[Path]:
+        """Yields the file of each picture and video, once for each index that shows it. Those within rows have none."""
         for number, index in enumerate(self._indexes):
-            yield from index.picture_files(self._rows[self._numbers == number])
+            yield from index.files(self._rows[self._numbers == number])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ConversationDataset":
         """Returns a dataset of these items, in the order of `indices`."""
         part = copy(self)
-        for name in ("_numbers", "_rows", "lengths", "supervised", "has_picture", "digests"):
-            setattr(part, name, getattr(self, name)[np.asarray(indices, dtype=np.int64)])
+        chosen = np.asarray(indices, dtype=np.int64)
+        part._numbers, part._rows = self._numbers[chosen], self._rows[chosen]
         return part
 
     def _unexpanded(self, index: int) -> dict[str, torch.Tensor]:
@@ -119,5 +149,5 @@ class Samples(Sequence[Sample]):
 
 
 @lru_cache(maxsize=_KEPT_SIZES)
-def _tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
-    return tokens_at(size, processor)
+def _tokens_at(medium: Medium, size: Size, processor: ProcessorMixin) -> torch.Tensor:
+    return READERS[medium].tokens_at(size, processor)

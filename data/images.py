@@ -1,10 +1,9 @@
 """Reads pictures from files that others made, and processes them.
 
-A picture must lie inside its root folder or within its row, be of a sane size and shape, and be whole.
+A picture must be of a sane size and shape, and be whole.
 """
 
 import io
-import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers import ProcessorMixin
 
 from data.pixels import as_rgb, upright_size
-from data.sample import EmbeddedPicture
+from data.sample import EmbeddedFile
 from modeling.user_error import UserError
 
 # As many as a photograph of 64 megapixels has, which takes 192 MB once it is decoded to RGB.
@@ -30,26 +29,7 @@ length make hundreds of megabytes of a file of 200 bytes otherwise. Qwen2-VL's o
 _BROKEN_FILE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
 
 
-def find_image(image_root: Path, name: str) -> Path:
-    """Returns the real path of picture `name` under `image_root`.
-
-    Raises:
-        UserError: the name cannot be that of a file, the file is missing, or it lies outside the root (by `..`, an
-            absolute path or a symbolic link).
-    """
-    root = os.path.realpath(image_root)
-    try:
-        path = os.path.realpath(os.path.join(root, name))
-    except ValueError as error:  # a null byte, or half a surrogate pair
-        raise UserError(f"image {name!r} cannot be the name of a file ({error})") from error
-    if path != root and not path.startswith(os.path.join(root, "")):
-        raise UserError(f"image {name!r} lies outside its root {str(image_root)!r} (at {path!r})")
-    if not os.path.isfile(path):
-        raise UserError(f"image {name!r} is not a file under {str(image_root)!r}")
-    return Path(path)
-
-
-def read_image_size(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_image_size(picture: Path | EmbeddedFile, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Returns (height, width) in pixels of a picture as it is shown. It reads the file's header and decodes nothing.
 
     Args:
@@ -64,7 +44,17 @@ def read_image_size(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXEL
         return upright_size(image)
 
 
-def open_image(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def size_of_image(
+    picture: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int, decode: bool
+) -> tuple[int, ...]:
+    """Returns (height, width) in pixels of a picture, which is decoded to find whether it is whole, or is not."""
+    if not decode:
+        return read_image_size(picture, max_pixels)
+    image = open_image(picture, max_pixels)
+    return image.height, image.width
+
+
+def open_image(picture: Path | EmbeddedFile, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Returns the whole picture as RGB (`data.pixels.as_rgb`). The arguments are those of `read_image_size`.
 
     Raises:
@@ -81,7 +71,7 @@ def open_image(picture: Path | EmbeddedPicture, max_pixels: int = MAX_PIXELS) ->
 
 
 def process_images(
-    pictures: Sequence[Path | EmbeddedPicture], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
+    pictures: Sequence[Path | EmbeddedFile], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Opens pictures and processes them as the model takes them.
 
@@ -110,7 +100,7 @@ def concatenate_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(pictures))
 
 
-def tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
+def tokens_at(size: tuple[int, ...], processor: ProcessorMixin) -> torch.Tensor:
     """Returns the tokens [N] int64 that the placeholder of a picture of `size`, (height, width) in pixels, stands for.
 
     No picture is processed. The processor's own arithmetic gives their number. `check_tokens_at` compares the two.
@@ -132,7 +122,7 @@ def tokens_at(size: tuple[int, int], processor: ProcessorMixin) -> torch.Tensor:
     return torch.cat([before, visual, after])
 
 
-def check_tokens_at(sizes: Iterable[tuple[int, int]], processor: ProcessorMixin) -> None:
+def check_tokens_at(sizes: Iterable[tuple[int, ...]], processor: ProcessorMixin) -> None:
     """Processes blank pictures of a few of `sizes`: the fewest and the most pixels, the narrowest and the widest.
 
     Raises:
@@ -160,7 +150,7 @@ def _tokens_around(processor: ProcessorMixin) -> tuple[torch.Tensor, torch.Tenso
     return tokens[: visual[0]], tokens[visual[-1] + 1 :]
 
 
-def _check_scaled(size: tuple[int, int], processor: ProcessorMixin) -> None:
+def _check_scaled(size: tuple[int, ...], processor: ProcessorMixin) -> None:
     """Raises UserError where a processor would scale a picture of this size to more than `MAX_PIXELS` pixels.
 
     One that scales the shorter side to a fixed length, and crops the longer one only then, makes gigabytes of a line.
@@ -195,17 +185,17 @@ def _process(image: Image.Image, processor: ProcessorMixin) -> tuple[dict[str, t
     return {name: encoded[name] for name in processor.image_processor.model_input_names}, encoded["input_ids"][0]
 
 
-def _refused(size: tuple[int, int], processor: ProcessorMixin, error: ValueError) -> UserError:
+def _refused(size: tuple[int, ...], processor: ProcessorMixin, error: ValueError) -> UserError:
     """Returns what is said of a picture of a size that the processor refuses."""
     kind = type(processor.image_processor).__name__
     return UserError(f"a picture of {size[1]} x {size[0]} pixels is refused by {kind} ({error})")
 
 
-def _open_checked(picture: Path | EmbeddedPicture, max_pixels: int) -> Image.Image:
+def _open_checked(picture: Path | EmbeddedFile, max_pixels: int) -> Image.Image:
     """Returns a picture of at most `max_pixels` pixels and a sane shape, opened and not yet decoded."""
     name = str(picture)
     try:
-        image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedPicture) else picture)
+        image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedFile) else picture)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name!r} is too large ({error}); at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:

@@ -26,7 +26,7 @@ class LeftOut:
     Attributes:
         indexes: the indexes of the mixture's sources.
         too_long: for each sample with too many tokens, which of `indexes` it is in, and its row there,
-            [samples, 2] int64.
+            [samples, 2] int32.
         max_length: the most tokens that a sample may have.
     """
 
@@ -60,10 +60,11 @@ class LeftOut:
             yield from _bad_rows(index)
 
     def _too_long(self) -> Iterator[tuple[str, int, str | None, str]]:
+        lengths = [index.lengths for index in self.indexes]
         for number, row in self.too_long.tolist():
             index = self.indexes[number]
             ((row_id, _),) = index.ids_and_reasons([row])
-            yield index.name, row, row_id, f"{index.lengths[row]} tokens, at most {self.max_length} are allowed"
+            yield index.name, row, row_id, f"{lengths[number][row]} tokens, at most {self.max_length} are allowed"
 
     def _too_long_kind(self) -> str:
         return f"more than {self.max_length} tokens"

@@ -23,14 +23,14 @@ def draw(indexes: Sequence[Index], *, seed: int) -> tuple[np.ndarray, np.ndarray
     """Returns the samples of a mixture in their order, however long they are.
 
     Returns:
-        For each sample, which of `indexes` it is in, [samples] int64.
-        For each sample, its row there, [samples] int64.
+        For each sample, which of `indexes` it is in, [samples] int32.
+        For each sample, its row there, [samples] int32.
 
     Raises:
         UserError: a source has fewer good samples than it is asked for, or none.
     """
     drawn = [_drawn_rows(index, random.Random(f"{seed} {number}")) for number, index in enumerate(indexes)]
-    numbers = np.concatenate([np.full(len(rows), number) for number, rows in enumerate(drawn)])
+    numbers = np.concatenate([np.full(len(rows), number, dtype=np.int32) for number, rows in enumerate(drawn)])
     # Where each sample stands in the mixture, from 0 to 1.
     places = np.concatenate([(np.arange(len(rows)) + 0.5) / len(rows) for rows in drawn])
     order = np.lexsort((numbers, places))
@@ -39,7 +39,7 @@ def draw(indexes: Sequence[Index], *, seed: int) -> tuple[np.ndarray, np.ndarray
 
 def _drawn_rows(index: Index, rng: random.Random) -> np.ndarray:
     """Returns as many rows as the source asks for, shuffled. None comes a second time before each came once."""
-    good, source = np.flatnonzero(index.is_good), index.source
+    good, source = np.flatnonzero(index.is_good).astype(np.int32), index.source
     if not len(good):
         raise UserError(f"{index.name}: no good sample among {len(index)} rows")
     count = source.num_samples or max(1, round((source.weight or 1.0) * len(good)))
@@ -74,7 +74,7 @@ def build_mixture(
         on_bad_sample: whether a bad row is an error, or is left out.
         max_bad_share: with "skip", the largest share of a source's rows that may be bad, in [0, 1].
         max_too_long_share: the largest share of the drawn samples that may be too long, in [0, 1].
-        max_pixels: the most that a picture may have.
+        max_pixels: the most that a picture, or a frame of a video, may have.
 
     Raises:
         UserError: as `draw`, or more rows are bad or too long than are allowed, or no sample is left.

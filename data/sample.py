@@ -1,4 +1,4 @@
-"""A conversation about pictures, however its row was laid out, and what is said of one that cannot be used."""
+"""A conversation about pictures and videos, whatever its row looked like, and what is said of one that is not used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +7,19 @@ from typing import Literal
 from modeling.user_error import UserError
 
 OnBadSample = Literal["error", "skip"]
+Medium = Literal["image", "video"]
+MEDIA: tuple[Medium, ...] = ("image", "video")
+"""What a sample may show. A medium's name is in that of its mark, its columns and its placeholder."""
+
+
+def mark_of(medium: Medium) -> str:
+    """Returns what stands in a question for the next file of a medium."""
+    return f"<{medium}>"
 
 
 @dataclass(frozen=True)
-class EmbeddedPicture:
-    """A picture that stands in its row, as a file's bytes, and not in a file of its own.
+class EmbeddedFile:
+    """A picture or a video that stands in its row, as a file's bytes, and not in a file of its own.
 
     Attributes:
         data: what such a file would hold.
@@ -27,7 +35,7 @@ class EmbeddedPicture:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation about pictures.
+    """A conversation about pictures and videos.
 
     Attributes:
         id: the id of its row, or the row's number.
@@ -35,13 +43,19 @@ class Sample:
         turns: (question, answer) pairs, in order.
         family: the family of questions that says how its answers are scored.
         system: what a system message before the first question says.
+        videos: its videos. Each `<video>` mark in a question stands for the next one.
     """
 
     id: str
-    images: tuple[Path | EmbeddedPicture, ...]
+    images: tuple[Path | EmbeddedFile, ...]
     turns: tuple[tuple[str, str], ...]
     family: str | None = None
     system: str | None = None
+    videos: tuple[Path | EmbeddedFile, ...] = ()
+
+    def files(self, medium: Medium) -> tuple[Path | EmbeddedFile, ...]:
+        """Returns what it shows of a medium."""
+        return self.images if medium == "image" else self.videos
 
 
 @dataclass(frozen=True)

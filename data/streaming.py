@@ -14,10 +14,11 @@ from transformers import ProcessorMixin
 
 from data.conversations import encode
 from data.images import MAX_PIXELS
-from data.sample import OnBadSample, SampleTooLong
+from data.sample import MEDIA, OnBadSample, Sample, SampleTooLong
 from data.sources.rows import SourceRows
 from data.sources.source import Source
 from data.sources.stream import open_stream
+from data.videos import takes_videos
 from modeling.user_error import UserError
 
 SHUFFLED_AT_ONCE = 1_000
@@ -81,10 +82,35 @@ class StreamedDataset(IterableDataset):
                     f"allowed; the last: {reason}"
                 )
 
-    def first_with_picture(self) -> dict[str, torch.Tensor] | None:
-        """Returns the first sample that has a picture; None if none of the first thousand has."""
-        text = {"input_ids", "labels"}
-        return next((sample for sample in islice(self, SHUFFLED_AT_ONCE) if sample.keys() - text), None)
+    def first_of_each_medium(self) -> list[dict[str, torch.Tensor]]:
+        """Returns the first sample with a picture and the first with a video, as far as the first thousand have one.
+
+        No other is encoded.
+        """
+        found: list[dict[str, torch.Tensor]] = []
+        missing = {medium for medium in MEDIA if medium != "video" or takes_videos(self._processor)}
+        for sample in islice(self._samples(), SHUFFLED_AT_ONCE):
+            shown = {medium for medium in missing if sample.files(medium)}
+            if not shown:
+                continue
+            try:
+                found.append(encode(sample, self._processor, self._max_length, self._max_pixels))
+            except UserError:  # it is left out when its turn comes
+                continue
+            missing -= shown
+            if not missing:
+                break
+        return found
+
+    def _samples(self) -> Iterator[Sample]:
+        """Yields the samples of all processes, but for those that are bad."""
+        for rows, number, row in self._in_turn():
+            try:
+                sample = rows.sample(row, number)
+            except UserError:  # it is left out when its turn comes
+                continue
+            if sample is not None:
+                yield sample
 
     def _in_turn(self) -> Iterator[tuple[SourceRows, int, dict]]:
         """Yields the rows of all sources, each as often as its weight says, with their numbers in the stream."""

@@ -112,7 +112,8 @@ def show_source(source: Source, processor: ProcessorMixin, folder: Path, num_sam
         print_line(f"  cannot be read: {error}")
         return None
     good = np.flatnonzero(index.is_good)
-    print_line(f"  good: {len(good):,}, of which {int(index.has_picture[good].sum()):,} have pictures")
+    pictures, videos = (int(has_some[good].sum()) for has_some in (index.has_picture, index.has_video))
+    print_line(f"  good: {len(good):,}, of which {pictures:,} have pictures and {videos:,} have videos")
     if index.is_filtered.any():
         print_line(f"  left out by the source's filters: {int(index.is_filtered.sum()):,}")
     for kind, count, first in kinds_of_bad(index):

@@ -60,6 +60,8 @@ def main() -> None:
             index_data(recipe, processor, Path(folder))
             dataset = mixture(recipe, "train", processor, Path(folder))
             lengths, has_picture = dataset.lengths, dataset.has_picture
+            if dataset.has_video.any():
+                raise UserError("data.train: it has videos, allowed: pictures and texts, whose padding is counted")
         micro_batch_size = recipe.training.micro_batch_size
         accumulation = recipe.training.gradient_accumulation_steps
     step_samples = micro_batch_size * accumulation * arguments.processes
@@ -94,7 +96,7 @@ def padding_share(
     """Returns the share of the token slots of all micro-batches that hold no token of a sample.
 
     Args:
-        filled: whether a batch without a picture gets one more row that has one (`data.collator.PictureInEveryBatch`).
+        filled: whether a batch without a picture gets one more row that has one (`data.collator.AllMediaInEveryBatch`).
             That row counts as padding.
     """
     indices = list(order)

@@ -10,18 +10,18 @@ from transformers import ProcessorMixin
 from data.dataset import ConversationDataset
 from data.index.build import build_indexes
 from data.index.index import Index
-from data.sample import Sample
+from data.sample import MEDIA, Sample
 from data.sources.source import Source
 
 
 def written(samples: Sequence[Sample], path: Path, images: Path = Path("/")) -> Source:
-    """Writes samples as a LLaVA JSON, and gives it as a source. Their pictures must be files."""
+    """Writes samples as a LLaVA JSON, and gives it as a source. Their pictures and videos must be files."""
     rows = [
         {
             "id": sample.id,
             "family": sample.family,
             "system": sample.system or "",
-            "image": [str(picture) for picture in sample.images],
+            **{medium: [str(file) for file in sample.files(medium)] for medium in MEDIA},
             "conversations": [
                 {"from": speaker, "value": text}
                 for turn in sample.turns

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from data.benchmarks.place import Place, StoredPicture
-from data.sample import EmbeddedPicture, Sample
+from data.sample import EmbeddedFile, Sample
 
 Style = Literal["llava", "lmms"]
 """Whose prompts are asked: those of LLaVA-1.5's own evaluation, or those of lmms-eval."""
@@ -38,11 +38,12 @@ class Question:
         earlier: (question, answer) pairs that stand before it.
         choices: the text of each option, by its letter.
         details: what a submission needs beside.
+        videos: its videos. Each `<video>` mark in the text stands for the next one.
     """
 
     id: str
     text: str
-    images: tuple[Path | EmbeddedPicture | StoredPicture, ...]
+    images: tuple[Path | EmbeddedFile | StoredPicture, ...]
     answers: tuple[str, ...]
     unit: str
     group: str = ""
@@ -50,11 +51,13 @@ class Question:
     earlier: tuple[tuple[str, str], ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    videos: tuple[Path | EmbeddedFile, ...] = ()
 
     def sample(self) -> Sample:
         """Returns it as a conversation whose last answer is to be generated. Stored pictures are read."""
         images = tuple(image.read() if isinstance(image, StoredPicture) else image for image in self.images)
-        return Sample(self.id, images, (*self.earlier, (self.text, self.answers[0] if self.answers else "")))
+        turns = (*self.earlier, (self.text, self.answers[0] if self.answers else ""))
+        return Sample(self.id, images, turns, videos=self.videos)
 
 
 class Judgement(NamedTuple):

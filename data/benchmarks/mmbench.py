@@ -20,7 +20,7 @@ from data.benchmarks.columns import number_of, one_of, rows_of, stored_pictures,
 from data.benchmarks.metrics.letters import named_option
 from data.benchmarks.place import MAX_FILE, Place, StoredPicture
 from data.benchmarks.prompts import OPTION_LETTER, about_picture
-from data.sample import EmbeddedPicture
+from data.sample import EmbeddedFile
 from data.sources.library import in_one_line
 from modeling.user_error import UserError
 
@@ -42,11 +42,11 @@ LONGEST_PICTURE = 2**26
 class EncodedPicture(StoredPicture):
     """A picture that stands in a row as base64."""
 
-    def read(self) -> EmbeddedPicture:
+    def read(self) -> EmbeddedFile:
         """Returns the picture as a file's bytes. Raises UserError where the text is not base64."""
         text = self.table.select_columns(self.column)[self.row][self.column]
         try:
-            return EmbeddedPicture(base64.b64decode(text, validate=True), str(self))
+            return EmbeddedFile(base64.b64decode(text, validate=True), str(self))
         except binascii.Error as error:
             raise UserError(f"{self}: not base64 ({error})") from error
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import datasets
 
-from data.images import find_image
-from data.sample import EmbeddedPicture
+from data.sample import EmbeddedFile
+from data.sources.files import find_file
 from data.sources.tables import table_of_files, table_of_folder, table_of_hub
 from modeling.user_error import UserError
 
@@ -36,14 +36,14 @@ class StoredPicture:
     def __str__(self) -> str:
         return f"{self.column} of row {self.row}"
 
-    def read(self) -> EmbeddedPicture:
+    def read(self) -> EmbeddedFile:
         """Returns the picture as a file's bytes. Raises UserError where there is none."""
         value = self.table.select_columns(self.column)[self.row][self.column]
         if isinstance(value, list):
             value = value[self.number] if self.number < len(value) else None
         if not isinstance(value, dict) or not value.get("bytes"):
             raise UserError(f"{self}: no picture")
-        return EmbeddedPicture(value["bytes"], str(self))
+        return EmbeddedFile(value["bytes"], str(self))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Place:
         errors = []
         for folder in folders:
             try:
-                return find_image(self.path / folder, name)
+                return find_file(self.path / folder, name, "image")
             except UserError as error:
                 errors.append(str(error))
         raise UserError("; ".join(errors))

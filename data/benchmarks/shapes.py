@@ -51,6 +51,7 @@ def question_of(sample: Sample) -> Question:
         id=sample.id,
         text=question,
         images=sample.images,
+        videos=sample.videos,
         answers=(answer,),
         unit=sample.id,
         group=sample.family,

@@ -19,18 +19,17 @@ from data.conversations import (
     adds_special_tokens,
     apply_chat_template,
     chat_messages,
-    check_image_tokens,
     encode_text,
-    refuse_placeholders,
     supervised_tokens,
     with_end_tokens,
 )
+from data.placeholders import check_placeholders, refuse_unshowable
 from data.sample import Sample
 from modeling.user_error import UserError
 
 
 class EncodedText(NamedTuple):
-    """A sample's text, with one placeholder per picture that is not expanded yet."""
+    """A sample's text, with one placeholder per picture and video that is not expanded yet."""
 
     input_ids: np.ndarray
     """[S] int32."""
@@ -79,7 +78,7 @@ class BatchEncoder:
         conversations = {}
         for number, sample in enumerate(samples):
             try:
-                refuse_placeholders(sample, self._processor)
+                refuse_unshowable(sample, self._processor)
                 conversations[number] = chat_messages(sample, self._processor)
             except UserError:
                 continue
@@ -149,10 +148,9 @@ class BatchEncoder:
         for one, ids, pairs in zip(rendered, encoding["input_ids"], encoding["offset_mapping"], strict=True):
             input_ids = np.array(ids, dtype=np.int32)
             offsets = np.fromiter(chain.from_iterable(pairs), dtype=np.int64, count=2 * len(ids)).reshape(-1, 2)
-            num_image_tokens = int((input_ids == self._processor.image_token_id).sum())
             try:
                 supervised = supervised_tokens(one.text, one.answers, offsets)
-                check_image_tokens(num_image_tokens, samples[one.number], self._processor)
+                check_placeholders(input_ids, samples[one.number], self._processor)
             except UserError:
                 continue
             encoded[one.number] = EncodedText(input_ids, supervised)

@@ -1,7 +1,7 @@
 """Makes the indexes of sources (data/index/index.py): reads, checks and encodes every row, once, with all cores.
 
-First the rows of all sources are read and encoded. Then every picture is looked at once, whatever number of rows and
-sources show it. Last, what was found about the pictures is written beside the rows.
+First the rows of all sources are read and encoded. Then every picture and video is looked at once, whatever number of
+rows and sources show it. Last, what was found about them is written beside the rows.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,25 +23,26 @@ from transformers import ProcessorMixin
 from transformers import __version__ as transformers_version
 
 from data.conversations import check_expansion, naming_sample
-from data.images import MAX_PIXELS, check_tokens_at
-from data.index.index import FEATURES
-from data.index.pictures import LOOKED_AT, NO_SIZE, Look
+from data.images import MAX_PIXELS
+from data.index.joining import LookedAt, joined
+from data.index.look import LOOKED_AT, Look
 from data.index.rows import READ, ReadRows
-from data.sample import Sample
+from data.media import READERS
+from data.sample import MEDIA, Medium, Sample, mark_of
 from data.sources.reading import open_source
 from data.sources.rows import SourceRows
 from data.sources.source import Source
 from modeling.whole_file import whole_file
 
-_VERSION = 1
+_VERSION = 2
 """Of what an index holds. An index of another version is made anew."""
 _BUILDING = ".building"
 """Folder of what is written meanwhile."""
-_ROWS_AT_ONCE, _PICTURES_AT_ONCE = 128, 16
-_ROWS_PER_PROCESS, _PICTURES_PER_PROCESS = 4_000, 200
+_ROWS_AT_ONCE, _FILES_AT_ONCE = 128, {"image": 16, "video": 1}
+_ROWS_PER_PROCESS, _FILES_PER_PROCESS = 4_000, {"image": 200, "video": 8}
 """As many are worth the start of a process."""
-_ROWS_OF_A_CHUNK = 1_000
-"""Rows that lie together in an index."""
+_ROWS_OF_A_CHUNK = 20_000
+"""Rows that lie together in an index. A process that opens it holds some 100 kB for each chunk."""
 
 
 def build_indexes(
@@ -50,14 +51,14 @@ def build_indexes(
     """Writes the index of each source in `folder`, unless it is there. Equal sources share one.
 
     Args:
-        decode: whether every picture is decoded, to find broken ones. If not, only their headers are read.
-        max_pixels: the most that a picture may have.
+        decode: whether every picture and video is decoded, to find broken ones. If not, only their headers are read.
+        max_pixels: the most that a picture, or a frame of a video, may have.
 
     Returns:
         The path of each source's index.
 
     Raises:
-        UserError: a source cannot be read. What is wrong with a row or a picture is said in the index.
+        UserError: a source cannot be read. What is wrong with a row, a picture or a video is said in the index.
     """
     with _bars_on_terminals():
         return _build_indexes(sources, processor, folder, decode, max_pixels)
@@ -92,13 +93,15 @@ def _build_indexes(
         building = folder / _BUILDING
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        look = Look(processor, max_pixels, decode)
+        look = {medium: Look(medium, processor, max_pixels, decode) for medium in MEDIA}
         _write_indexes(missing, processor, look, building)
         shutil.rmtree(building, ignore_errors=True)
     return paths
 
 
-def _write_indexes(sources: Mapping[Path, SourceRows], processor: ProcessorMixin, look: Look, building: Path) -> None:
+def _write_indexes(
+    sources: Mapping[Path, SourceRows], processor: ProcessorMixin, look: Mapping[Medium, Look], building: Path
+) -> None:
     tables = {
         path: _map(
             rows.table, ReadRows(rows, processor, look), READ, building / f"rows-{path.name}",
@@ -106,19 +109,25 @@ def _write_indexes(sources: Mapping[Path, SourceRows], processor: ProcessorMixin
         )
         for path, rows in sources.items()
     }  # fmt: skip
-    pictures = pa.chunked_array(
-        [chunk for table in tables.values() for chunk in pc.list_flatten(table["pictures"]).chunks], pa.string()
-    )
-    names = pc.unique(pictures.drop_null())
-    looked_at = _map(
-        datasets.Dataset(pa.table({"picture": names})), look, LOOKED_AT, building / "pictures.arrow",
-        desc="pictures", at_once=_PICTURES_AT_ONCE, per_process=_PICTURES_PER_PROCESS,
-    )  # fmt: skip
+    found = {medium: _looked_at(medium, tables.values(), look[medium], building) for medium in MEDIA}
     for path, rows in sources.items():
-        table = _join(tables[path], names, looked_at, rows.source)
+        table = joined(tables[path], found, rows.source)
         _check_processor(table, processor)
         with whole_file(path) as partial, pa.ipc.new_stream(str(partial), table.schema) as writer:
-            writer.write_table(table, max_chunksize=_ROWS_OF_A_CHUNK)
+            for start in range(0, len(table), _ROWS_OF_A_CHUNK):
+                writer.write_table(table.slice(start, _ROWS_OF_A_CHUNK).combine_chunks())
+
+
+def _looked_at(medium: Medium, tables: Iterable[pa.Table], look: Look, building: Path) -> LookedAt:
+    """Returns what is found of all pictures, or of all videos, that rows name by their paths."""
+    named = [chunk for table in tables for chunk in pc.list_flatten(table[medium]).chunks]
+    files = pc.unique(pa.chunked_array(named, pa.string()).drop_null())
+    found = _map(
+        datasets.Dataset(pa.table({"file": files})), look, LOOKED_AT, building / f"{medium}s.arrow",
+        desc="pictures" if medium == "image" else "videos",
+        at_once=_FILES_AT_ONCE[medium], per_process=_FILES_PER_PROCESS[medium],
+    )  # fmt: skip
+    return LookedAt(files, found)
 
 
 def _map(
@@ -149,61 +158,22 @@ def _map(
     return mapped.data.table
 
 
-def _join(table: pa.Table, names: pa.Array, looked_at: pa.Table, source: Source) -> pa.Table:
-    """Returns the table of an index.
-
-    Args:
-        table: the rows, as `ReadRows` gives them.
-        names: pictures by their paths.
-        looked_at: what `Look` found of them.
-        source: where the rows come from.
-    """
-    counts = pc.list_value_length(table["pictures"]).to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    pictures = pc.list_flatten(table["pictures"]).combine_chunks()
-    is_path = pictures.is_valid()
-    numbers = pc.index_in(pictures, value_set=names)  # null for embedded pictures
-    columns = {
-        name: pc.if_else(
-            is_path, looked_at[name].combine_chunks().take(numbers), pc.list_flatten(table[name]).combine_chunks()
-        )
-        for name in LOOKED_AT
-    }
-    if source.images is not None:  # else no picture has a path
-        root = os.path.realpath(source.images)
-        pictures = pc.utf8_slice_codeunits(pictures, len(os.path.join(root, "")))
-    num_tokens = np.concatenate([[0], np.cumsum(columns["num_tokens"].to_numpy(zero_copy_only=False))])
-    lengths = pc.list_value_length(table["input_ids"]).to_numpy() - counts + np.diff(num_tokens[offsets])
-    reasons = table["reason"].to_pylist() if columns["problem"].null_count < len(pictures) else None
-    if reasons is not None:
-        rows = np.repeat(np.arange(len(table)), counts)
-        for place in np.flatnonzero(columns["problem"].is_valid()):
-            reasons[rows[place]] = reasons[rows[place]] or columns["problem"][place].as_py()
-    replaced = {
-        "pictures": pa.ListArray.from_arrays(offsets, pictures),
-        "heights": pa.ListArray.from_arrays(offsets, columns["height"]),
-        "widths": pa.ListArray.from_arrays(offsets, columns["width"]),
-        "length": lengths.astype(np.int32),
-        **({} if reasons is None else {"reason": pa.array(reasons, pa.string())}),
-    }
-    arrays = [replaced[name] if name in replaced else table[name] for name in FEATURES]
-    return pa.table(arrays, names=list(FEATURES)).cast(FEATURES.arrow_schema)
-
-
 def _check_processor(table: pa.Table, processor: ProcessorMixin) -> None:
     """Raises UserError where the processor itself makes other tokens of the rows than are in an index."""
-    heights, widths = (pc.list_flatten(table[name]).to_pylist() for name in ("heights", "widths"))
-    check_tokens_at(set(zip(heights, widths, strict=True)) - {NO_SIZE}, processor)
+    for medium in MEDIA:
+        sides = [pc.list_flatten(table[f"{medium}_{side}"]).to_pylist() for side in READERS[medium].sides]
+        READERS[medium].check_tokens_at({size for size in zip(*sides, strict=True) if all(size)}, processor)
     is_good = pc.is_null(table["reason"]).to_numpy() & ~table["filtered"].to_numpy()
-    has_picture = pc.list_value_length(table["pictures"]).to_numpy() > 0
+    has_picture = pc.list_value_length(table["image"]).to_numpy() > 0
     examples = [*np.flatnonzero(is_good & has_picture)[:1], *np.flatnonzero(is_good)[:1]]
     for example in examples[:1]:
         (row,) = table.slice(example, 1).to_pylist()
-        turns = tuple(zip(row["questions"], row["answers"], strict=True))
-        pictures = tuple(Path(name or "") for name in row["pictures"])
-        sample = Sample(row["id"], pictures, turns, row["family"], row["system"])
+        # Without its videos: the processor's own call takes none where torchvision is not installed.
+        questions = [question.replace(mark_of("video"), "") for question in row["questions"]]
+        images, turns = tuple(Path(name or "") for name in row["image"]), zip(questions, row["answers"], strict=True)
+        sample = Sample(row["id"], images, tuple(turns), row["family"], row["system"])
         with naming_sample(sample):
-            check_expansion(sample, list(zip(row["heights"], row["widths"], strict=True)), processor)
+            check_expansion(sample, list(zip(row["image_height"], row["image_width"], strict=True)), processor)
 
 
 def _fingerprint(processor: ProcessorMixin) -> str:

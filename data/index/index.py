@@ -5,17 +5,19 @@ Bad rows and rows that a filter leaves out stay in it, marked, so that numbers o
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, List, Value
 
 from data.conversations import IGNORE_INDEX
-from data.sample import EmbeddedPicture, Sample
+from data.media import READERS, Size
+from data.sample import MEDIA, Medium, Sample
 from data.sources.reading import open_source
 from data.sources.rows import SourceRows
 from data.sources.source import Source
@@ -27,11 +29,17 @@ FEATURES = Features(
         "system": Value("string"),
         "questions": List(Value("string")),
         "answers": List(Value("string")),
-        # Paths start from the source's folder of pictures. A picture that is embedded in its row has none.
-        "pictures": List(Value("string")),
-        "heights": List(Value("int32")),
-        "widths": List(Value("int32")),
-        # The text, with one placeholder per picture, and the tokens [start, end) of each answer, one after another.
+        # Paths of pictures and of videos, which start from the source's folder, and their sizes. What is embedded in
+        # its row has no path.
+        "image": List(Value("string")),
+        "image_height": List(Value("int32")),
+        "image_width": List(Value("int32")),
+        "video": List(Value("string")),
+        "video_frames": List(Value("int32")),
+        "video_height": List(Value("int32")),
+        "video_width": List(Value("int32")),
+        # The text, with one placeholder per picture and video, and the tokens [start, end) of each answer, one after
+        # another.
         "input_ids": List(Value("int32")),
         "spans": List(Value("int32")),
         "supervised": Value("int32"),
@@ -55,44 +63,67 @@ class Index:
         name: what messages call it.
         lengths: the number of tokens of each row, placeholders expanded, [rows] int32.
         supervised: how many of them are supervised, [rows] int32.
-        has_picture: whether a row has a picture, [rows] bool.
+        has_picture, has_video: whether a row has a picture, and a video, [rows] bool.
         digests: equal for equal samples, [rows] int64.
         is_filtered: whether the source's filters leave a row out, [rows] bool.
         is_bad: whether something is wrong with a row, [rows] bool.
+        is_good: whether a row is a sample, however long, [rows] bool.
+
+    What is said of all rows is read anew each time that it is asked for, and not kept in memory.
     """
 
     def __init__(self, path: Path, source: Source):
         self.path, self.source = path, source
         self.name = str(source.path or source.hub)
         self._table = Dataset.from_file(str(path))
-        self._image_root = os.path.realpath(source.images or ".")  # without pictures by path it is not used
+        self._image_root = os.path.realpath(source.images or ".")  # without files by path it is not used
         self._marks = self._table.select_columns(["id", "reason"])
-        table = self._table.data.table
-        self.lengths: np.ndarray = table["length"].to_numpy()
-        self.supervised: np.ndarray = table["supervised"].to_numpy()
-        self.digests: np.ndarray = table["digest"].to_numpy()
-        self.is_filtered: np.ndarray = table["filtered"].to_numpy()
-        self.is_bad: np.ndarray = pc.is_valid(table["reason"]).to_numpy()
-        self.has_picture: np.ndarray = pc.list_value_length(table["pictures"]).to_numpy() > 0
 
     def __len__(self) -> int:
         return len(self._table)
 
     @property
+    def lengths(self) -> np.ndarray:
+        return self._column("length").to_numpy()
+
+    @property
+    def supervised(self) -> np.ndarray:
+        return self._column("supervised").to_numpy()
+
+    @property
+    def has_picture(self) -> np.ndarray:
+        return pc.list_value_length(self._column("image")).to_numpy() > 0
+
+    @property
+    def has_video(self) -> np.ndarray:
+        return pc.list_value_length(self._column("video")).to_numpy() > 0
+
+    @property
+    def digests(self) -> np.ndarray:
+        return self._column("digest").to_numpy()
+
+    @property
+    def is_filtered(self) -> np.ndarray:
+        return self._column("filtered").to_numpy()
+
+    @property
+    def is_bad(self) -> np.ndarray:
+        return pc.is_valid(self._column("reason")).to_numpy()
+
+    @property
     def is_good(self) -> np.ndarray:
-        """Whether a row is a sample, however long, [rows] bool."""
         return ~(self.is_bad | self.is_filtered)
 
     def sample(self, row: int) -> Sample:
-        """Returns a good row as a sample. Pictures that are embedded are read from the source."""
+        """Returns a good row as a sample. What is embedded in it is read from the source."""
         found = self._table[row]
-        return Sample(
-            found["id"],
-            self._pictures(row, found["pictures"]),
-            tuple(zip(found["questions"], found["answers"], strict=True)),
-            found["family"],
-            found["system"],
-        )
+        if None in (*found["image"], *found["video"]):
+            sample = self._rows.sample(self._rows.table[row], row)
+            assert sample is not None, "the source's filters left out another row when the index was made"
+            return sample
+        images, videos = (tuple(Path(self._image_root, name) for name in found[medium]) for medium in MEDIA)
+        turns = tuple(zip(found["questions"], found["answers"], strict=True))
+        return Sample(found["id"], images, turns, found["family"], found["system"], videos)
 
     def tokens(self, row: int) -> dict[str, torch.Tensor]:
         """Returns what `data.conversations.encode_text` gives for a good row."""
@@ -103,38 +134,38 @@ class Index:
             labels[start:end] = input_ids[start:end]
         return {"input_ids": input_ids, "labels": labels}
 
-    def sizes(self, row: int) -> list[tuple[int, int]]:
-        """Returns (height, width) of each picture of a good row, in pixels."""
+    def sizes(self, row: int, medium: Medium) -> list[Size]:
+        """Returns the size (`data.media`) of each picture, or of each video, of a good row."""
         found = self._table[row]
-        return list(zip(found["heights"], found["widths"], strict=True))
+        return list(zip(*(found[name] for name in _sides(medium)), strict=True))
 
-    def sizes_of(self, rows: np.ndarray) -> np.ndarray:
-        """Returns (height, width) of all pictures of rows, [pictures, 2] int32, in pixels."""
-        columns = [
-            pc.list_flatten(self._table.data.table[name].take(rows)).to_numpy() for name in ("heights", "widths")
-        ]
+    def sizes_of(self, rows: np.ndarray, medium: Medium) -> np.ndarray:
+        """Returns the sizes (`data.media`) of all pictures, or of all videos, of rows, [files, 2 or 3] int32."""
+        columns = [pc.list_flatten(self._column(name).take(rows)).to_numpy() for name in _sides(medium)]
         return np.stack(columns, axis=1)
 
-    def picture_files(self, rows: np.ndarray) -> list[Path]:
-        """Returns the file of each picture of rows, each once. Those that are embedded in their rows have none."""
-        names = pc.list_flatten(self._table.data.table["pictures"].take(rows)).unique().drop_null()
-        return [Path(self._image_root, name) for name in names.to_pylist()]
+    def files(self, rows: np.ndarray) -> Iterator[Path]:
+        """Yields the file of each picture and each video of rows, each once. Those within their rows have none."""
+        for medium in MEDIA:
+            names = pc.list_flatten(self._column(medium).take(rows)).unique().drop_null()
+            yield from (Path(self._image_root, name) for name in names.to_pylist())
 
     def ids_and_reasons(self, rows: Iterable[int]) -> list[tuple[str | None, str | None]]:
         """Returns of each row its id and what is wrong with it. Both may be None."""
         found = self._marks[list(rows)]
         return list(zip(found["id"], found["reason"], strict=True))
 
-    def _pictures(self, row: int, names: list[str | None]) -> tuple[Path | EmbeddedPicture, ...]:
-        if None in names:
-            sample = self._rows.sample(self._rows.table[row], row)
-            assert sample is not None, "the source's filters left out another row when the index was made"
-            return sample.images
-        return tuple(Path(self._image_root, name or "") for name in names)
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return self._table.data.table[name]
 
     @cached_property
     def _rows(self) -> SourceRows:
         return open_source(self.source)
+
+
+def _sides(medium: Medium) -> list[str]:
+    """Returns the columns of the sizes of a medium's files."""
+    return [f"{medium}_{side}" for side in READERS[medium].sides]
 
 
 def open_indexes(sources: Sequence[Source], paths: Sequence[Path]) -> list[Index]:

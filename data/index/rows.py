@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,25 @@ from transformers import ProcessorMixin
 
 from data.index.batch_encoding import BatchEncoder
 from data.index.index import FEATURES
-from data.index.pictures import LOOKED_AT, Look
+from data.index.look import LOOKED_AT, Look
 from data.index.worker import as_table, begin_worker
-from data.sample import Sample
+from data.sample import MEDIA, Medium, Sample
 from data.sources.rows import SourceRows
 from modeling.user_error import UserError
 
 READ = Features(
     {
-        **{name: feature for name, feature in FEATURES.items() if name not in ("heights", "widths", "length")},
-        # What was found of embedded pictures, and nothing of others, in the order of `pictures`.
-        **{name: List(feature) for name, feature in LOOKED_AT.items()},
+        **{name: feature for name, feature in FEATURES.items() if name != "length"},
+        # What was found of embedded files, and nothing of others, in the order of `image` and `video`.
+        **{f"{medium}_{name}": List(feature) for medium in MEDIA for name, feature in LOOKED_AT.items()},
     }
 )
 
 
 class ReadRows:
-    """Reads and encodes rows of a source. Of their pictures it looks at those alone that are embedded."""
+    """Reads and encodes rows of a source. Of their pictures and videos it looks at those alone that are embedded."""
 
-    def __init__(self, rows: SourceRows, processor: ProcessorMixin, look: Look):
+    def __init__(self, rows: SourceRows, processor: ProcessorMixin, look: Mapping[Medium, Look]):
         self._rows, self._look, self._encode = rows, look, BatchEncoder(processor)
 
     def __call__(self, batch: dict[str, list], numbers: list[int]) -> pa.Table:
@@ -68,25 +69,30 @@ class ReadRows:
 
     def _described(self, sample: Sample) -> dict[str, Any]:
         """Returns a sample's columns, but for those of its text's tokens."""
+        shown: dict[str, list[Any]] = {}
         unseen = dict.fromkeys(LOOKED_AT)
-        looked_at = [unseen if isinstance(picture, Path) else self._look.at(picture) for picture in sample.images]
+        for medium in MEDIA:
+            files = sample.files(medium)
+            looked_at = [unseen if isinstance(file, Path) else self._look[medium].at(file) for file in files]
+            shown[medium] = [str(file) if isinstance(file, Path) else None for file in files]
+            shown |= {f"{medium}_{name}": [one[name] for one in looked_at] for name in LOOKED_AT}
         return {
             "id": sample.id,
             "family": sample.family,
             "system": sample.system,
             "questions": [question for question, _ in sample.turns],
             "answers": [answer for _, answer in sample.turns],
-            "pictures": [str(picture) if isinstance(picture, Path) else None for picture in sample.images],
-            **{name: [one[name] for one in looked_at] for name in LOOKED_AT},
+            **shown,
             "digest": _digest(sample),
         }
 
 
 def _digest(sample: Sample) -> int:
     """Returns a number of 64 bits that equal samples share."""
-    pictures = [
-        str(picture) if isinstance(picture, Path) else hashlib.sha256(picture.data).hexdigest()
-        for picture in sample.images
+    files = [
+        str(file) if isinstance(file, Path) else hashlib.sha256(file.data).hexdigest()
+        for medium in MEDIA
+        for file in sample.files(medium)
     ]
-    said = json.dumps([sample.id, pictures, sample.turns, sample.family, sample.system])
+    said = json.dumps([sample.id, files, sample.turns, sample.family, sample.system])
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big", signed=True)

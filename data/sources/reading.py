@@ -10,9 +10,9 @@ from typing import NamedTuple
 import datasets
 
 from data.sample import BadSample, OnBadSample, Sample, check_bad_share
-from data.schemas import SCHEMAS, Schema, schema_of
 from data.sources.json_rows import LINES, LISTS, json_columns, json_table, parse_row
 from data.sources.rows import SourceRows
+from data.sources.schemas import SCHEMAS, Schema, schema_of
 from data.sources.shards import SHARD, parse_shard_row, shard_table
 from data.sources.source import Source
 from data.sources.tables import DEFAULT_SPLIT, TABLES, table_of_files, table_of_folder, table_of_hub

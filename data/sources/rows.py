@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 
-from data.images import find_image
-from data.sample import EmbeddedPicture, Sample
-from data.schemas import Schema, read_row
+from data.sample import MEDIA, EmbeddedFile, Medium, Sample
+from data.sources.files import find_file
+from data.sources.schemas import Schema, read_row
 from data.sources.source import Source
 from modeling.user_error import UserError
 
@@ -55,8 +55,11 @@ class SourceRows:
         read = read_row(self._renamed(given), self.schema, self.source.min_ratings)
         if read is None:
             return None
-        pictures = tuple(self._picture(picture, index) for index, picture in enumerate(read.pictures))
-        return Sample(f"row {number}" if read.id is None else read.id, pictures, read.turns, read.family, read.system)
+        images, videos = (
+            tuple(self._file(file, medium, index) for index, file in enumerate(read.files[medium])) for medium in MEDIA
+        )
+        row_id = f"row {number}" if read.id is None else read.id
+        return Sample(row_id, images, read.turns, read.family, read.system, videos)
 
     def id_of(self, row: dict) -> str | None:
         """Returns the id of a row, which may be bad; None if it has none."""
@@ -76,17 +79,18 @@ class SourceRows:
         rest = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
         return rest | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
-    def _picture(self, picture: Any, index: int) -> Path | EmbeddedPicture:
-        """Returns a picture that a row names by its path or holds in bytes."""
-        data, path = None, picture
-        if isinstance(picture, bytes):
-            data, path = picture, None
-        elif isinstance(picture, dict):
-            data, path = picture.get("bytes"), picture.get("path")
+    def _file(self, file: Any, medium: Medium, index: int) -> Path | EmbeddedFile:
+        """Returns a picture or a video that a row names by its path or holds in bytes."""
+        name = f"{'picture' if medium == 'image' else medium} {index}"
+        data, path = None, file
+        if isinstance(file, bytes):
+            data, path = file, None
+        elif isinstance(file, dict):
+            data, path = file.get("bytes"), file.get("path")
         if isinstance(data, bytes):
-            return EmbeddedPicture(data, path if isinstance(path, str) and path else f"picture {index}")
+            return EmbeddedFile(data, path if isinstance(path, str) and path else name)
         if data is not None or not isinstance(path, str):
-            raise UserError(f"picture {index} is {picture!r:.100}, a path or bytes are expected")
+            raise UserError(f"{name} is {file!r:.100}, a path or bytes are expected")
         if self.source.images is None:
-            raise UserError(f"image {path!r} is a path; give `images`, the folder that paths start from")
-        return find_image(self.source.images, path)
+            raise UserError(f"{medium} {path!r} is a path; give `images`, the folder that paths start from")
+        return find_file(self.source.images, path, medium)

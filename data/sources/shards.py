@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from data.schemas import PICTURE_COLUMNS
 from data.sources.json_rows import ROW, Files, files_of, parse_row
 from data.sources.library import in_one_line
+from data.sources.schemas import columns_of
 from modeling.user_error import UserError
 
 SHARD = ".tar"
@@ -63,7 +63,7 @@ def parse_shard_row(row: dict) -> dict:
     parsed, pictures = parse_row(row), row["pictures"]
     if not pictures:
         return parsed
-    for column in PICTURE_COLUMNS:
+    for column in columns_of("image"):
         named = parsed.pop(column, None)
         number = len(named) if isinstance(named, list) else 1
         if named and number != len(pictures):

@@ -7,7 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Value = str | int | float | bool
 Column = Literal[
-    "conversations", "messages", "texts", "prompt", "completion", "image", "images", "id", "family", "system"
+    "conversations",
+    "messages",
+    "texts",
+    "prompt",
+    "completion",
+    "image",
+    "images",
+    "video",
+    "videos",
+    "id",
+    "family",
+    "system",
 ]
 
 
@@ -23,14 +34,14 @@ class Source(BaseModel):
     hub: str | None = None
     """A data set on the Hub, `owner/name[:config][@revision]`. Without a network it is read from the cache."""
     images: Path | None = None
-    """Folder that the paths of pictures start from. Pictures outside it are refused. null: pictures are embedded in the
-    rows, or there are none."""
+    """Folder that the paths of pictures and videos start from. Files outside it are refused. null: they are embedded in
+    the rows, or there are none."""
     split: str | None = None
     """Split of the data set. null: `train`."""
     columns: dict[Column, str] = Field(default={})
     """Our name of a column -> its name in the source, where they differ, such as `{messages: dialogue}`."""
     schema_name: Literal["llava", "messages", "texts", "prompt"] | None = None
-    """Schema of the rows, one of those of data/schemas.py. null: the columns tell it."""
+    """Schema of the rows, one of those of data/sources/schemas.py. null: the columns tell it."""
     where: dict[str, Value | tuple[Value, ...]] = Field(default={})
     """Name of a column in the source -> the value, or the values, that it must have. Other rows are left out."""
     min_ratings: dict[str, float] = Field(default={})

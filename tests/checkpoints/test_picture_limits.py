@@ -11,7 +11,9 @@ from checkpoints.build import build_student, dense_config, load_dense
 from checkpoints.families import sparse_class
 from checkpoints.load import load_checkpoint
 from checkpoints.picture_limits import PictureLimits, limit_config, limit_processor, own_limits
+from checkpoints.processor import load_processor
 from data.images import tokens_at
+from data.videos import _sampling, video_tokens_at
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.families.family import TinyFamily
@@ -176,3 +178,30 @@ def test_a_processor_that_cannot_be_read_has_no_limits(tmp_path, content):
     (tmp_path / "processor_config.json").write_text(content)
     for family in (QWEN2_VL, INTERNVL[0]):
         assert own_limits(tmp_path, family.config()) == PictureLimits()
+
+
+def test_limits_of_videos(tmp_path):
+    """A checkpoint carries them, and frames obey them."""
+    path = saved(QWEN2_VL, tmp_path / "dense")
+
+    def of(**limits) -> tuple:
+        _, processor = load_model(ModelSettings(path=path, dtype="float32", **limits))
+        processor.save_pretrained(tmp_path / "saved")
+        QWEN2_VL.dense().save_pretrained(tmp_path / "saved")
+        found = [
+            (_sampling(one), len(video_tokens_at((8, 300, 200), one)))
+            for one in (processor, load_processor(tmp_path / "saved"))
+        ]
+        assert found[0] == found[1]
+        return found[0]
+
+    sampling, tokens = of()
+    assert sampling == (2.0, 4, 768) and tokens == 4 * round(300 / 28) * round(200 / 28)
+    sampling, tokens = of(max_frames=16, frames_per_second=0.5, max_frame_pixels=20 * TOKEN, max_pixels=40 * TOKEN)
+    assert sampling == (0.5, 4, 16) and 4 * 10 < tokens <= 4 * 20
+    assert 120 < of(max_pixels=40 * TOKEN)[1] <= 4 * 40 < of(min_pixels=100 * TOKEN)[1]
+    with pytest.raises(UserError, match=rf"max_frame_pixels: got 9, allowed: from the least .* {TOKEN}, on"):
+        of(max_frame_pixels=9)
+    for family in (LLAVA[0], LLAVA_NEXT[0], INTERNVL[0]):
+        with pytest.raises(UserError, match="max_frames: got 8, but .* models have no such limit"):
+            limit_config(family.config(), PictureLimits(max_frames=8))

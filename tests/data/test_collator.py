@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.collator import Collator, PictureInEveryBatch, predicts_answer
+from data.collator import AllMediaInEveryBatch, Collator, predicts_answer
 from data.conversations import encode, encode_prompt
 from data.sample import Sample
 from modeling.user_error import UserError
@@ -117,7 +117,7 @@ def test_tokenizer_without_pad_token():
 def test_a_batch_without_pictures_gets_one_row_that_has_one(samples):
     processor = tiny_processor()
     one, none, _ = (encode(sample, processor, 99) for sample in samples)
-    collate, plain = PictureInEveryBatch(Collator(processor), one), Collator(processor)
+    collate, plain = AllMediaInEveryBatch(Collator(processor), [one]), Collator(processor)
     batch, alone = collate([none, none]), plain([none, none])
     assert batch["pixel_values"].shape == (1, 3, 24, 24) and "pixel_values" not in alone
     length = alone["input_ids"].shape[1]
@@ -131,7 +131,7 @@ def test_a_batch_without_pictures_gets_one_row_that_has_one(samples):
 def test_a_batch_with_a_picture_stays_as_it_is(samples):
     processor = tiny_processor()
     one, none, two = (encode(sample, processor, 99) for sample in samples)
-    collate, plain = PictureInEveryBatch(Collator(processor), one), Collator(processor)
+    collate, plain = AllMediaInEveryBatch(Collator(processor), [one]), Collator(processor)
     for batch in ([one], [none, two], [two, none, one]):
         given, expected = collate(batch), plain(batch)
         assert given.keys() == expected.keys() and all(torch.equal(given[key], expected[key]) for key in expected)
@@ -141,5 +141,5 @@ def test_the_added_row_has_no_kept_logits(samples):
     processor = tiny_processor()
     one, none, _ = (encode(sample, processor, 99) for sample in samples)
     one["teacher_logits"], none["teacher_logits"] = torch.ones(3, 7), torch.zeros(2, 7)
-    batch = PictureInEveryBatch(Collator(processor), one)([none])
+    batch = AllMediaInEveryBatch(Collator(processor), [one])([none])
     assert torch.equal(batch["teacher_logits"], torch.zeros(2, 7))

@@ -103,7 +103,7 @@ BAD_ROWS = {
     "empty answer": (row(human("a"), gpt("b"), human("c"), gpt(" \n")), "turn 3 is an empty answer"),
     "mark in an answer": (
         row(human("a"), gpt("<image>"), image="a.png"),
-        "turn 1 holds an <image> mark, only questions",
+        "turn 1 holds the mark <image>, only questions",
     ),
     "broken Unicode": (row(human("a"), gpt("\ud83d")), "surrogates not allowed"),
     "more marks than images": (row(human("<image> <image>"), gpt("b"), image="a.png"), "2 <image> marks for 1 images"),
@@ -121,8 +121,9 @@ BAD_ROWS = {
         row(human("<image>"), gpt("b"), image="a.png", images=["b.png"]),
         "both 'image' and 'images' are given",
     ),
-    "video": (row(human("<video>"), gpt("b"), video="a.mp4"), "'video' is given, which is not read"),
-    "video mark": (row(human("<video> what?"), gpt("b")), "turn 0 holds the mark <video>, which is not read"),
+    "missing video": (row(human("<video>"), gpt("b"), video="a.mp4"), "video 'a.mp4' is not a file under"),
+    "video mark": (row(human("<video> what?"), gpt("b")), "1 <video> marks for 0 videos"),
+    "video without mark": (row(human("a"), gpt("b"), video="a.mp4"), "0 <video> marks for 1 videos"),
     "audio": (row(human("a"), gpt("b"), audios=["a.wav"]), "'audios' is given, which is not read"),
     "tools": (row(human("a"), gpt("b"), tools="[]"), "'tools' is given, which is not read"),
     "image list of numbers": (

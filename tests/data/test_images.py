@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import find_image, open_image, process_images, read_image_size, tokens_at
-from data.sample import EmbeddedPicture
+from data.images import open_image, process_images, read_image_size, tokens_at
+from data.sample import EmbeddedFile
+from data.sources.files import find_file
 from modeling.user_error import UserError
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.tiny_processor import tiny_processor
@@ -28,19 +29,19 @@ def root(tmp_path):
 
 
 def test_finds_a_picture_under_its_root(root):
-    assert find_image(root, "deep/good.png") == root / "deep" / "good.png"
-    assert find_image(root, "deep/../deep/good.png") == root / "deep" / "good.png"
+    assert find_file(root, "deep/good.png", "image") == root / "deep" / "good.png"
+    assert find_file(root, "deep/../deep/good.png", "image") == root / "deep" / "good.png"
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "deep/../../secret.png", "../pictures2/near.png"])
 def test_relative_path_outside_the_root(root, name):
     with pytest.raises(UserError, match=r"lies outside its root .*pictures'"):
-        find_image(root, name)
+        find_file(root, name, "image")
 
 
 def test_absolute_path_outside_the_root(root, tmp_path):
     with pytest.raises(UserError, match="lies outside its root"):
-        find_image(root, str(tmp_path / "secret.png"))
+        find_file(root, str(tmp_path / "secret.png"), "image")
 
 
 def test_symbolic_links_out_of_the_root(root, tmp_path):
@@ -48,19 +49,19 @@ def test_symbolic_links_out_of_the_root(root, tmp_path):
     (root / "folder").symlink_to(tmp_path)
     for name in ("link.png", "folder/secret.png"):
         with pytest.raises(UserError, match="lies outside its root"):
-            find_image(root, name)
+            find_file(root, name, "image")
 
 
 def test_symbolic_links_within_the_root_and_of_the_root_are_fine(root, tmp_path):
     (root / "link.png").symlink_to(root / "deep" / "good.png")
     (tmp_path / "alias").symlink_to(root)
-    assert find_image(tmp_path / "alias", "link.png") == root / "deep" / "good.png"
+    assert find_file(tmp_path / "alias", "link.png", "image") == root / "deep" / "good.png"
 
 
 @pytest.mark.parametrize("name", ["missing.png", "deep", ""])
 def test_missing_picture(root, name):
     with pytest.raises(UserError, match="is not a file under"):
-        find_image(root, name)
+        find_file(root, name, "image")
 
 
 def test_size_is_height_and_width(root):
@@ -213,7 +214,7 @@ def test_pixels_are_those_of_the_picture(root):
 
 
 def embedded(path):
-    return EmbeddedPicture(path.read_bytes(), path.name)
+    return EmbeddedFile(path.read_bytes(), path.name)
 
 
 def test_a_picture_within_its_row_is_the_one_in_a_file(root):
@@ -240,5 +241,5 @@ def test_faults_of_a_picture_within_its_row(root):
     }
     for data, message in faults.items():
         with pytest.raises(UserError, match=message) as fault:
-            open_image(EmbeddedPicture(data, "row.png"))
+            open_image(EmbeddedFile(data, "row.png"))
         assert "\n" not in str(fault.value)

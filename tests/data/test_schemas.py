@@ -8,8 +8,8 @@ from PIL import Image
 
 from data.conversations import encode
 from data.sample import Sample
-from data.schemas import SCHEMAS, schema_of
 from data.sources.reading import load_samples
+from data.sources.schemas import SCHEMAS, schema_of
 from data.sources.source import Source
 from modeling.user_error import UserError
 from tests.data.sources.layouts import LAYOUTS, rows_in
@@ -61,10 +61,28 @@ BAD_ROWS = {
         "turn 1 has 'tool_calls', which are not read",
     ),
     "tools": ({"messages": CHAT, "tools": [{"name": "x"}]}, "'tools' is given, which is not read"),
-    "videos": ({"messages": CHAT, "videos": ["a.mp4"]}, "'videos' is given, which is not read"),
-    "a typed video": (
+    "sounds": ({"messages": CHAT, "audios": ["a.wav"]}, "'audios' is given, which is not read"),
+    "a typed sound": (
+        {"messages": [{"role": "user", "content": [{"type": "audio"}]}, CHAT[1]]},
+        r"turn 0: a part is \{'type': 'audio'\}, allowed: ",
+    ),
+    "a typed video without a file": (
         {"messages": [{"role": "user", "content": [{"type": "video"}]}, CHAT[1]]},
-        r"turn 0: a part is \{'type': 'video'\}, allowed: ",
+        "1 <video> marks for 0 videos",
+    ),
+    "a part of a video": (
+        {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "video_end": 3.0}]}, CHAT[1]]},
+        r"turn 0: a part is .*'video_end': 3.0\}, allowed: ",
+    ),
+    "a list of frames": (
+        {"messages": CHAT, "videos": [["a.png", "a.png"]]},
+        r"'videos' is \[\['a.png', 'a.png'\]\], a video or a list of videos is expected",
+    ),
+    "a video outside": ({"messages": CHAT, "video": "../a.mp4"}, "video '../a.mp4' lies outside its root"),
+    "no video": ({"messages": CHAT, "videos": ["b.mp4"]}, "video 'b.mp4' is not a file under"),
+    "video and videos": (
+        {"messages": CHAT, "videos": ["a.mp4"], "video": "a.mp4"},
+        "both 'video' and 'videos' are given",
     ),
     "a part with a picture of its own": (
         {"messages": [{"role": "user", "content": [{"type": "image", "url": "http://x/a.png"}]}, CHAT[1]]},
@@ -85,7 +103,10 @@ BAD_ROWS = {
         "'rejected' is given, which is not read",
     ),
     "a system message that is none": ({"messages": CHAT, "system": ["a"]}, "'system' is list, a text is expected"),
-    "a video in a system message": ({"messages": CHAT, "system": "a <video>"}, "'system' holds the mark <video>"),
+    "a video in a system message": (
+        {"messages": CHAT, "system": "a <video>"},
+        "'system' holds the mark <video>, only questions",
+    ),
     "half a character in one": ({"messages": CHAT, "system": "\ud83d"}, "'system' is not text"),
     "a completion of another type": ({"prompt": "a", "completion": 3}, "'completion' is int, a list is expected"),
     "a picture in bytes": (

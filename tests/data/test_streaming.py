@@ -143,7 +143,8 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
 
 
 def test_a_filler_has_a_picture(shards, tmp_path):
-    assert dataset(shards).first_with_picture().keys() & PICTURE_KEYS
+    (filler,) = dataset(shards).first_of_each_medium()
+    assert filler.keys() & PICTURE_KEYS
     text = write_rows([row for row in llava_rows(tmp_path) if "image" not in row], tmp_path, "json")
     endless = dataset(Source(path=text, streaming=True))
-    assert endless.first_with_picture() is None
+    assert endless.first_of_each_medium() == []

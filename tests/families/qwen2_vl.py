@@ -10,6 +10,12 @@ from tests.modeling.masked_reference import Layout
 
 IMAGE, VIDEO, START, END = 3, 4, 5, 6
 PATCH, MERGE, TIME = 14, 2, 2
+TEXTS = "{% for part in message['content'] if part['type'] == 'text' %}"
+VIDEOS = (
+    "{% for part in message['content'] if part['type'] == 'video' %}"
+    "{{ '<|vision_start|><|video_pad|><|vision_end|>' }}{% endfor %}"
+)
+"""In the chat template, the beginning of what shows the texts of a message, and what shows its videos."""
 
 
 def config() -> Qwen2VLConfig:
@@ -103,7 +109,7 @@ def processor() -> Qwen2VLProcessor:
     made = without_videos(Qwen2VLProcessor)(
         image_processor=Qwen2VLImageProcessorPil(**tower, size=sides),
         tokenizer=tiny_tokenizer(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]),
-        chat_template=template_with("<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=template_with("<|vision_start|><|image_pad|><|vision_end|>").replace(TEXTS, VIDEOS + TEXTS),
     )
     made.video_processor = {"video_processor_type": "Qwen2VLVideoProcessor", **tower}
     return made

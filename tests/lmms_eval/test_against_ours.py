@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from training.measure.evaluation import evaluate
 
 from checkpoints.build import build_student, load_dense
 from checkpoints.export import export_checkpoint
@@ -15,7 +16,6 @@ from data.sources.source import Source
 from modeling.visual_plan import VisualPlan
 from scripts.sparsify import probe_batch
 from tests.lmms_eval.harness import run_harness, write_task
-from training.measure.evaluation import evaluate
 
 pytestmark = pytest.mark.slow
 

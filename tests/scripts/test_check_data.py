@@ -17,7 +17,7 @@ def row(number, question="what shape ?", answer="circle", **more):
 
 GOOD = [row(0), row(1, "<image> what shape ?", image="a.png")]
 BAD = [
-    row(2, video="a.mp4"),
+    row(2, "<video> what shape ?", video="a.png"),
     row(3, "<image> what shape ?", image="missing.png"),
     row(4, "<image> what shape ?", image="cut.png"),
     row(5, answer=""),
@@ -43,8 +43,8 @@ def test_every_problem_is_said_in_one_run(run, folder, dense_folder):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for said in (
         "schema: llava, 6 rows",
-        "good: 2, of which 1 have",
-        "'video'",
+        "good: 2, of which 1 have pictures and 0 have videos",
+        "a video is shown, LlavaProcessor takes none",
         "missing.png",
         "cut.png",
         "empty answer",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import BatchSampler
 
-from data.collator import Collator, PictureInEveryBatch
+from data.collator import AllMediaInEveryBatch, Collator
 from scripts.padding import padding_share
 from tests.tiny_student import single_samples, tiny_batch
 from training.distillation.sample_order import GroupedOrder, SampleOrder
@@ -29,7 +29,7 @@ def test_padding_is_that_of_the_collator(name, filled):
     collate = Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0)))
     if filled:
         with_picture = [sample for sample in SAMPLES if "pixel_values" in sample]
-        collate = PictureInEveryBatch(collate, min(with_picture, key=lambda sample: len(sample["input_ids"])))
+        collate = AllMediaInEveryBatch(collate, [min(with_picture, key=lambda sample: len(sample["input_ids"]))])
     batches = [collate([SAMPLES[index] for index in batch]) for batch in BatchSampler(ORDERS[name], 2, drop_last=False)]
     expected = 1 - sum(LENGTHS) / sum(batch["input_ids"].numel() for batch in batches)
     assert padding_share(ORDERS[name], LENGTHS, HAS_PICTURE, 2, filled) == pytest.approx(expected)

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from data.collator import Collator, PictureInEveryBatch
+from data.collator import AllMediaInEveryBatch, Collator
 from data.dataset import ConversationDataset
 from data.index.build import build_indexes
 from data.index.index import open_indexes
@@ -165,18 +165,21 @@ def training_collator(
 ) -> Collator:
     """Returns what makes batches in training.
 
-    With several processes, and with samples with and without pictures, every batch gets a picture (see
-    `PictureInEveryBatch`). The added row is the shortest sample that has one, or the first of a stream.
+    With several processes, and where some samples have pictures, or videos, and others do not, every batch gets some
+    (see `AllMediaInEveryBatch`). An added row is the shortest sample that has some, or the first of a stream.
     """
     collator = Collator(processor)
     if isinstance(dataset, StreamedDataset):
-        filler = dataset.first_with_picture() if world_size() > 1 else None
-        return collator if filler is None else PictureInEveryBatch(collator, filler)
-    conversations = conversations_of(dataset)
-    with_picture = np.flatnonzero(conversations.has_picture)
-    if world_size() == 1 or len(with_picture) in (0, len(conversations)):
+        fillers = dataset.first_of_each_medium() if world_size() > 1 else []
+        return AllMediaInEveryBatch(collator, fillers) if fillers else collator
+    if world_size() == 1:
         return collator
-    return PictureInEveryBatch(collator, dataset[int(with_picture[conversations.lengths[with_picture].argmin()])])
+    conversations, fillers = conversations_of(dataset), []
+    for has_some in (conversations.has_picture, conversations.has_video):
+        with_some = np.flatnonzero(has_some)
+        if 0 < len(with_some) < len(conversations):
+            fillers.append(dataset[int(with_some[conversations.lengths[with_some].argmin()])])
+    return AllMediaInEveryBatch(collator, fillers) if fillers else collator
 
 
 def validation_of(

@@ -40,14 +40,14 @@ class SampleOrder(Sampler[int]):
 
 
 class GroupedOrder(SampleOrder):
-    """An order whose batches have samples of similar length, all with pictures or all without.
+    """An order whose batches have samples of similar length and of one modality, such as text alone.
 
     The batches stand in random order. The first has the longest sample, so that a lack of memory shows at once. The
-    last ones have what is left over of both kinds.
+    last ones have what is left over of each modality.
 
     Args:
         lengths: the number of tokens of each sample, [samples] integers.
-        has_picture: whether each sample has a picture, [samples] bool.
+        modality: what each sample shows, [samples] integers or bool. Samples of equal numbers stand together.
         batch_size: samples of one optimizer step, over all ranks and micro-batches.
         seed, epoch: as for `SampleOrder`.
     """
@@ -55,28 +55,27 @@ class GroupedOrder(SampleOrder):
     def __init__(
         self,
         lengths: np.ndarray,
-        has_picture: np.ndarray,
+        modality: np.ndarray,
         batch_size: int,
         seed: int,
         epoch: Callable[[], int],
     ):
         super().__init__(len(lengths), seed, epoch)
-        self._lengths, self._has_picture, self._batch_size = lengths, has_picture, batch_size
+        self._lengths, self._modality, self._batch_size = lengths, modality, batch_size
 
     def indices(self, generator: torch.Generator) -> list[int]:
         batches: list[list[int]] = []
         left_over: list[int] = []
-        for kind in (True, False):
-            members = np.flatnonzero(self._has_picture == kind).tolist()
-            if members:
-                lengths = self._lengths[members].tolist()
-                grouped = get_length_grouped_indices(lengths, self._batch_size, generator=generator)
-                cut = [
-                    [members[place] for place in grouped[start : start + self._batch_size]]
-                    for start in range(0, len(members), self._batch_size)
-                ]
-                left_over += cut.pop() if len(cut[-1]) < self._batch_size else []
-                batches += cut
+        for modality in np.unique(self._modality)[::-1]:
+            members = np.flatnonzero(self._modality == modality).tolist()
+            lengths = self._lengths[members].tolist()
+            grouped = get_length_grouped_indices(lengths, self._batch_size, generator=generator)
+            cut = [
+                [members[place] for place in grouped[start : start + self._batch_size]]
+                for start in range(0, len(members), self._batch_size)
+            ]
+            left_over += cut.pop() if len(cut[-1]) < self._batch_size else []
+            batches += cut
         order = torch.randperm(len(batches), generator=generator).tolist()
         if batches:
             order.remove(longest := max(range(len(batches)), key=lambda number: self._longest(batches[number])))

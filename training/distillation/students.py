@@ -7,6 +7,7 @@ then.
 
 import gc
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -73,8 +74,8 @@ def dense_processor(settings: ModelSettings) -> ProcessorMixin:
 
 
 def picture_limits(settings: ModelSettings) -> PictureLimits:
-    """Returns the limits of pictures that a recipe sets."""
-    return PictureLimits(settings.min_pixels, settings.max_pixels, settings.max_tiles)
+    """Returns the limits of pictures and videos that a recipe sets."""
+    return PictureLimits(**{field.name: getattr(settings, field.name) for field in fields(PictureLimits)})
 
 
 def untrained_student(settings: ModelSettings, plan: VisualPlan) -> PreTrainedModel:

@@ -102,7 +102,7 @@ class DistillationTrainer(OrderedTrainer):
             return super()._get_train_sampler()
         conversations = conversations_of(self.train_dataset)
         step_samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return GroupedOrder(conversations.lengths, conversations.has_picture, step_samples, args.seed, self.epoch)
+        return GroupedOrder(conversations.lengths, conversations.modality, step_samples, args.seed, self.epoch)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As in Trainer. What is trained on is counted."""

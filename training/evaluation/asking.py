@@ -57,8 +57,9 @@ def evaluate(
         max_new_tokens: longest answer in tokens, including the end token. None takes the benchmark's own. Where that is
             none, it is the longest true answer of the question's family plus some tokens, so that a model can run past
             the right answer and be wrong.
-        pixel_transform: "grey" replaces every picture by one of a single colour, the mean by which the processor
-            normalises. A model's accuracy is then its accuracy without seeing. None leaves pictures as they are.
+        pixel_transform: "grey" replaces every picture, and every frame of a video, by one of a single colour, the mean
+            by which the processor normalises. A model's accuracy is then its accuracy without seeing. None leaves
+            pictures as they are.
         kept: where answers are kept, so that a killed evaluation goes on. None keeps none.
         title: text beside the progress bar.
 
@@ -101,9 +102,9 @@ def generate(
 ) -> list[str]:
     """Returns the greedy answers to a left-padded batch of prompts."""
     inputs = {name: value.to(model.device) for name, value in batch.items()}
-    if "pixel_values" in inputs:
-        pixels = inputs["pixel_values"].to(model.dtype)
-        inputs["pixel_values"] = torch.zeros_like(pixels) if pixel_transform == "grey" else pixels
+    for name in inputs.keys() & {"pixel_values", "pixel_values_videos"}:
+        pixels = inputs[name].to(model.dtype)
+        inputs[name] = torch.zeros_like(pixels) if pixel_transform == "grey" else pixels
     inputs |= sparse_class(model.config).stock_inputs(model.config, inputs["input_ids"])
     tokenizer = processor.tokenizer
     greedy = GenerationConfig(
@@ -131,15 +132,15 @@ def _batches(
             families.setdefault(question.family, []).append(index)
         for indices in families.values():
             limit = max_new_tokens or _token_limit(part, indices, processor)
-            # The numbers of pictures and characters stand for that of tokens, which would need a second encoding.
+            # The numbers of files and characters stand for that of tokens, which would need a second encoding.
             indices.sort(key=lambda index: _size(part.questions[index]), reverse=True)
             for start in range(0, len(indices), batch_size):
                 yield Batch([first + index for index in indices[start : start + batch_size]], limit)
         first += len(part.questions)
 
 
-def _size(question: Question) -> tuple[int, int]:
-    return len(question.images), len(str((*question.earlier, question.text)))
+def _size(question: Question) -> tuple[int, int, int]:
+    return len(question.videos), len(question.images), len(str((*question.earlier, question.text)))
 
 
 def _token_limit(part: Asked, indices: Sequence[int], processor: ProcessorMixin) -> int:

@@ -9,34 +9,34 @@ from modeling.user_error import UserError
 from training.evaluation.questions import Asked
 
 
-def refuse_shared_pictures(asked: Sequence[Asked], pictures: Iterable[Path], role: str) -> None:
-    """Raises UserError where a question is about one of these pictures.
+def refuse_shared_files(asked: Sequence[Asked], files: Iterable[Path], role: str) -> None:
+    """Raises UserError where a question is about one of these pictures or videos.
 
-    Pictures are the same if their files have the same name and the same content, in whatever folders they lie.
-    Pictures within rows are not looked at: that would take a pass over all bytes of the data.
+    They are the same if their files have the same name and the same content, in whatever folders they lie. Those within
+    rows are not looked at: that would take a pass over all bytes of the data.
 
     Args:
-        pictures: files that the data of `role` show.
+        files: what the data of `role` show.
         role: what they are for.
     """
     held_out = {
-        image: f"{part.benchmark.name}, question {question.id}"
+        file: f"{part.benchmark.name}, question {question.id}"
         for part in asked
         for question in part.questions
-        for image in question.images
-        if isinstance(image, Path)
+        for file in (*question.images, *question.videos)
+        if isinstance(file, Path)
     }
     named: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))  # by name and size
     for path in held_out:
         named[path.name][path.stat().st_size].append(path)
-    for picture in pictures:
-        if picture.name not in named or not picture.is_file():
+    for shown in files:
+        if shown.name not in named or not shown.is_file():
             continue
-        for path in named[picture.name].get(picture.stat().st_size, ()):
-            if path.samefile(picture) or _digest(path) == _digest(picture):
+        for path in named[shown.name].get(shown.stat().st_size, ()):
+            if path.samefile(shown) or _digest(path) == _digest(shown):
                 raise UserError(
-                    f"data.evaluation: {held_out[path]} shows {path}, which data.{role} shows too ({picture}); "
-                    "questions must be about pictures that are held out"
+                    f"data.evaluation: {held_out[path]} shows {path}, which data.{role} shows too ({shown}); "
+                    "questions must be about what is held out"
                 )
 
 

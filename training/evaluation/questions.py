@@ -74,7 +74,7 @@ def digest(asked: Sequence[Asked]) -> str:
     for benchmark, questions, style, _ in asked:
         for question in questions:
             said = [benchmark.name, style, question.id, question.text, question.answers, question.earlier]
-            found.update(json.dumps([*said, [str(image) for image in question.images]]).encode())
+            found.update(json.dumps([*said, [str(file) for file in (*question.images, *question.videos)]]).encode())
     return found.hexdigest()
 
 

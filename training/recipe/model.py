@@ -22,12 +22,21 @@ class ModelSettings(Strict):
     trust_remote_code: bool = False
     """Whether Python code that comes with the model or its processor may run."""
     min_pixels: int | None = Field(default=None, ge=1, le=64_000_000)
-    """A picture of fewer pixels is enlarged to about as many, for Qwen2-VL. null: as the checkpoint says."""
+    """A picture, or a frame of a video, of fewer pixels is enlarged to about as many, for Qwen2-VL. null: as the
+    checkpoint says."""
     max_pixels: int | None = Field(default=None, ge=1, le=64_000_000)
-    """A picture of more pixels is reduced to about as many, for Qwen2-VL. null: as the checkpoint says."""
+    """A picture, or a frame of a video, of more pixels is reduced to about as many, for Qwen2-VL. null: as the
+    checkpoint says."""
     max_tiles: int | None = Field(default=None, ge=1, le=64)
     """The most tiles that a picture is cut into, for InternVL and LLaVA-NeXT. The whole picture beside them is not
     counted. null: as the checkpoint says."""
+    max_frames: int | None = Field(default=None, ge=2, le=768)
+    """The most frames of a video that are seen, evenly spaced, for Qwen2-VL. null: as the checkpoint says, else 768."""
+    frames_per_second: float | None = Field(default=None, gt=0, le=60)
+    """How many frames of each second of a video are seen, for Qwen2-VL, up to `max_frames` and at least 4. null: as the
+    checkpoint says, else 2."""
+    max_frame_pixels: int | None = Field(default=None, ge=1, le=64_000_000)
+    """A frame of a video of more pixels is reduced to about as many, for Qwen2-VL. null: as `max_pixels`."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "ModelSettings":

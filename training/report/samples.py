@@ -56,7 +56,7 @@ def sample_card(dense: Record, student: Record) -> dict:
     """
     return {
         "picture": None if dense.image is None else thumbnail_uri(Path(dense.image)),
-        "question": dense.question.replace("<image>", "").strip(),
+        "question": dense.question.replace("<image>", "").replace("<video>", "").strip(),
         "answer": ", ".join(dict.fromkeys(dense.answers)) or "not published",
         "answers": [("dense", dense, is_right(dense)), ("student", student, is_right(student))],
     }

@@ -8,7 +8,8 @@ import numpy as np
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from data.dataset import ConversationDataset
-from data.images import tokens_at
+from data.media import READERS
+from data.sample import MEDIA
 from modeling.user_error import UserError
 
 COPIES = 2
@@ -33,9 +34,10 @@ def answers_size(
         itemsize: bytes of one value.
     """
     features = 0
-    for size, count in zip(*dataset.sizes(), strict=True):
-        tokens = tokens_at(tuple(size.tolist()), processor)
-        features += int(count) * sum(int((tokens == token).sum()) for token in visual)
+    for medium in MEDIA:
+        for size, count in zip(*dataset.sizes(medium), strict=True):
+            tokens = READERS[medium].tokens_at(tuple(size.tolist()), processor)
+            features += int(count) * sum(int((tokens == token).sum()) for token in visual)
     supervised = int(dataset.supervised.sum(dtype=np.int64))
     text = config.text_config
     return itemsize * (supervised * text.vocab_size + features * text.hidden_size)

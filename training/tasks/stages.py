@@ -9,7 +9,7 @@ from training.distillation.datasets import index_data, roles_with_rows, streamed
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.monitoring.validation import hold_out
 from training.distillation.students import dense_processor, limited_config
-from training.evaluation.held_out import refuse_shared_pictures
+from training.evaluation.held_out import refuse_shared_files
 from training.files import write_json
 from training.recipe.gates import GateSettings
 from training.recipe.student import StudentRecipe
@@ -68,7 +68,7 @@ def read_data(run: Run) -> dict:
     for role in roles_with_rows(recipe):
         dataset, rest = whole_mixture(recipe, role, processor, data_folder(run))
         if role != "evaluation":
-            refuse_shared_pictures(asked, dataset.pictures(), role)
+            refuse_shared_files(asked, dataset.files(), role)
         if role == "train" and recipe.validation is not None:
             dataset, _ = hold_out(dataset, recipe.validation.num_samples, recipe.seed)
         if role == "train" and recipe.distillation.keep_answers:

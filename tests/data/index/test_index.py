@@ -18,7 +18,7 @@ from data.index import build
 from data.index.build import build_indexes
 from data.index.index import Index, open_indexes
 from data.mixture import build_mixture
-from data.sample import EmbeddedPicture, Sample
+from data.sample import EmbeddedFile, Sample
 from data.sources.source import Source
 from modeling.user_error import UserError
 from tests.families.test_families import FAMILIES
@@ -80,7 +80,7 @@ def test_several_processes_make_the_same_index(family, samples, tmp_path, monkey
     source, processor = written(samples * 4, tmp_path / "samples.json"), family.processor()
     (alone,) = build_indexes([source], processor, tmp_path / "alone", decode=True)
     monkeypatch.setattr(build, "_ROWS_PER_PROCESS", 5)
-    monkeypatch.setattr(build, "_PICTURES_PER_PROCESS", 1)
+    monkeypatch.setattr(build, "_FILES_PER_PROCESS", {"image": 1, "video": 1})
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     (together,) = build_indexes([source], processor, tmp_path / "together", decode=True)
     assert alone.name == together.name
@@ -114,7 +114,7 @@ def test_embedded_pictures_are_those_in_files(samples, tmp_path):
     numbers = np.arange(len(samples))
     dataset = ConversationDataset([Index(path, source)], np.zeros_like(numbers), numbers, processor)
     assert_items_are_encoded(dataset, samples, processor)
-    assert all(isinstance(picture, EmbeddedPicture) for sample in dataset.samples for picture in sample.images)
+    assert all(isinstance(picture, EmbeddedFile) for sample in dataset.samples for picture in sample.images)
     assert dataset.digests[1] == dataset.digests[4] and len(set(dataset.digests)) == 4
     assert path.stat().st_size < 50_000 + sum(picture.stat().st_size for picture in (tmp_path / "pictures").iterdir())
 
@@ -191,7 +191,7 @@ def test_a_start_that_was_killed_leaves_nothing_half_written(samples, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_join", killed)
+        patch.setattr(build, "joined", killed)
         with pytest.raises(KeyboardInterrupt):
             build_indexes([source], tiny_processor(), tmp_path / "data", decode=False)
     assert not list((tmp_path / "data").glob("*.arrow"))
@@ -231,7 +231,7 @@ HOOKS: list = []
 def test_each_picture_is_opened_once(samples, opened, tmp_path, monkeypatch, decode, processes):
     """Whatever number of rows, sources, roles, stages and processes."""
     monkeypatch.setattr(build, "_ROWS_PER_PROCESS", 2)
-    monkeypatch.setattr(build, "_PICTURES_PER_PROCESS", 1)
+    monkeypatch.setattr(build, "_FILES_PER_PROCESS", {"image": 1, "video": 1})
     monkeypatch.setattr("os.cpu_count", lambda: processes)
     train, test = written(samples, tmp_path / "train.json"), written(samples[::-1], tmp_path / "test.json")
     sources, processor = [train, test, train], tiny_processor()
@@ -239,7 +239,7 @@ def test_each_picture_is_opened_once(samples, opened, tmp_path, monkeypatch, dec
         paths = build_indexes(sources, processor, tmp_path / "data", decode=decode)
         for _ in range(2):
             dataset, _ = build_mixture(open_indexes(sources, paths), processor, max_length=99, seed=0)
-            assert len(dataset) == 15 and dataset.tokens(0) and dataset.sizes()
+            assert len(dataset) == 15 and dataset.tokens(0) and dataset.sizes("image")
         assert opened() == ["a.png", "b.png", "c.png"]
     assert dataset[int(np.flatnonzero(dataset.has_picture)[0])] and len(opened()) > 3, "the negative control"
 
@@ -248,3 +248,19 @@ def test_a_source_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nowhere.json"):
         build_indexes([Source(path=tmp_path / "nowhere.json")], tiny_processor(), tmp_path / "data", decode=False)
     assert not (tmp_path / "data").exists()
+
+
+def test_rows_lie_together_however_they_were_read(samples, tmp_path, monkeypatch):
+    """A process that opens an index holds something for each of its chunks, and nothing for each row."""
+    monkeypatch.setattr(build, "_ROWS_AT_ONCE", 2)
+    for most, chunks in ((20, 1), (3, 4)):
+        monkeypatch.setattr(build, "_ROWS_OF_A_CHUNK", most)
+        (folder := tmp_path / str(most)).mkdir()
+        dataset = indexed(samples * 2, tiny_processor(), folder)
+        (index,) = dataset._indexes
+        assert [column.num_chunks for column in index._table.data.table.columns] == [chunks] * len(
+            index._table.features
+        )
+        assert list(dataset.samples) == samples * 2
+        arrays = [value for held in (index, dataset) for value in vars(held).values() if isinstance(value, np.ndarray)]
+        assert sum(array.nbytes for array in arrays) == 8 * len(dataset), "which index, and which of its rows"

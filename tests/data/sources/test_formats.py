@@ -7,7 +7,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from data.sample import EmbeddedPicture, Sample
+from data.sample import EmbeddedFile, Sample
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples, open_source
 from data.sources.source import Source
@@ -46,7 +46,7 @@ def test_rows_with_bytes(tmp_path, picture, layout, form):
     samples, bad = load_samples(Source(path=path))
     names = {"tar": ["0000.0.png", "0001.0.png"]}.get(form, ["picture 0"] * 2)
     wanted = [
-        Sample(like.id, (EmbeddedPicture(picture, name),) if like.images else (), like.turns)
+        Sample(like.id, (EmbeddedFile(picture, name),) if like.images else (), like.turns)
         for like, name in zip(expected((tmp_path,)), [*names, None], strict=True)
     ]
     assert samples == wanted and bad == []
@@ -71,11 +71,10 @@ def bad_rows(layout: str) -> dict[str, tuple[dict, str]]:
 
     good = rows_in(layout)[1]
     found = {
-        "video": (good | {"video": "a.mp4"}, "'video' is given, which is not read"),
-        "videos": (good | {"videos": ["a.mp4"]}, "'videos' is given, which is not read"),
+        "sounds": (good | {"audios": ["a.wav"]}, "'audios' is given, which is not read"),
         "audio": (good | {"audio": "a.wav"}, "'audio' is given, which is not read"),
         "tools": (good | {"tools": '[{"name": "x"}]'}, "'tools' is given, which is not read"),
-        "a video's mark": (with_texts("<image><video> what ?"), "turn 0 holds the mark <video>"),
+        "a video's mark": (with_texts("<image><video> what ?"), "1 <video> marks for 0 videos"),
         "a sound's mark": (with_texts("<image> what ?", "a <audio>"), "turn 1 holds the mark <audio>"),
         "too many marks": (with_texts("<image><image> what ?"), "2 <image> marks for 1 images"),
         "an empty answer": (with_texts(answer=" \n"), "turn 1 is an empty answer"),
@@ -102,7 +101,7 @@ def test_bad_rows_are_named_and_never_become_text(tmp_path, picture, layout, for
         assert str(refused.value).startswith(message), kind
     samples, left_out = load_samples(Source(path=path, images=tmp_path), on_bad_sample="skip", max_bad_share=0.99)
     assert len(samples) == 1 and [entry.index for entry in left_out] == list(range(1, len(bad) + 1))
-    with pytest.raises(UserError, match=rf"rows.{form}: row 1 \(id '1'\): 'video' is given"):
+    with pytest.raises(UserError, match=rf"rows.{form}: row 1 \(id '1'\): 'audios' is given"):
         load_samples(Source(path=path, images=tmp_path))
 
 
@@ -132,7 +131,7 @@ def test_pictures_are_not_decoded(tmp_path):
     table = datasets.Dataset.from_list([{"prompt": "a", "completion": "b", "images": [{"bytes": b"no", "path": "x"}]}])
     table.cast_column("images", datasets.List(datasets.Image())).to_parquet(tmp_path / "rows.parquet")
     ((sample,), _) = load_samples(Source(path=tmp_path / "rows.parquet"))
-    assert sample.images == (EmbeddedPicture(b"no", "x"),)
+    assert sample.images == (EmbeddedFile(b"no", "x"),)
 
 
 def test_several_pictures_and_pictures_as_mere_bytes(tmp_path):
@@ -161,7 +160,7 @@ def test_pictures_in_typed_parts(tmp_path, picture):
 
     for form, image, wanted in (
         ("jsonl", "a.png", tmp_path / "a.png"),
-        ("parquet", {"bytes": picture, "path": "x.png"}, EmbeddedPicture(picture, "x.png")),
+        ("parquet", {"bytes": picture, "path": "x.png"}, EmbeddedFile(picture, "x.png")),
     ):
         path = write_rows(rows(image), tmp_path, form)
         ((sample,), _) = load_samples(Source(path=path, images=tmp_path))
@@ -181,12 +180,12 @@ def test_rows_of_json_may_have_values_of_different_types(tmp_path):
     """A typed table would refuse them, or take the types of its first rows for all."""
     texts = [{"id": 1, "prompt": "a", "completion": "b", "more": {"x": 1}}] * 7
     odd = {"id": "x", "prompt": [{"role": "user", "content": "a"}], "completion": "b", "more": [2, "y"]}
-    video = {"prompt": "a", "completion": "b", "video": "a.mp4"}
+    sound = {"prompt": "a", "completion": "b", "audio": "a.wav"}
     for form in ("json", "jsonl", "tar"):
-        write_rows([*texts, odd, video], tmp_path, form)
+        write_rows([*texts, odd, sound], tmp_path, form)
         samples, bad = load_samples(Source(path=tmp_path / f"rows.{form}"), on_bad_sample="skip", max_bad_share=0.2)
         assert [sample.id for sample in samples] == ["1"] * 7 + ["x"]
-        assert len(bad) == 1 and "row 8 (id None): 'video' is given" in bad[0].reason
+        assert len(bad) == 1 and "row 8 (id None): 'audio' is given" in bad[0].reason
 
 
 def test_rows_can_be_sent_to_other_processes_and_mapped(tmp_path, picture):

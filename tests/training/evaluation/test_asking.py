@@ -8,7 +8,7 @@ from data.sample import Sample
 from tests.processes import run_processes
 from training.evaluation import asking
 from training.evaluation.asking import evaluate
-from training.evaluation.held_out import refuse_shared_pictures
+from training.evaluation.held_out import refuse_shared_files
 from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import asked_of, digest, limited
 
@@ -120,7 +120,7 @@ def test_questions_about_pictures_that_are_trained_on_are_refused(tmp_path):
         Image.new("RGB", (8, 8), color).save(tmp_path / folder / "a.png")
     Image.new("RGB", (8, 8), "red").save(tmp_path / "other" / "b.png")
     part = asked_of([Sample("q7", (tmp_path / "test" / "a.png",), (("what ?", "red"),), "attribute")])
-    refuse_shared_pictures([part], [tmp_path / "other" / "a.png", tmp_path / "other" / "b.png"], "train")
+    refuse_shared_files([part], [tmp_path / "other" / "a.png", tmp_path / "other" / "b.png"], "train")
     for shared in ("train", "test"):
         with pytest.raises(ValueError, match=r"data.evaluation: shapes, question q7 shows .*data.train shows too"):
-            refuse_shared_pictures([part], [tmp_path / shared / "a.png"], "train")
+            refuse_shared_files([part], [tmp_path / shared / "a.png"], "train")

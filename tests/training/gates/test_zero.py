@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from data.collator import PictureInEveryBatch
+from data.collator import AllMediaInEveryBatch
 from tests.processes import run_processes
 from tests.tiny_student import single_samples, tiny_batch
 from tests.training.gates.test_trainer import COLLATOR, Kill, trainer
@@ -51,7 +51,7 @@ def begin(folder: Path, stage: int | None, *callbacks: TrainerCallback, cls=Gate
         "gradient_checkpointing": True,
         "deepspeed": None if stage is None else str(RECIPES / "deepspeed" / f"zero{stage}.json"),
     }
-    collator = PictureInEveryBatch(COLLATOR, DATASET[1])
+    collator = AllMediaInEveryBatch(COLLATOR, [DATASET[1]])
     return trainer(folder, STEPS, callbacks, cls=cls, dataset=DATASET, collator=collator, **values | training)
 
 

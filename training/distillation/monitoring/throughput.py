@@ -35,7 +35,7 @@ class Throughput:
     def count(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """Counts micro-batches of this rank.
 
-        A row without a supervised token is no sample. `data.collator.PictureInEveryBatch` adds such rows, and they
+        A row without a supervised token is no sample. `data.collator.AllMediaInEveryBatch` adds such rows, and they
         count as padding.
         """
         for batch in batches:

@@ -73,7 +73,7 @@ class Validation:
         All ranks get the same number of batches, as sharded models need it. Where there are too few, a rank gets one
         that another rank has as well, and it does not count.
         """
-        order = np.lexsort((self.dataset.lengths, self.dataset.has_picture)).tolist()
+        order = np.lexsort((self.dataset.lengths, self.dataset.modality)).tolist()
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         rounds = -(-len(batches) // world_size())
         for number in range(rank(), rounds * world_size(), world_size()):

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.collator import Collator, PictureInEveryBatch
+from data.collator import AllMediaInEveryBatch, Collator
 from tests.tiny_student import single_samples, tiny_batch
 from tests.training.distillation.test_trainer import DATASET, trainer
 from training.distillation.callbacks import read_metrics
@@ -47,7 +47,7 @@ def test_a_row_that_was_added_for_its_picture_is_padding(clock):
         {name: value if name == "pixel_values" else value[0] for name, value in sample.items()}
         for sample in single_samples(tiny_batch((1, 0, 0)))
     ]
-    collate = PictureInEveryBatch(Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))), samples[0])
+    collate = AllMediaInEveryBatch(Collator(SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))), [samples[0]])
     counter = Throughput(Accelerator(cpu=True), 0, 1)
     counter.count([collate(samples[1:])])
     clock.seconds = 1.0
