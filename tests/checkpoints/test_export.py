@@ -141,6 +141,7 @@ def test_generation_ends_at_the_end_token_of_training(tmp_path):
 
 def test_prompts_are_padded_on_the_left(exported):
     assert tiny_dense()[1].tokenizer.padding_side == "right"
+    assert json.loads((exported[0] / "tokenizer_config.json").read_text())["padding_side"] == "left"
     assert AutoTokenizer.from_pretrained(exported[0]).padding_side == "left"
 
 

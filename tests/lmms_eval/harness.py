@@ -24,7 +24,7 @@ process_docs: null
 lmms_eval_specific_kwargs:
   default:
     pre_prompt: ""
-    post_prompt: "{suffix}"
+    post_prompt: {suffix}
 """
 
 
@@ -49,7 +49,8 @@ def write_task(folder: Path, base: str, samples: Sequence[Sample], suffix: str =
     ]
     (folder / name).mkdir(parents=True)
     Dataset.from_list(rows).cast_column("image", Image()).to_parquet(folder / name / "test.parquet")
-    task = LOCAL_TASK.format(task=TASKS / base / f"{base}.yaml", name=name, folder=folder / name, suffix=suffix)
+    included = TASKS / base / f"{base}.yaml"
+    task = LOCAL_TASK.format(task=included, name=name, folder=folder / name, suffix=json.dumps(suffix))
     (folder / f"{name}.yaml").write_text(task)
     return name
 

@@ -1,5 +1,6 @@
 """lmms-eval's answers and scores are our own on the same questions, of a dense and of a sparse checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ FAMILIES = {"local_pope": ("existence",), "local_gqa": ("attribute", "relation",
 """Which questions of the embedded world a task asks."""
 PLAN = VisualPlan.dense(8).replace(1, tokens=0.3).replace(2, ffn=0).replace(3, attend=False, ffn=32).replace(4, heads=2)
 """Untrained, it makes mistakes."""
+SUFFIX = "\nAnswer the question using a single word or phrase."
+"""What lmms-eval's task adds to each question of POPE."""
 MAX_NEW_TOKENS = {"local_pope": 128, "local_gqa": 16}
 """Of lmms-eval's own tasks."""
 
@@ -84,6 +87,24 @@ def test_answers_and_scores_are_ours(checkpoints, questions, tasks, tmp_path, ki
     assert len(set(answers)) > 4
     accuracy = sum(right) / len(right)
     assert accuracy > 0.95 if kind == "dense" else 0.5 < accuracy < 0.9
+
+
+def test_the_prompt_of_the_public_task_is_ours(checkpoints, questions, tmp_path):
+    """The model does not know its words, but its answers depend on them."""
+    asked = questions["local_pope"]
+    write_task(tmp_path / "tasks", "pope", asked, suffix=SUFFIX)
+    rows = run_harness("squint", tmp_path / "tasks", tmp_path / "out", batch_size=16, pretrained=checkpoints["dense"])
+    prompts = [row["input"] for row in rows["local_pope"]]
+    assert all(prompt.endswith(SUFFIX) for prompt in prompts)
+    samples = [
+        replace(sample, turns=((f"<image>\n{prompt}", sample.turns[0][1]),))
+        for sample, prompt in zip(asked, prompts, strict=True)
+    ]
+    model, processor = load_checkpoint(checkpoints["dense"], "auto")
+    limit = MAX_NEW_TOKENS["local_pope"]
+    answers = our_answers(model, processor, samples, limit)
+    assert [row["filtered_resps"] for row in rows["local_pope"]] == answers
+    assert answers != our_answers(model, processor, asked, limit)
 
 
 def test_several_processes_give_the_same_samples(checkpoints, tasks, tmp_path):
