@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.measure.evaluation import evaluate
 
 from data.collator import AllMediaInEveryBatch, Collator
 from data.conversations import encode, encode_prompt
@@ -31,6 +30,8 @@ from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL, VIDEO
 from tests.films import film
 from tests.indexed import indexed, written
+from training.evaluation.asking import evaluate
+from training.evaluation.questions import asked_of
 from training.tasks.answers_size import answers_size
 
 VIDEO_KEYS = {"pixel_values_videos", "video_grid_thw"}
@@ -297,7 +298,9 @@ def test_questions_about_videos_are_asked(samples):
     prompt = encode_prompt(samples[0], processor)
     assert prompt.keys() == {"input_ids", *VIDEO_KEYS}
     asked = [Sample(one.id, one.images, one.turns, "attribute", videos=one.videos) for one in samples]
-    seeing, blind = (evaluate(model, processor, asked, batch_size=2, pixel_transform=how) for how in (None, "grey"))
+    seeing, blind = (
+        evaluate(model, processor, [asked_of(asked)], batch_size=2, pixel_transform=how) for how in (None, "grey")
+    )
     assert [record.id for record in seeing.records] == [sample.id for sample in samples]
     differs = [one.prediction != other.prediction for one, other in zip(seeing.records, blind.records, strict=True)]
     assert differs[0] and not differs[1], "without a video the answer is another"

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training.measure.evaluation import evaluate
 
 from checkpoints.build import build_student, load_dense
 from checkpoints.export import export_checkpoint
@@ -17,6 +16,8 @@ from data.sources.source import Source
 from modeling.visual_plan import VisualPlan
 from scripts.sparsify import probe_batch
 from tests.lmms_eval.harness import run_harness, write_task
+from training.evaluation.asking import evaluate
+from training.evaluation.questions import asked_of
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ def tasks(questions, tmp_path_factory) -> Path:
 
 def our_answers(model, processor, samples: list[Sample], max_new_tokens: int) -> list[str]:
     """The answers of our own evaluation."""
-    evaluation = evaluate(model, processor, samples, batch_size=8, max_new_tokens=max_new_tokens)
+    evaluation = evaluate(model, processor, [asked_of(samples)], batch_size=8, max_new_tokens=max_new_tokens)
     return [record.prediction for record in evaluation.records]
 
 

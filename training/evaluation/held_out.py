@@ -1,12 +1,12 @@
 """Refuses questions about pictures that are trained on, or that plans are found on."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from modeling.user_error import UserError
 from training.evaluation.questions import Asked
+from training.fingerprints import fingerprints
 
 
 def refuse_shared_files(asked: Sequence[Asked], files: Iterable[Path], role: str) -> None:
@@ -33,13 +33,12 @@ def refuse_shared_files(asked: Sequence[Asked], files: Iterable[Path], role: str
         if shown.name not in named or not shown.is_file():
             continue
         for path in named[shown.name].get(shown.stat().st_size, ()):
-            if path.samefile(shown) or _digest(path) == _digest(shown):
+            if path.samefile(shown) or _sha256(path) == _sha256(shown):
                 raise UserError(
                     f"data.evaluation: {held_out[path]} shows {path}, which data.{role} shows too ({shown}); "
                     "questions must be about what is held out"
                 )
 
 
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _sha256(path: Path) -> str:
+    return fingerprints(path)[""]["sha256"]
