@@ -58,8 +58,8 @@ class EvaluationSettings(Strict):
     batch_size: Annotated[int, MayChange.ALWAYS] = Field(ge=1)
     """Questions that are answered together."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """Longest answer that a model may generate, in tokens. null: each family of questions has its own limit, taken from
-    its longest true answer."""
+    """Longest answer that a model may generate, in tokens. null: the benchmark's own limit. Rows of one's own have a
+    limit for each family of questions, taken from its longest true answer."""
 
 
 class StudentRecipe(BaseRecipe):
