@@ -25,7 +25,7 @@ def refuse_unshowable(sample: Sample, processor: ProcessorMixin) -> None:
         refuse_videos(processor)
     tokens = (getattr(processor, f"{kind}_token", None) for kind in (*MEDIA, "audio"))
     for token in tokens:
-        if token not in (None, *_MARKS) and token in texts:
+        if token is not None and token not in _MARKS and token in texts:
             raise UserError(f"a text holds {token!r}, which stands for what the model is shown; no text may hold it")
 
 
