@@ -228,16 +228,16 @@ def _after_space(text: str, start: int) -> int:
     return space.end()
 
 
-_MARKS = re.compile("(" + "|".join(map(mark_of, MEDIA)) + ")")
+_MEDIUM_OF: dict[str, str] = {mark_of(medium): medium for medium in MEDIA}
+_MARKS = re.compile(f"({'|'.join(_MEDIUM_OF)})")
 
 
 def _question_parts(question: str) -> list[dict[str, str]]:
     """Returns a question as chat content: its texts, and a picture or a video at each mark."""
-    medium_of: dict[str, str] = {mark_of(medium): medium for medium in MEDIA}
     parts = []
     for text in _MARKS.split(question):
-        if text in medium_of:
-            parts.append({"type": medium_of[text]})
+        if text in _MEDIUM_OF:
+            parts.append({"type": _MEDIUM_OF[text]})
         elif text.strip():
             parts.append({"type": "text", "text": text.strip()})
     return parts

@@ -1,6 +1,7 @@
 """Placeholders in a text: one for each picture or video, which is expanded into that one's tokens."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -11,19 +12,20 @@ from data.sample import MEDIA, Medium, Sample, mark_of
 from data.videos import refuse_videos
 from modeling.user_error import UserError
 
+_MARKS = tuple(map(mark_of, MEDIA))
+
 
 def refuse_unshowable(sample: Sample, processor: ProcessorMixin) -> None:
     """Raises UserError where a sample has videos that the model does not take, or a text that holds a placeholder.
 
     Such a text would stand for a picture, a video or a sound.
     """
-    if sample.videos or any(mark_of("video") in question for question, _ in sample.turns):
+    texts = "\n".join((sample.system or "", *chain.from_iterable(sample.turns)))
+    if sample.videos or mark_of("video") in texts:
         refuse_videos(processor)
     tokens = (getattr(processor, f"{kind}_token", None) for kind in (*MEDIA, "audio"))
     for token in tokens:
-        if token not in (None, *map(mark_of, MEDIA)) and any(
-            token in text for text in (sample.system or "", *sum(sample.turns, ()))
-        ):
+        if token is not None and token not in _MARKS and token in texts:
             raise UserError(f"a text holds {token!r}, which stands for what the model is shown; no text may hold it")
 
 
@@ -34,7 +36,7 @@ def check_placeholders(input_ids: np.ndarray, sample: Sample, processor: Process
         input_ids: [S] integers, placeholders not expanded.
     """
     for medium in MEDIA:
-        count = int((input_ids == _placeholder(medium, processor)).sum())
+        count = np.count_nonzero(input_ids == _placeholder(medium, processor))
         expected = len(sample.files(medium))
         if count != expected:
             raise UserError(

@@ -213,7 +213,7 @@ def _seen_frames(
         with io.BytesIO(video.data) if isinstance(video, EmbeddedFile) else video.open("rb") as file:
             total = _num_frames(file)
             file.seek(0)
-            with av.open(file, options=_ONLY_THIS_FILE) as container:
+            with av.open(file, mode="r", options=_ONLY_THIS_FILE) as container:
                 stream = container.streams.video[0]
                 numbers = frames_seen(total, _rate(stream), sampling)
                 yield from (_Seen(frame, len(numbers)) for frame in _decoded(container, stream, numbers, max_pixels))
@@ -227,7 +227,7 @@ def _num_frames(file: BinaryIO) -> int:
     """Returns how many frames a video has. Where the file does not say it, they are counted and none is decoded."""
     import av
 
-    with av.open(file, options=_ONLY_THIS_FILE) as container:
+    with av.open(file, mode="r", options=_ONLY_THIS_FILE) as container:
         if not container.streams.video or container.streams.video[0].codec_context is None:
             raise UserError("holds no pictures that can be decoded")
         stream = container.streams.video[0]

@@ -1,7 +1,8 @@
 """Encodes the texts of many samples at once. It gives what `data.conversations.encode_text` gives, and takes a third
 of the time.
 
-The chat template is applied once to a conversation, and not also to each of its prompts. Answers are found by the
+The chat template is applied once to a conversation, and not also to each of its prompts. It is applied to the messages
+themselves, of which the processor would make a copy first. Answers are found by the
 generation prompt, such as `ASSISTANT:`. That is done only where the generation prompt stands in a conversation as often
 as there are answers, and only for conversations of a shape that `encode_text` itself has encoded like that. All others,
 and all that are bad, are left to `encode_text`.
@@ -12,7 +13,9 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data.conversations import (
     IGNORE_INDEX,
@@ -82,22 +85,22 @@ class BatchEncoder:
                 conversations[number] = chat_messages(sample, self._processor)
             except UserError:
                 continue
-        try:
-            texts = apply_chat_template(list(conversations.values()), self._processor) if conversations else []
-        except UserError:  # the template refuses one of them, and does not say which
-            return []
-        found = (
-            self._with_answers(number, samples[number], text) for number, text in zip(conversations, texts, strict=True)
-        )
+        found = (self._with_answers(number, samples[number], messages) for number, messages in conversations.items())
         return [rendered for rendered in found if rendered is not None]
 
-    def _with_answers(self, number: int, sample: Sample, whole: str) -> _Rendered | None:
+    def _with_answers(self, number: int, sample: Sample, messages: list[dict]) -> _Rendered | None:
         """Returns a rendered conversation with its answers; None if they are not found without its prompts."""
         shape = sample.system is not None, len(sample.turns)
         if shape not in self._generation_prompts:
-            self._generation_prompts[shape] = self._generation_prompt(sample, whole)
+            self._generation_prompts[shape] = self._generation_prompt(messages)
         generation_prompt = self._generation_prompts[shape]
-        if generation_prompt is None or whole.count(generation_prompt) != len(sample.turns):
+        if generation_prompt is None:
+            return None
+        try:
+            whole = self._render(messages)
+        except (TemplateError, UserError):
+            return None
+        if whole.count(generation_prompt) != len(sample.turns):
             return None
         starts, start = [], 0
         for _ in sample.turns:
@@ -111,17 +114,31 @@ class BatchEncoder:
             return None
         return _Rendered(number, text, answers)
 
-    def _generation_prompt(self, sample: Sample, whole: str) -> str | None:
-        """Returns what the template puts behind every question of this sample for a model to go on from.
+    def _render(self, messages: list[dict]) -> str:
+        """Returns a conversation in the chat template. Unlike `apply_chat_template` it does not copy it first."""
+        template = self._processor.chat_template
+        if not isinstance(template, str):  # there are several, or the tokenizer has it
+            (whole,) = apply_chat_template([messages], self._processor)
+            return whole
+        special_tokens = self._processor.tokenizer.special_tokens_map
+        return _compile_jinja_template(template).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=False, **special_tokens
+        )
 
-        None if it puts nothing there, or not the same each time, or if the conversation does not go on like that.
+    def _generation_prompt(self, messages: list[dict]) -> str | None:
+        """Returns what the template puts behind every question of these messages for a model to go on from.
+
+        None if it puts nothing there, or not the same each time, or if the conversation does not go on like that, or is
+        rendered otherwise by the processor itself.
         """
-        messages = chat_messages(sample, self._processor)
         questions = [messages[:number] for number, message in enumerate(messages, 1) if message["role"] == "user"]
         try:
             prompts = apply_chat_template(questions, self._processor, add_generation_prompt=True)
             bare = apply_chat_template(questions, self._processor)
+            (whole,) = apply_chat_template([messages], self._processor)
         except UserError:
+            return None
+        if self._render(messages) != whole:
             return None
         generation_prompt = prompts[0].removeprefix(bare[0])
         fits = all(

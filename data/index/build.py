@@ -38,7 +38,7 @@ _VERSION = 2
 """Of what an index holds. An index of another version is made anew."""
 _BUILDING = ".building"
 """Folder of what is written meanwhile."""
-_ROWS_AT_ONCE, _FILES_AT_ONCE = 128, {"image": 16, "video": 1}
+_ROWS_AT_ONCE, _FILES_AT_ONCE = 128, {"image": 64, "video": 1}
 _ROWS_PER_PROCESS, _FILES_PER_PROCESS = 4_000, {"image": 200, "video": 8}
 """As many are worth the start of a process."""
 _ROWS_OF_A_CHUNK = 20_000

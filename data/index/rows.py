@@ -27,6 +27,14 @@ READ = Features(
     }
 )
 
+_EMPTY: dict[str, Any] = {
+    **{name: [] if isinstance(feature, List) else None for name, feature in READ.items()},
+    "supervised": 0,
+    "digest": 0,
+    "filtered": False,
+}
+"""A row of which nothing is known. Its lists are not changed."""
+
 
 class ReadRows:
     """Reads and encodes rows of a source. Of their pictures and videos it looks at those alone that are embedded."""
@@ -41,8 +49,7 @@ class ReadRows:
         samples: dict[int, Sample] = {}
         for place, number in enumerate(numbers):
             row = {name: values[place] for name, values in batch.items()}
-            found.append(dict.fromkeys(READ) | {name: [] for name in READ if isinstance(READ[name], List)})
-            found[-1] |= {"supervised": 0, "digest": 0, "filtered": False}
+            found.append(_EMPTY.copy())
             try:
                 sample = self._rows.sample(row, number)
             except UserError as error:

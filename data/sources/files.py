@@ -1,6 +1,7 @@
 """Finds the files that rows name, and none outside their root folder."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from data.sample import Medium
@@ -19,9 +20,9 @@ def find_file(folder: Path, name: str, medium: Medium) -> Path:
         UserError: the name cannot be that of a file, the file is missing, or it lies outside the root (by `..`, an
             absolute path or a symbolic link).
     """
-    root = os.path.realpath(folder)
+    root = _real_folder(str(folder))
     try:
-        path = os.path.realpath(os.path.join(root, name))
+        path = _real_path(os.path.join(root, name))
     except ValueError as error:  # a null byte, or half a surrogate pair
         raise UserError(f"{medium} {name!r} cannot be the name of a file ({error})") from error
     if path != root and not path.startswith(os.path.join(root, "")):
@@ -29,3 +30,17 @@ def find_file(folder: Path, name: str, medium: Medium) -> Path:
     if not os.path.isfile(path):
         raise UserError(f"{medium} {name!r} is not a file under {str(folder)!r}")
     return Path(path)
+
+
+def _real_path(path: str) -> str:
+    """Returns what `os.path.realpath` does. Of files in one folder, that folder is looked up once."""
+    above, name = os.path.split(path)
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(path)
+    path = os.path.join(_real_folder(above), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+@lru_cache(maxsize=4_096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)

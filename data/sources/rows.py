@@ -76,6 +76,8 @@ class SourceRows:
     def _renamed(self, row: dict) -> dict:
         """Returns a row by our names of its columns."""
         columns = self.source.columns
+        if not columns:
+            return row
         rest = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
         return rest | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 

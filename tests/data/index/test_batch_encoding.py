@@ -101,4 +101,4 @@ def test_prompts_are_rendered_for_the_first_conversation_of_a_shape_alone(monkey
     encode(alike)
     first = len(calls)
     encode(alike)
-    assert (first, len(calls)) == (3, 4)
+    assert (first, len(calls)) == (3, 3)

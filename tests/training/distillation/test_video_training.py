@@ -42,6 +42,7 @@ def losses(folder: Path, stage: int | None) -> list[float]:
         gradient_accumulation_steps=2,
         learning_rate=1e-2,
         warmup_ratio=0.0,
+        logging_steps=1,
         precision="float32",
         deepspeed=None if stage is None else str(RECIPES / "deepspeed" / f"zero{stage}.json"),
         report_to=(),
