@@ -18,6 +18,7 @@ def write_plan(folder, content):
     return path
 
 
+@pytest.mark.slow
 def test_a_plan_is_applied_and_exported(dense_folder, tmp_path):
     output = tmp_path / "sparse"
     arguments = [

@@ -234,7 +234,9 @@ def test_each_column_of_a_table_is_needed(case, hub):
 
 
 @every_table
-@pytest.mark.parametrize("value", [1.5, [1, 2], None], ids=str)
+@pytest.mark.parametrize(
+    "value", [*(pytest.param(value, marks=pytest.mark.slow) for value in (1.5, [1, 2])), None], ids=str
+)
 def test_each_column_of_a_table_is_checked(case, hub, value):
     table, file = table_of(case, hub)
     for column in case.columns:
