@@ -13,11 +13,16 @@ import json
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import get_args
 
 from rich.console import Console
 
+from checkpoints.build import dense_config
+from checkpoints.config import read_config
+from checkpoints.families import is_sparse
 from checkpoints.load import load_checkpoint
+from checkpoints.processor import load_processor
 from data.benchmarks.benchmark import Style
 from data.benchmarks.names import BenchmarkName
 from data.shapes.questions import QUESTION_FAMILIES
@@ -27,7 +32,7 @@ from data.sources.source import Source
 from modeling.user_error import UserError
 from training.cli import run
 from training.evaluation.answer_files import write_answer_files, write_submissions
-from training.evaluation.asking import evaluate
+from training.evaluation.asking import check_prompts, evaluate
 from training.evaluation.comparison import as_dict, compare, relative_accuracy
 from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import Asked, asked_of, digest, limited, read_benchmarks
@@ -89,6 +94,8 @@ def main() -> None:
     join_processes()
     led_by_rank_0({}, lambda _: check(arguments))  # a mistake is told once
     asked = led_by_rank_0({}, lambda _: read_questions(arguments)) or read_questions(arguments)
+    led_by_rank_0({}, lambda _: check_models(arguments, asked))
+    led_by_rank_0({}, lambda _: check_output(arguments))
     start = time.perf_counter()
     kept = kept_answers(arguments, asked)
     evaluations = evaluate_models(arguments, asked, kept)
@@ -107,9 +114,19 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--json: got {arguments.json}, allowed: a name that ends in .json (the plot ends in .png)")
     if arguments.submission and arguments.json is None:
         raise UserError("--submission: needs --json, beside which the files are written")
-    for name in arguments.benchmarks.split(","):
+    names = arguments.benchmarks.split(",")
+    for name in names:
         if name not in PUBLIC and name not in SHAPES:
             raise UserError(f"--benchmarks: got {name!r}, allowed: {', '.join((*PUBLIC, *SHAPES))}")
+        if names.count(name) > 1:
+            raise UserError(f"--benchmarks: got {name} twice, allowed: each once")
+    public = [name for name in names if name in PUBLIC]
+    if public and arguments.images is not None:
+        raise UserError(f"--images: is for a file of rows, and {public[0]} is none")
+    if not public and arguments.hub is not None:
+        raise UserError("--hub: shapes is not on the Hub; it is embedded, or a file of rows in --data")
+    if arguments.submission and len(public) < len(names):
+        raise UserError("--submission: shapes has none; its answer files stand beside --json")
 
 
 def read_questions(arguments: argparse.Namespace) -> list[Asked]:
@@ -157,6 +174,31 @@ def read_rows(data: Path | None, images: Path | None, families: set[str], limit:
     return asked._replace(questions=limited(asked.questions, limit))
 
 
+def check_models(arguments: argparse.Namespace, asked: list[Asked]) -> None:
+    """Raises UserError where a model is none, or cannot be shown the questions. No weights are read."""
+    for path in dict.fromkeys(models_of(arguments).values()):
+        if not is_sparse(read_config(path)):
+            dense_config(path)
+        check_prompts(asked, load_processor(path, arguments.trust_remote_code))
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Makes the folder of answer files. Raises UserError where nothing can be written there, or a model is there."""
+    if arguments.json is None:
+        return
+    folder = answers_folder(arguments)
+    if (folder / "config.json").exists():
+        raise UserError(f"--json: {folder} is a model, and the answer files would lie in it; choose another name")
+    if arguments.json.is_dir():
+        raise UserError(f"--json: {arguments.json} is a folder, a file is expected")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--json: {arguments.json} cannot be written ({error})") from error
+
+
 def models_of(arguments: argparse.Namespace) -> dict[str, str]:
     """Returns the models that the command line names: what each is called here, and its folder."""
     paths = {"dense": arguments.dense, GREY: arguments.dense or arguments.model, "model": arguments.model}
@@ -200,7 +242,7 @@ def write_result(
     arguments: argparse.Namespace, asked: list[Asked], evaluations: dict[str, Evaluation], seconds: float
 ) -> None:
     """Prints the figures, and writes the files that the command line names."""
-    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH, markup=False, emoji=False)
     scored = bool(evaluations["model"].resampled)
     compared = {}
     if scored:

@@ -1,7 +1,6 @@
 """MMBench in English and Chinese: questions with options, each asked once for every rotation (arXiv 2307.06281)."""
 
 import base64
-import binascii
 import csv
 import io
 from collections import defaultdict
@@ -47,7 +46,7 @@ class EncodedPicture(StoredPicture):
         text = self.table.select_columns(self.column)[self.row][self.column]
         try:
             return EmbeddedFile(base64.b64decode(text, validate=True), str(self))
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one; signs beyond ASCII raise another
             raise UserError(f"{self}: not base64 ({error})") from error
 
 
@@ -80,9 +79,13 @@ class MmBench(Benchmark):
     def questions(self, place: Place, style: Style) -> list[Question]:
         source = str(place.file(*self.files) or place)
         table, pictures, category = self._rows(place)
-        found = []
+        found: list[Question] = []
+        seen: set[str] = set()
         for picture, (where, row) in zip(pictures, rows_of(table, table.column_names, source), strict=True):
             index = number_of(row, "index", where)
+            if index in seen:
+                raise UserError(f"{where}: index: got {index} a second time, each row has its own")
+            seen.add(index)
             choices = _choices(row, where)
             found.append(
                 Question(
@@ -102,9 +105,7 @@ class MmBench(Benchmark):
         path = place.file(*self.files)
         table = _table_of_tsv(path) if path else place.table((*FIELDS, "image"), split="dev", config=self.config)
         where = str(path or place)
-        for names in (*((name,) for name in (*FIELDS, "image")), L2_CATEGORY):
-            if not set(names) & set(table.column_names):
-                raise UserError(f"{where}: no column is called {names[0]!r}; they are {', '.join(table.column_names)}")
+        _check_columns(table.column_names, where)
         category = next(name for name in L2_CATEGORY if name in table.column_names)
         pictures = _encoded_pictures(table, where) if path else stored_pictures(table, "image", where)
         return table.select_columns([*FIELDS, category]), pictures, category
@@ -190,11 +191,19 @@ def _table_of_tsv(path: Path) -> datasets.Dataset:
     if path.stat().st_size > MAX_FILE:
         raise UserError(f"{path}: has more than {MAX_FILE} bytes")
     with in_one_line(str(path)):
-        names = pd.read_csv(path, sep="\t", nrows=0).columns
+        names = list(pd.read_csv(path, sep="\t", nrows=0).columns)
+        _check_columns(names, str(path))
         features = datasets.Features({name: datasets.Value("string") for name in names})
         return datasets.load_dataset(
             "csv", data_files=str(path), split="train", sep="\t", keep_default_na=False, features=features
         )
+
+
+def _check_columns(there: Sequence[str], where: str) -> None:
+    """Raises UserError where a column is missing."""
+    for names in (*((name,) for name in (*FIELDS, "image")), L2_CATEGORY):
+        if not set(names) & set(there):
+            raise UserError(f"{where}: no column is called {names[0]!r}; they are {', '.join(there)}")
 
 
 def _encoded_pictures(table: datasets.Dataset, where: str) -> list[StoredPicture]:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Record, Style
@@ -112,8 +112,8 @@ def _question(
     group: str = "",
 ) -> Question:
     """Returns a question about the picture of this file name or number. COCO's file names end with the number."""
-    number = re.search(r"(\d+)(\.\w+)?$", picture)
-    unit = str(int(number[1])) if number else picture
+    number = re.search("[0-9]{1,18}$", PurePosixPath(picture).stem)
+    unit = str(int(number[0])) if number else picture
     return Question(identifier, about_picture(text, where) + SHORT_ANSWER, (image,), answers, unit, group)
 
 

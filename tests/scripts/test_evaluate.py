@@ -89,7 +89,12 @@ def test_one_family_and_a_limit(run, folders, tmp_path):
         (("--images", "."), "--images: got a folder without a file of rows"),
         (("--data", "absent.json"), "absent.json"),
         (("--benchmarks", "shapes,poetry"), "--benchmarks: got 'poetry', allowed:"),
+        (("--benchmarks", "shapes,shapes"), "--benchmarks: got shapes twice"),
+        (("--hub", "lmms-lab"), "--hub: shapes is not on the Hub"),
         (("--submission",), "--submission: needs --json"),
+        (("--submission", "--json", "absent.json"), "--submission: shapes has none"),
+        (("--benchmarks", "pope", "--images", "."), "--images: is for a file of rows, and pope is none"),
+        (("--json", "/dev/null/absent.json"), "--json: /dev/null/absent.json cannot be written"),
         (("--model", "no/such/folder"), "no/such/folder: neither a model folder"),
     ],
 )
@@ -99,3 +104,19 @@ def test_bad_input_is_one_line_and_code_2(run, folders, arguments, message):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_both_models_are_looked_at_before_one_is_asked(run, folders, tmp_path):
+    """The dense model is asked first, which takes hours. A misspelt sparse one must not be found only then."""
+    arguments = ("--dense", folders["dense"], "--data", folders["data"], "--json", tmp_path / "result.json")
+    done = run("--model", tmp_path / "misspelt", *arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1 and "misspelt" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_are_not_written_into_a_model(run, folders):
+    before = sorted(folders["dense"].iterdir())
+    done = run("--model", folders["dense"], "--data", folders["data"], "--json", folders["dense"].with_suffix(".json"))
+    assert done.returncode == 2 and "is a model, and the answer files would lie in it" in done.stderr
+    assert sorted(folders["dense"].iterdir()) == before

@@ -15,6 +15,7 @@ from checkpoints.families import sparse_class
 from data.benchmarks.benchmark import Question, Record
 from data.collator import Collator
 from data.conversations import encode_prompt
+from modeling.user_error import UserError
 from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import Asked
 from training.evaluation.results import Evaluation
@@ -66,17 +67,18 @@ def evaluate(
     Raises:
         UserError: there are no questions, or a picture is bad.
     """
-    questions = [question for part in asked for question in part.questions]
+    questions = [(part, question) for part in asked for question in part.questions]
     batches = list(_batches(asked, processor, batch_size, max_new_tokens))
     known = {} if kept is None else kept.known()
-    own = [(number, batch) for number, batch in own_share(batches) if number not in known]
+    # What an earlier start has left is divided anew: it may have had more processes, and one that was behind.
+    own = [batch for _, batch in own_share([batch for batch in enumerate(batches) if batch[0] not in known])]
     collate = Collator(processor, padding_side="left")
     training = model.training
     model.eval()
     own_answers: dict[int, list[str]] = {}
     progress = Progress(None, desc=title, unit="question", total=sum(len(batch.numbers) for _, batch in own))
     for number, batch in own:
-        inputs = collate([encode_prompt(questions[index].sample(), processor) for index in batch.numbers])
+        inputs = collate([_prompt(*questions[index], processor) for index in batch.numbers])
         own_answers[number] = generate(model, processor, inputs, batch.max_new_tokens, pixel_transform)
         if kept is not None:
             kept.keep(number, own_answers[number])
@@ -91,6 +93,17 @@ def evaluate(
     }
     ordered = iter(predictions[index] for index in range(len(questions)))
     return Evaluation.of(_record(part, question, next(ordered)) for part in asked for question in part.questions)
+
+
+def check_prompts(asked: Sequence[Asked], processor: ProcessorMixin) -> None:
+    """Encodes the first question of each benchmark, as the model would be asked it.
+
+    Raises:
+        UserError: the model cannot be shown it: its chat template does not fit, or it has no token for pictures.
+    """
+    collate = Collator(processor, padding_side="left")
+    for part in asked:
+        collate([_prompt(part, part.questions[0], processor)])
 
 
 def generate(
@@ -137,6 +150,14 @@ def _batches(
             for start in range(0, len(indices), batch_size):
                 yield Batch([first + index for index in indices[start : start + batch_size]], limit)
         first += len(part.questions)
+
+
+def _prompt(part: Asked, question: Question, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
+    """Returns a question as the model is asked it. A UserError names the benchmark."""
+    try:
+        return encode_prompt(question.sample(), processor)
+    except UserError as error:
+        raise UserError(f"{part.benchmark.name}: {error}") from error
 
 
 def _size(question: Question) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ is Wilson's; else it is that of a bootstrap over pictures. The overall accuracy 
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +119,7 @@ class Evaluation:
                 benchmark: {name: metric._asdict() for name, metric in metrics.items()}
                 for benchmark, metrics in self.metrics.items()
             },
-            "records": [asdict(record) for record in self.records],
+            "records": [dict(vars(record)) for record in self.records],  # `asdict` takes 50 times as long
         }
 
     def save(self, path: Path) -> None:

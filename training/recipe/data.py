@@ -136,6 +136,15 @@ class DataSettings(Strict):
         return self
 
     @model_validator(mode="after")
+    def _each_benchmark_once(self):
+        names = [name for entry in self.benchmarks for name in entry.benchmarks]
+        names += ["shapes"] if self.rows_to_ask else []  # rows are scored and reported as these are
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"evaluation: {name} is asked twice; name it once, and rows only where shapes is not")
+        return self
+
+    @model_validator(mode="after")
     def _splits_exist(self):
         known = self.world.splits if self.world else {}
         for source in (*self.train, *self.calibration, *self.rows_to_ask):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from data.collator import Collator
 from data.dataset import ConversationDataset
 from data.streaming import StreamedDataset
+from modeling.user_error import UserError
 from training.distillation.datasets import mixture, streamed, training_collator, training_split, validation_of
 from training.distillation.monitoring.validation import Validation
 from training.distillation.students import (
@@ -24,7 +25,7 @@ from training.distillation.students import (
 )
 from training.distillation.teacher_answers import AnsweredDataset, write_teacher_answers
 from training.evaluation.answer_files import write_answer_files
-from training.evaluation.asking import evaluate
+from training.evaluation.asking import check_prompts, evaluate
 from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import Asked, asked_of, digest, read_benchmarks
 from training.evaluation.results import Evaluation
@@ -103,12 +104,18 @@ def questions_of(run: Run, processor: ProcessorMixin) -> list[Asked]:
     """Returns the questions that all models are asked.
 
     Raises:
-        UserError: a benchmark cannot be read, or an answer could not be scored.
+        UserError: a benchmark cannot be read or shown to the model, or no answer could be scored.
     """
     data = run.recipe.data
     asked = [part for settings in data.benchmarks for part in read_benchmarks(settings)]
     if data.rows_to_ask:
         asked.append(asked_of(mixture(run.recipe, "evaluation", processor, data_folder(run)).samples))
+    if not any(question.answers for part in asked for question in part.questions):
+        raise UserError(
+            f"data.evaluation: the true answers of {', '.join(part.benchmark.name for part in asked)} are not "
+            "published; name a benchmark beside that can be scored"
+        )
+    check_prompts(asked, processor)
     return asked
 
 

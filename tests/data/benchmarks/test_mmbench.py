@@ -135,6 +135,7 @@ def test_pictures_are_base64_or_stand_in_another_row(tmp_path):
         ("image", "", "row 1: image: got ''"),
         ("index", "x", "row 1: index: got 'x', a whole number is expected"),
         ("index", "-1", "row 1: index: got '-1'"),
+        ("index", "241", "row 1: index: got 241 a second time"),
         ("index", "٣", "row 1: index: got '٣'"),
         ("answer", "E", "row 1: answer: got 'E', one of A, B is"),
         ("answer", "", "row 1: answer: got ''"),
@@ -149,7 +150,7 @@ def test_a_bad_row_is_refused_by_name(tmp_path, field, value, message):
     assert message in said and "mmbench_dev_20230712.tsv" in said
 
 
-@pytest.mark.parametrize("text", ["!" * 40, "iVBORw0KGgo" * 5])
+@pytest.mark.parametrize("text", ["!" * 40, "iVBORw0KGgo" * 5, "ï" * 40])
 def test_what_is_not_base64_is_refused_when_it_is_read(tmp_path, text):
     place = place_of(ENGLISH, tmp_path, "llava")
     change_rows(place, ENGLISH, lambda rows: rows[0].update(image=text))
@@ -172,6 +173,7 @@ def test_a_huge_file_is_refused(tmp_path, monkeypatch):
     ("text", "message"),
     [
         (b"", "cannot be read"),
+        (bytes(100), "no column is called 'index'"),
         (b"\xff\xfe\tquestion\n1\t2\n", "cannot be read"),
         (b"index\tquestion\n1\tWhat?\n", "no column is called 'hint'; they are index, question"),
         (b"index\tquestion\n1\tWhat?\textra\tmore\n1\t2\n", "no column is called"),

@@ -97,3 +97,15 @@ def test_a_wrong_row_is_refused(tmp_path, change, match):
     vqav2.write_split([row], {"image": vqav2.datasets.Image()}, tmp_path / "data", "validation")
     with pytest.raises(UserError, match=match):
         Vqav2().questions(Place(tmp_path), "llava")
+
+
+def test_a_picture_may_have_any_name(tmp_path):
+    """COCO's names end with a number. A name that is no such one is a unit of its own, however long its digits are."""
+    id, _, color, question, kind, people = vqav2.ROWS[0]
+    row = {"question_id": id, "question": question, "answer_type": kind}
+    row |= {"answers": [{"answer": answer} for answer in people], "image": vqav2.stored(color)}
+    names = ("COCO_val2014_000000000042.jpg", "42", "1" * 5_000, "1" * 100_000 + "x")
+    rows = [row | {"image_id": name} for name in names]
+    vqav2.write_split(rows, {"image": vqav2.datasets.Image()}, tmp_path / "data", "validation")
+    units = [asked.unit for asked in Vqav2().questions(Place(tmp_path), "llava")]
+    assert units == ["42", "42", "1" * 18, names[3]]

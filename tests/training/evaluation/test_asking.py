@@ -5,9 +5,12 @@ from PIL import Image
 
 from data.benchmarks.benchmark import Question
 from data.sample import Sample
+from modeling.user_error import UserError
+from tests.benchmark_files.pictures import png
 from tests.processes import run_processes
+from tests.tiny_processor import tiny_processor
 from training.evaluation import asking
-from training.evaluation.asking import evaluate
+from training.evaluation.asking import check_prompts, evaluate
 from training.evaluation.held_out import refuse_shared_files
 from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import asked_of, digest, limited
@@ -99,6 +102,29 @@ def test_answers_of_another_subject_are_not_used(model, tmp_path):
     evaluate(first, processor, asked(), batch_size=2, kept=KeptAnswers(tmp_path, "these weights"))
     evaluate(second, processor, asked(), batch_size=2, kept=KeptAnswers(tmp_path, "others"))
     assert len(first.asked) == len(second.asked) == 4
+
+
+def test_what_is_left_is_divided_anew_among_the_ranks(model, tmp_path, monkeypatch):
+    """Rank 0 of an earlier start was done with its share, batches 0 and 2. It must not wait for rank 1 now."""
+    make, processor = model
+    earlier = KeptAnswers(tmp_path, "these")
+    for number in (0, 2):
+        earlier.keep(number, ["one", "two"])
+    monkeypatch.setattr(asking, "own_share", lambda items: list(enumerate(items))[::2])  # rank 0 of two
+    monkeypatch.setattr(asking, "of_all_ranks", lambda own: [own, {3: ["seven"]}])
+    rank_0 = make()
+    found = evaluate(rank_0, processor, asked(), batch_size=2, kept=KeptAnswers(tmp_path, "these"))
+    assert rank_0.asked == [["2", "3"]]
+    assert [record.prediction for record in found.records][4:] == ["one", "two", "seven"]
+
+
+def test_a_question_that_cannot_be_shown_names_its_benchmark(tmp_path):
+    processor = tiny_processor(chat_template="{{ messages[0]['content'][-1]['text'] }}")  # it shows no picture
+    (tmp_path / "a.png").write_bytes(png("red"))
+    shown = [asked_of([Sample("7", (tmp_path / "a.png",), (("<image>\nwhat ?", "red"),), "attribute")])]
+    check_prompts(shown, tiny_processor())
+    with pytest.raises(UserError, match="shapes: sample '7': the chat template"):
+        check_prompts(shown, processor)
 
 
 def keep_on_both(folder):

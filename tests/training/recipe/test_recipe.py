@@ -95,6 +95,10 @@ WRONG = {
     "data.train.0={path: a, hub: b/c}": r"data.train.0: give path \(files\) or hub \(a data set on the Hub\), not both",
     "data.train.0={hub: b/c, columns: {text: x}}": r"data.train.0.columns.text",
     "compare.0.name=student": r"names must differ from each other and from 'student'",
+    "data.evaluation=[{benchmarks: [pope, gqa], path: a}, {benchmarks: [pope], hub: b}]": (
+        r"data: evaluation: pope is asked twice"
+    ),
+    "data.evaluation=[{split: test}, {benchmarks: [shapes], path: a}]": r"data: evaluation: shapes is asked twice",
     "name=../elsewhere": r"name: got '../elsewhere'; string should match pattern",
     "compare.9.name=x": r"override 'compare.9.name=x': '9' is not a position in a list of 3",
     "seed.deep=1": r"override 'seed.deep=1': 'deep' lies inside 0, which has no keys",
