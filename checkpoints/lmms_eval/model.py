@@ -54,10 +54,12 @@ class Squint(lmms):
         **unknown: Any,
     ):
         super().__init__()
-        for name in unknown:
-            raise UserError(f"--model_args: got {name!r}, allowed: {', '.join(ARGUMENTS)}")
+        if unknown:
+            raise UserError(f"--model_args: got {', '.join(map(repr, unknown))}, allowed: {', '.join(ARGUMENTS)}")
         if dtype not in DTYPES:
             raise UserError(f"--model_args: dtype: got {dtype!r}, allowed: {', '.join(DTYPES)}")
+        if not isinstance(trust_remote_code, bool):
+            raise UserError(f"--model_args: trust_remote_code: got {trust_remote_code!r}, allowed: True, False")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise UserError(f"--batch_size: got {batch_size!r}, allowed: integers from 1")
         self.batch_size = int(batch_size)

@@ -54,7 +54,7 @@ def test_empty_lists_are_nothing(family: TinyFamily, tmp_path):
 def test_the_stock_processor_fails_at_them(family: TinyFamily):
     """Negative control."""
     stock = family.processor()
-    with pytest.raises((ValueError, IndexError), match="audios|out of range"):
+    with pytest.raises((ValueError, IndexError, TypeError), match="audios|out of range|not callable"):
         stock(**prompts(stock), **NOTHING)
 
 

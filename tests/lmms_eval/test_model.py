@@ -23,6 +23,7 @@ def test_lmms_eval_knows_it_by_its_name():
     [
         ("pretrained=x,attn=sdpa", {}, "--model_args: got 'attn', allowed: pretrained, dtype, trust_remote_code"),
         ("pretrained=x,dtype=int8", {}, "dtype: got 'int8', allowed: auto, float32, bfloat16, float16"),
+        ("pretrained=x,trust_remote_code=no", {}, "trust_remote_code: got 'no', allowed: True, False"),
         ("pretrained=x", {"batch_size": "auto"}, "--batch_size: got 'auto', allowed: integers from 1"),
         ("pretrained=x", {"batch_size": 0}, "--batch_size: got 0, allowed: integers from 1"),
         ("pretrained=x", {"device": "gpu"}, "--device: got 'gpu'"),

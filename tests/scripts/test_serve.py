@@ -22,8 +22,6 @@ from modeling.visual_plan import VisualPlan
 from scripts.sparsify import probe_batch
 from tests.processes import free_port
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
 TINY_LLAVA = ROOT / "checkpoints" / "tiny-llava"
 PLAN = VisualPlan.dense(8).replace(2, ffn=0).replace(3, attend=False, ffn=32).replace(5, tokens=0.3)
@@ -91,6 +89,7 @@ def generate(model, processor, question: str, picture: Path) -> str:
     return processor.decode(answer, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_questions_about_pictures_are_answered_over_http(served, checkpoint, tmp_path):
     world = WorldSettings(seed=9, splits={"test": SplitSettings(part="test", rows=24)})
     path = write_world(tmp_path, world)["test"]
@@ -100,3 +99,10 @@ def test_questions_about_pictures_are_answered_over_http(served, checkpoint, tmp
     model, processor = load_checkpoint(checkpoint, "auto")
     assert answered == [generate(model, processor, *question) for question in asked]
     assert len(set(answered)) > 6
+
+
+def test_missing_packages_are_named(run_script, monkeypatch):
+    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
+    done = run_script("serve.py", "checkpoint")
+    assert done.returncode == 2
+    assert done.stderr == "error: serving needs FastAPI, uvicorn and openai: pip install 'squint[serve]'\n"
