@@ -13,9 +13,9 @@ import json
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import get_args
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from checkpoints.build import dense_config
@@ -95,7 +95,7 @@ def main() -> None:
     led_by_rank_0({}, lambda _: check(arguments))  # a mistake is told once
     asked = led_by_rank_0({}, lambda _: read_questions(arguments)) or read_questions(arguments)
     led_by_rank_0({}, lambda _: check_models(arguments, asked))
-    led_by_rank_0({}, lambda _: check_output(arguments))
+    lock = led_by_rank_0({}, lambda _: open_output(arguments))
     start = time.perf_counter()
     kept = kept_answers(arguments, asked)
     evaluations = evaluate_models(arguments, asked, kept)
@@ -103,6 +103,8 @@ def main() -> None:
         write_result(arguments, asked, evaluations, time.perf_counter() - start)
     for answers in kept.values():
         answers.remove()
+    if lock is not None:
+        lock.release()
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -182,10 +184,15 @@ def check_models(arguments: argparse.Namespace, asked: list[Asked]) -> None:
         check_prompts(asked, load_processor(path, arguments.trust_remote_code))
 
 
-def check_output(arguments: argparse.Namespace) -> None:
-    """Makes the folder of answer files. Raises UserError where nothing can be written there, or a model is there."""
+def open_output(arguments: argparse.Namespace) -> FileLock | None:
+    """Makes the folder of answer files, and holds it for this evaluation until its process ends.
+
+    Raises:
+        UserError: nothing can be written there, a model is there, or another evaluation is, such as what a launcher
+            that was killed has left behind.
+    """
     if arguments.json is None:
-        return
+        return None
     folder = answers_folder(arguments)
     if (folder / "config.json").exists():
         raise UserError(f"--json: {folder} is a model, and the answer files would lie in it; choose another name")
@@ -193,10 +200,13 @@ def check_output(arguments: argparse.Namespace) -> None:
         raise UserError(f"--json: {arguments.json} is a folder, a file is expected")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"--json: another process writes {folder}; wait for it, or choose another name") from None
     except OSError as error:
         raise UserError(f"--json: {arguments.json} cannot be written ({error})") from error
+    return lock
 
 
 def models_of(arguments: argparse.Namespace) -> dict[str, str]:

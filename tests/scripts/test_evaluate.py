@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data.shapes.questions import QUESTION_FAMILIES
@@ -62,7 +63,7 @@ def test_sparse_beside_dense_and_grey(run, folders, tmp_path):
     assert all(evaluation["count"] == 2 * len(QUESTION_FAMILIES) for evaluation in content["evaluations"].values())
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result", "result.json", "result.png"]
-    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["dense", "grey", "model"]
+    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == [".lock", "dense", "grey", "model"]
     lines = [json.loads(line) for line in (tmp_path / "result/model/shapes.jsonl").read_text().splitlines()]
     records = content["evaluations"]["model"]["records"]
     assert [(line["question_id"], line["text"]) for line in lines] == [(r["id"], r["prediction"]) for r in records]
@@ -120,3 +121,11 @@ def test_answers_are_not_written_into_a_model(run, folders):
     done = run("--model", folders["dense"], "--data", folders["data"], "--json", folders["dense"].with_suffix(".json"))
     assert done.returncode == 2 and "is a model, and the answer files would lie in it" in done.stderr
     assert sorted(folders["dense"].iterdir()) == before
+
+
+def test_two_evaluations_do_not_write_in_one_place(run, folders, tmp_path):
+    """The workers of a launcher that was killed may live on."""
+    (tmp_path / "result").mkdir()
+    with FileLock(tmp_path / "result" / ".lock"):
+        done = run("--model", folders["dense"], "--data", folders["data"], "--json", tmp_path / "result.json")
+    assert done.returncode == 2 and "another process writes" in done.stderr

@@ -13,6 +13,9 @@ from training.evaluation.intervals import Accuracy
 from training.report.numbers import percent
 from training.report.style import BLUE, GREY, INK, ORANGE, SERIES, WIDTH, label, plain
 
+CROWDED = 8
+"""Families in a plot, beyond which their names and values stand aslant, so as not to overlap."""
+
 
 def curves_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     """Plots training curves on one logarithmic axis. Thick lines are smoothed.
@@ -83,7 +86,8 @@ def families_plot(models: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     families = list(next(iter(models.values())))
-    width = 0.8 / len(models)
+    width, crowded = 0.8 / len(models), len(families) > CROWDED
+    highest = max(value.high for accuracies in models.values() for value in accuracies.values())  # CIDEr may exceed 1
     for number, (color, (name, accuracies)) in enumerate(zip(SERIES, models.items(), strict=False)):
         places = [index + (number - (len(models) - 1) / 2) * width for index in range(len(families))]
         values = [accuracies[family] for family in families]
@@ -92,14 +96,25 @@ def families_plot(models: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
         axes.bar(places, heights, width * 0.92, color=color, label=label(name))
         axes.errorbar(places, heights, whiskers, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
         for place, value in zip(places, values, strict=True):
-            axes.text(place, value.high + 0.015, f"{100 * value.accuracy:.0f}", ha="center", fontsize=8, color=INK)
+            axes.text(
+                place,
+                value.high + 0.015,
+                f"{100 * value.accuracy:.0f}",
+                ha="center",
+                fontsize=6 if crowded else 8,
+                color=INK,
+                rotation=90 if crowded else 0,
+            )
     axes.set(
         xticks=range(len(families)),
         xticklabels=families,
-        ylim=(0, 1.1),
+        ylim=(0, max(1.0, highest) + 0.1),
         yticks=(0, 0.25, 0.5, 0.75, 1),
         ylabel="accuracy",
     )
+    if crowded:
+        for text in axes.get_xticklabels():
+            text.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(axis="x", length=0)
     figure.legend(loc="outside upper right", ncols=len(models), frameon=False)

@@ -19,7 +19,7 @@ from functools import partial
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.distillation.students import dense_processor, limited_config, load_model, untrained_student
-from training.evaluation.comparison import relative_accuracy
+from training.evaluation.comparison import compare, relative_accuracy
 from training.evaluation.results import Evaluation
 from training.files import read_json, write_json, write_text
 from training.measure.clock.benchmark import benchmark
@@ -52,15 +52,17 @@ def evaluate_all(run: Run) -> dict:
     """Asks the dense model and every student the held-out questions. Returns the accuracy of each.
 
     Raises:
-        UserError: the dense model answers no question right, so that no accuracy can be relative to it.
+        UserError: the dense model answers no question of a benchmark right, so that no accuracy can be relative to it.
     """
     processor = dense_processor(run.recipe.model)
     asked = questions_of(run, processor)
     dense = evaluate_once(run, DENSE, lambda: load_model(run.recipe.model)[0], processor, asked)
     accuracy = {DENSE: dense.accuracy}
-    if accuracy[DENSE] == 0:
+    zero = [name for name, found in compare(dense, dense).items() if found.kept is None]
+    if zero:
         raise UserError(
-            f"{run.recipe.model.path}: answers none of the questions right, so there is nothing to be relative to"
+            f"{run.recipe.model.path}: answers none of the questions of {', '.join(zero)} right, so there is nothing "
+            "to be relative to"
         )
     for student in run.recipe.students:
         accuracy[student.name] = evaluate_once(

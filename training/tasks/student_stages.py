@@ -133,9 +133,15 @@ def evaluate_once(
     Args:
         name: name of the file. `GREY` means that the model is shown grey pictures.
         load: returns the model. It is called only if the model is asked.
+
+    Raises:
+        UserError: the file answers other questions, as the benchmarks' files have changed since.
     """
     path = evaluation_path(run, name)
     found = from_rank_0(Evaluation.load(path) if is_main_process() and path.exists() else None)
+    questions = [(part.benchmark.name, question.id, question.text) for part in asked for question in part.questions]
+    if found is not None and questions != [(one.benchmark, one.id, one.question) for one in found.records]:
+        raise UserError(f"{path}: answers other questions than data.evaluation has now; remove it, or restore the data")
     if found is None:
         settings = run.recipe.evaluation
         said = [digest(asked), settings.batch_size, settings.max_new_tokens]

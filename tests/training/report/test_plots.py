@@ -50,6 +50,18 @@ def test_names_are_text_and_files_are_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["families.png"]
 
 
+def test_names_of_many_families_do_not_overlap():
+    values = {f"a_long_name_{number}": Accuracy(1.2, 1.1, 1.3, 9) for number in range(17)}
+    figure = families_plot({"dense": values, "sparse": values})
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_ylim()[1] > 1.3  # CIDEr exceeds what counts as 100 %
+    assert {text.get_rotation() for text in axes.get_xticklabels()} == {35}
+    assert {text.get_rotation() for text in families_plot({"dense": {"a": values["a_long_name_0"]}}).axes[0].texts} == {
+        0
+    }
+
+
 def test_curves_of_any_length():
     for length in (1, 2, 50):
         assert png(curves_plot({"loss": [(step, 1 / step) for step in range(1, length + 1)]})).startswith(b"\x89PNG")
