@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -150,16 +151,18 @@ def read_questions(arguments: argparse.Namespace) -> list[Asked]:
         )
         asked += read_benchmarks(settings)
     if arguments.submission:
-        for part in asked:
-            if not part.benchmark.has_submission:
-                name = part.benchmark.name
-                raise UserError(f"--submission: {name} has none; its scorer takes the answer files beside --json")
+        for part in with_submission(asked):
             assert part.place is not None
             part.benchmark.submission((), part.place)  # what it needs is missed now, not after hours
     families = set().union(*(SHAPES[name] for name in names if name in SHAPES))
     if families:
         asked.append(read_rows(None if public else arguments.data, arguments.images, families, arguments.limit))
     return asked
+
+
+def with_submission(asked: Sequence[Asked]) -> list[Asked]:
+    """Returns the benchmarks that have files of their own for a scorer or a server."""
+    return [part for part in asked if part.benchmark.has_submission]
 
 
 def read_rows(data: Path | None, images: Path | None, families: set[str], limit: int | None) -> Asked:
@@ -271,7 +274,10 @@ def write_result(
     for name, evaluation in evaluations.items():
         write_answer_files(evaluation, folder / name, name)
         if arguments.submission:
-            for path in write_submissions(evaluation, [part for part in asked if part.place], folder / name):
+            written = write_submissions(evaluation, with_submission(asked), folder / name)
+            rest = [part for part in asked if not part.benchmark.has_submission]  # their scorers take answer files
+            written += [folder / name / f"{part.benchmark.name}.jsonl" for part in rest]
+            for path in written:
                 console.print(f"submission: {path}", soft_wrap=True)
     result = {
         "model": arguments.model,
