@@ -274,11 +274,14 @@ def _check_shape(width: int, height: int, max_pixels: int) -> None:
 def _sampling(processor: ProcessorMixin) -> Sampling:
     """Returns which frames are seen, as the settings for videos say."""
     settings = _video_settings(processor)
-    return Sampling(
+    sampling = Sampling(
         settings.get("fps") or FRAMES_PER_SECOND,
         settings.get("min_frames") or LEAST_FRAMES,
         settings.get("max_frames") or MOST_FRAMES,
     )
+    if not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in sampling):
+        raise UserError(f"the processor's settings for videos: got {sampling}, allowed: numbers above 0")
+    return sampling
 
 
 def _pixels_of_a_frame(processor: ProcessorMixin) -> dict[str, int]:

@@ -38,6 +38,8 @@ _VERSION = 2
 """Of what an index holds. An index of another version is made anew."""
 _BUILDING = ".building"
 """Folder of what is written meanwhile."""
+_BYTES_AT_ONCE = 64 * 2**20
+"""As many of a source's rows are read together, but at least one row: rows may hold videos."""
 _ROWS_AT_ONCE, _FILES_AT_ONCE = 128, {"image": 64, "video": 1}
 _ROWS_PER_PROCESS, _FILES_PER_PROCESS = 4_000, {"image": 200, "video": 8}
 """As many are worth the start of a process."""
@@ -105,7 +107,7 @@ def _write_indexes(
     tables = {
         path: _map(
             rows.table, ReadRows(rows, processor, look), READ, building / f"rows-{path.name}",
-            desc=f"rows of {rows.name}", at_once=_ROWS_AT_ONCE, per_process=_ROWS_PER_PROCESS,
+            desc=f"rows of {rows.name}", at_once=_rows_at_once(rows.table), per_process=_ROWS_PER_PROCESS,
         )
         for path, rows in sources.items()
     }  # fmt: skip
@@ -116,6 +118,12 @@ def _write_indexes(
         with whole_file(path) as partial, pa.ipc.new_stream(str(partial), table.schema) as writer:
             for start in range(0, len(table), _ROWS_OF_A_CHUNK):
                 writer.write_table(table.slice(start, _ROWS_OF_A_CHUNK).combine_chunks())
+
+
+def _rows_at_once(table: datasets.Dataset) -> int:
+    """Returns how many rows of a source are read together."""
+    bytes_of_row = table.data.nbytes // max(1, len(table))
+    return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, bytes_of_row)))
 
 
 def _looked_at(medium: Medium, tables: Iterable[pa.Table], look: Look, building: Path) -> LookedAt:

@@ -69,6 +69,12 @@ def test_the_numbers_of_frames(total, rate, sampling, expected):
     assert frames_seen(total, rate, sampling) == expected
 
 
+@pytest.mark.parametrize("settings", [{"fps": "2"}, {"max_frames": -3}, {"min_frames": [4]}, {"fps": float("nan")}])
+def test_settings_that_are_none_are_refused(settings):
+    with pytest.raises(UserError, match="the processor's settings for videos: got .*, allowed: numbers above 0"):
+        size_of_video(EmbeddedFile(film([0] * 4), "film"), processor(**settings), PIXELS, False)
+
+
 def test_frames_on_their_side_are_turned():
     """As phones write them. What is above in the frames as they are stored is then on the right."""
     data = film([0] * 4)

@@ -102,3 +102,16 @@ def test_prompts_are_rendered_for_the_first_conversation_of_a_shape_alone(monkey
     first = len(calls)
     encode(alike)
     assert (first, len(calls)) == (3, 3)
+
+
+def test_as_one_by_one_where_the_processor_itself_renders_otherwise(monkeypatch):
+    processor, found = tiny_processor(), samples(seed=2)
+    apply = processor.apply_chat_template
+    monkeypatch.setattr(
+        processor,
+        "apply_chat_template",
+        lambda *args, **options: [text.replace("USER: ", "USER : ? ") for text in apply(*args, **options)],
+    )
+    expected = [one_by_one(sample, processor) for sample in found]
+    assert {type(one) for one in expected} == {str, tuple}
+    assert in_batches(BatchEncoder(processor), found) == expected

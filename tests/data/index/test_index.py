@@ -264,3 +264,8 @@ def test_rows_lie_together_however_they_were_read(samples, tmp_path, monkeypatch
         assert list(dataset.samples) == samples * 2
         arrays = [value for held in (index, dataset) for value in vars(held).values() if isinstance(value, np.ndarray)]
         assert sum(array.nbytes for array in arrays) == 8 * len(dataset), "which index, and which of its rows"
+
+
+@pytest.mark.parametrize("size, expected", [(10, 128), (2**20, 63), (80 * 2**20, 1)])
+def test_large_rows_are_read_a_few_at_a_time(size, expected):
+    assert build._rows_at_once(datasets.Dataset.from_dict({"video": [bytes(size)]})) == expected

@@ -124,7 +124,7 @@ class Watched(Dataset):
     """Remembers which samples were asked for. The attributes are those of a `ConversationDataset`."""
 
     def __init__(self):
-        self.has_picture = np.array(["pixel_values" in sample for sample in DATASET])
+        self.modality = np.array(["pixel_values" in sample for sample in DATASET])
         self.lengths = np.array([len(sample["input_ids"]) for sample in DATASET])
         self.asked: list[int] = []
 
@@ -161,3 +161,16 @@ def test_a_training_that_was_killed_in_its_second_epoch_goes_on_with_the_same_sa
     if grouped:
         kinds = [[DATASET[index].keys() for index in batch] for batch in batches(whole, 2)]
         assert sum(first != second for first, second in kinds) == 0, "six samples have pictures and two have none"
+
+
+def test_batches_are_of_one_modality_of_four():
+    rng = np.random.default_rng(0)
+    lengths, modality = rng.integers(5, 50, 203), rng.integers(0, 4, 203)
+    order = list(GroupedOrder(lengths, modality, 8, 0, lambda: 0))
+    assert sorted(order) == list(range(203))
+    kinds = [set(modality[order[start : start + 8]]) for start in range(0, 203, 8)]
+    left_over = sum(int((modality == kind).sum()) % 8 for kind in range(4))
+    whole = (203 - left_over) // 8
+    assert all(len(kind) == 1 for kind in kinds[:whole]) and whole > 15
+    as_bool = list(GroupedOrder(lengths, modality > 0, 8, 0, lambda: 0))
+    assert as_bool == list(GroupedOrder(lengths, (modality > 0).astype(np.int8), 8, 0, lambda: 0)) != order

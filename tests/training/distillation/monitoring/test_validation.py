@@ -32,7 +32,7 @@ SINGLES = single_samples(tiny_batch(PICTURES, seed=7))
 class HeldOut(list):
     """Encoded samples, with the attributes of a `ConversationDataset`."""
 
-    has_picture = np.array(PICTURES) > 0
+    modality = np.array(PICTURES) > 0
     lengths = np.array([single["input_ids"].shape[1] for single in SINGLES])
 
 
