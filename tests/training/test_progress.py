@@ -77,7 +77,8 @@ def test_all_bars_are_of_this_kind():
     sources = {path: path.read_text(encoding="utf-8") for top in ("data", "checkpoints", "training", "scripts")
                for path in (ROOT / top).rglob("*.py")}  # fmt: skip
     assert [path for path, text in sources.items() if re.search("import tqdm|from tqdm|rich.progress", text)] == [
-        ROOT / "training" / "progress.py"
+        ROOT / "checkpoints" / "lmms_eval" / "model.py",  # it is lmms-eval that draws this one
+        ROOT / "training" / "progress.py",
     ]
 
 
