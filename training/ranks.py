@@ -55,6 +55,24 @@ def own_share(items: Sequence[Item]) -> list[tuple[int, Item]]:
     return [(number, item) for number, item in enumerate(items) if number % world_size() == rank()]
 
 
+def own_share_by_cost(items: Sequence[Item], cost: Callable[[Item], float]) -> list[tuple[int, Item]]:
+    """Returns the items that are this rank's where all ranks shall be busy equally long, the dearest first.
+
+    Each item goes to the rank that has least, in the order of their costs (Graham 1969, longest processing time first).
+
+    Args:
+        items: the same ones on every rank.
+        cost: about how long an item takes, in any unit.
+    """
+    busy, own = [0.0] * world_size(), []
+    for number, item in sorted(enumerate(items), key=lambda pair: cost(pair[1]), reverse=True):
+        idlest = busy.index(min(busy))
+        busy[idlest] += cost(item)
+        if idlest == rank():
+            own.append((number, item))
+    return own
+
+
 def in_order(shares: Sequence[Sequence[tuple[int, Result]]]) -> list[Result]:
     """Returns the results of all ranks' shares in the order of their numbers."""
     return [result for _, result in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]

@@ -168,6 +168,7 @@ def test_a_list_in_the_plan_is_our_bug(tmp_path):
 # ---- who loads it ----
 
 
+@pytest.mark.slow
 def test_half_precision_is_verified_too(tmp_path):
     model, processor, probe = student_with_probe(torch.bfloat16)
     export_checkpoint(model, processor, tmp_path / "out", card="", probe=probe)
@@ -251,7 +252,7 @@ def import_the_repository(folder):
 @pytest.mark.parametrize(
     "harm, message",
     [
-        (swap_two_words, "other logits"),
+        pytest.param(swap_two_words, "other logits", marks=pytest.mark.slow),
         (forget_the_plan, "other logits"),
         (import_the_repository, "does not load in a fresh process"),
     ],

@@ -49,7 +49,6 @@ from training.recipe.lora import LoraSettings
 from training.recipe.training import TrainingSettings
 
 FAMILIES = [*LLAVA, *LLAVA_NEXT, QWEN2_VL, *INTERNVL]
-FIRST_OF_FAMILY = (LLAVA[0], LLAVA_NEXT[0], QWEN2_VL, INTERNVL[0])
 LAYERS, UNITS, NEURONS = 3, 2, 24
 RANKED = VisualPlan.from_dict(
     {
@@ -250,8 +249,8 @@ def questions(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "family",
     [
-        # One text model of each family in every run of the tests, the others where there is time.
-        pytest.param(family, id=family.name, marks=[] if family in FIRST_OF_FAMILY else [pytest.mark.slow])
+        # Two families in every run of the tests, the others where there is time. Tests of each command ask a LLaVA.
+        pytest.param(family, id=family.name, marks=[] if family in (QWEN2_VL, INTERNVL[0]) else [pytest.mark.slow])
         for family in FAMILIES
     ],
 )

@@ -23,10 +23,10 @@ FEW_SAMPLES = ("--num-samples", 4, "--batch-size", 2)
 @pytest.mark.parametrize(
     "planner",
     [
-        ("vtw", "tolerance=0.5"),
-        ("g_search", "tolerance=0.5", "trials=3", "full_layers=1"),
+        pytest.param(("vtw", "tolerance=0.5"), marks=pytest.mark.slow),
+        pytest.param(("g_search", "tolerance=0.5", "trials=3", "full_layers=1"), marks=pytest.mark.slow),
         ("p_sigmoid", "--budget", 0.8, "trials=6", "full_layers=1"),
-        ("shortv", "--budget", 0.8),
+        pytest.param(("shortv", "--budget", 0.8), marks=pytest.mark.slow),
         ("greedy", "--budget", 0.5),
         ("fastv", "keep=0.5"),
     ],

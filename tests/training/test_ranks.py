@@ -4,7 +4,8 @@ import pytest
 
 from modeling.user_error import UserError
 from tests.processes import run_processes
-from training.ranks import in_order, led_by_rank_0, own_share, rank
+from training import ranks
+from training.ranks import in_order, led_by_rank_0, own_share, own_share_by_cost, rank
 from training.stops import LeaderFailed
 
 ITEMS = list(range(7))
@@ -63,3 +64,26 @@ def test_a_followers_error_ends_both():
 
 def test_the_leaders_error_lets_the_followers_go():
     assert run_processes(2, outcome, breaking_story) == ["UserError: the story ends here", "LeaderFailed: "]
+
+
+def shares(monkeypatch, world_size: int, share) -> list[list[tuple[int, int]]]:
+    """What each rank takes of costs whose groups of four end in a small one."""
+    found = []
+    for number in range(world_size):
+        monkeypatch.setattr(ranks, "world_size", lambda: world_size)
+        monkeypatch.setattr(ranks, "rank", lambda number=number: number)
+        found.append(share([20, 20, 20, 7] * 6))
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_are_busy_equally_long(monkeypatch, world_size):
+    found = shares(monkeypatch, world_size, lambda costs: own_share_by_cost(costs, lambda cost: cost))
+    assert sorted(number for share in found for number, _ in share) == list(range(24))
+    busy = [sum(cost for _, cost in share) for share in found]
+    assert max(busy) - min(busy) <= 20
+
+
+def test_ranks_that_take_turns_are_not(monkeypatch):
+    busy = [sum(cost for _, cost in share) for share in shares(monkeypatch, 2, own_share)]
+    assert busy == [240, 162]

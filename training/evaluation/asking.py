@@ -20,7 +20,7 @@ from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import Asked
 from training.evaluation.results import Evaluation
 from training.progress import Progress
-from training.ranks import of_all_ranks, own_share
+from training.ranks import of_all_ranks, own_share_by_cost
 
 RUN_ON_TOKENS = 4
 """New tokens that are allowed beyond the longest true answer of a family.
@@ -71,7 +71,9 @@ def evaluate(
     batches = list(_batches(asked, processor, batch_size, max_new_tokens))
     known = {} if kept is None else kept.known()
     # What an earlier start has left is divided anew: it may have had more processes, and one that was behind.
-    own = [batch for _, batch in own_share([batch for batch in enumerate(batches) if batch[0] not in known])]
+    left = [(number, batch) for number, batch in enumerate(batches) if number not in known]
+    # A question's prefill takes about as long as a step of decoding.
+    own = [batch for _, batch in own_share_by_cost(left, lambda pair: len(pair[1].numbers) + pair[1].max_new_tokens)]
     collate = Collator(processor, padding_side="left")
     training = model.training
     model.eval()

@@ -65,7 +65,9 @@ def assert_as_whole(folder, whole):
     assert flat == pytest.approx([value for row in rows(whole) for value in row], rel=1e-5)
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_at_the_end_of_its_step(tmp_path, listening, monkeypatch, whole, number, workers):
     def tell_all():
         loading = [child.pid for child in multiprocessing.active_children()]

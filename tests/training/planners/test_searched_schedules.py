@@ -77,6 +77,7 @@ def test_each_layer_takes_the_least_share_tried_with_which_the_answers_stay(tmp_
     assert slow_kl(plan) <= TOLERANCE < slow_kl(plain_plan([*shares[:2], 0.0, 0.0, 0.0]))
 
 
+@pytest.mark.slow
 def test_the_tolerance_decides_between_all_tokens_and_none():
     one_layer_full = g_search(tolerance=100.0, full_layers=1)
     assert tokens(one_layer_full) == [1.0, 0.0, 0.0, 0.0, 0.0] and tokens(g_search(tolerance=100.0)) == [
@@ -92,6 +93,7 @@ def test_the_tolerance_decides_between_all_tokens_and_none():
     assert ANSWER_KL(g_search(tolerance=0.0)) == 0.0
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_number_of_trials_decide(tmp_path):
     assert g_search(tolerance=TOLERANCE) == g_search(tolerance=TOLERANCE)
     assert g_search(tolerance=TOLERANCE, seed=100) != g_search(tolerance=TOLERANCE)

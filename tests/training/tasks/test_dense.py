@@ -78,6 +78,7 @@ def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
     assert any(not torch.equal(start[name], value) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_an_older_model_is_replaced_whole(tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "old.bin").touch()

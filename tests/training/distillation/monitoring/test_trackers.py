@@ -102,6 +102,7 @@ def test_a_users_project_is_kept(wandb, recipe, tmp_path, monkeypatch):
     assert runs(wandb)[0][0][1] == {"project": "mine", "group": "ours", "name": "debug/student"}
 
 
+@pytest.mark.slow
 def test_transformers_alone_would_give_all_students_one_run(wandb, recipe, tmp_path, monkeypatch):
     """The negative control."""
     monkeypatch.setattr(trainer_module, "tracker_run", nullcontext)
