@@ -110,7 +110,7 @@ def test_what_is_left_is_divided_anew_among_the_ranks(model, tmp_path, monkeypat
     earlier = KeptAnswers(tmp_path, "these")
     for number in (0, 2):
         earlier.keep(number, ["one", "two"])
-    monkeypatch.setattr(asking, "own_share", lambda items: list(enumerate(items))[::2])  # rank 0 of two
+    monkeypatch.setattr(asking, "own_share_by_cost", lambda items, _: list(enumerate(items))[::2])  # rank 0 of two
     monkeypatch.setattr(asking, "of_all_ranks", lambda own: [own, {3: ["seven"]}])
     rank_0 = make()
     found = evaluate(rank_0, processor, asked(), batch_size=2, kept=KeptAnswers(tmp_path, "these"))
