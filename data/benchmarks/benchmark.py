@@ -19,6 +19,9 @@ from data.sample import EmbeddedFile, Sample
 Style = Literal["llava", "lmms"]
 """Whose prompts are asked: those of LLaVA-1.5's own evaluation, or those of lmms-eval."""
 
+OF_ALL = "accuracy"
+"""The metric of all questions, where a benchmark's metrics are mean scores."""
+
 Totals = Mapping[str, np.ndarray]
 """Name of what is counted -> its sum over units. Sums of several resamplings stand in one array."""
 
@@ -151,7 +154,7 @@ class Benchmark(ABC):
         """
         groups = [name.removesuffix(" count") for name in totals if name.endswith(" count")]
         return {
-            "accuracy" if group == "all" else group: ratio(totals[f"{group} score"], totals[f"{group} count"])
+            OF_ALL if group == "all" else group: ratio(totals[f"{group} score"], totals[f"{group} count"])
             for group in sorted(groups, key=lambda group: group != "all")
         }
 

@@ -1,8 +1,8 @@
 """What a model's answers to benchmarks come to: metrics with 95 % intervals, and every answer.
 
-Accuracies are shares, so that benchmarks with different metrics can stand in one plot. That of a benchmark is its first
-metric as a share of the best value. Where that is the mean score of questions about different pictures, its interval
-is Wilson's; else it is that of a bootstrap over pictures. The overall accuracy is the mean over the benchmarks.
+The interval of a mean score of questions about different pictures is Wilson's; that of another metric is of a bootstrap
+over pictures. Accuracies are shares, so that benchmarks with different metrics can stand in one plot. That of a
+benchmark is its first metric as a share of the best value. The overall accuracy is the mean over the benchmarks.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.benchmarks.benchmark import Record
+from data.benchmarks.benchmark import OF_ALL, Benchmark, Record
 from data.benchmarks.registry import BENCHMARKS
 from modeling.user_error import UserError
 from training.evaluation.intervals import PERCENTILES, Accuracy, Resampled, resample, wilson
@@ -64,7 +64,7 @@ class Evaluation:
     def metrics(self) -> dict[str, dict[str, Metric]]:
         """Name of each benchmark -> its metrics by name, the one that counts first."""
         return {
-            benchmark: {name: Metric(value, *resampled.interval(name)) for name, value in resampled.values.items()}
+            benchmark: {name: self._metric(benchmark, name) for name in resampled.values}
             for benchmark, resampled in self.resampled.items()
         }
 
@@ -132,16 +132,21 @@ class Evaluation:
         records = json.loads(path.read_text(encoding="utf-8"))["records"]
         return cls.of(Record(**{**record, "answers": tuple(record["answers"])}) for record in records)
 
-    def _accuracy(self, name: str) -> Accuracy:
+    def _metric(self, benchmark: str, name: str) -> Metric:
+        """Returns a metric with its interval."""
+        records, resampled = self.by_benchmark[benchmark], self.resampled[benchmark]
+        if type(BENCHMARKS[benchmark]).metrics is Benchmark.metrics:  # each is a mean score
+            counted = [record for record in records if name in (OF_ALL, record.group)]
+            if len({record.unit for record in counted}) == len(counted):
+                mean = wilson(_scores(counted))
+                return Metric(100 * mean.accuracy, 100 * mean.low, 100 * mean.high)
+        return Metric(resampled.values[name], *resampled.interval(name))
+
+    def _accuracy(self, benchmark: str) -> Accuracy:
         """Returns a benchmark's first metric as a share of the best value."""
-        records, (first, value) = self.by_benchmark[name], next(iter(self.resampled[name].values.items()))
-        share = value / BENCHMARKS[name].best
-        scores = _scores(records)
-        is_mean = min(scores) >= 0 and max(scores) <= 1 and abs(share - sum(scores) / len(scores)) < 1e-9
-        if is_mean and len({record.unit for record in records}) == len(records):
-            return wilson(scores)
-        low, high = self.resampled[name].interval(first)
-        return Accuracy(share, low / BENCHMARKS[name].best, high / BENCHMARKS[name].best, len(records))
+        metric = next(iter(self.metrics[benchmark].values()))
+        shares = (value / BENCHMARKS[benchmark].best for value in metric)
+        return Accuracy(*shares, len(self.by_benchmark[benchmark]))
 
     def _draws(self, name: str) -> np.ndarray:
         """Returns a benchmark's first metric in all resamplings, as a share of the best value."""

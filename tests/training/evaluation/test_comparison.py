@@ -8,7 +8,7 @@ import pytest
 from data.benchmarks.benchmark import Benchmark, Judgement, Record, units_of
 from data.benchmarks.registry import BENCHMARKS
 from training.evaluation.comparison import compare, mcnemar, relative_accuracy
-from training.evaluation.intervals import RESAMPLINGS, resample
+from training.evaluation.intervals import RESAMPLINGS, resample, wilson
 from training.evaluation.results import Evaluation
 
 
@@ -54,6 +54,16 @@ def test_questions_about_one_picture_make_an_interval_wider():
 def test_a_bootstrap_of_independent_scores_is_as_wide_as_the_normal_interval():
     low, high = resample(BENCHMARKS["shapes"], records(random_scores(2000, 0.7, 3))).interval("accuracy")
     assert high - low == pytest.approx(2 * 1.96 * 100 * (0.7 * 0.3 / 2000) ** 0.5, rel=0.1)
+
+
+def test_a_mean_of_independent_scores_has_wilsons_interval():
+    """A bootstrap of answers that are all right says that nothing can go wrong."""
+    metrics = Evaluation.of(records([1.0] * 20, groups=("one", "two"))).metrics["shapes"]
+    assert metrics["accuracy"] == pytest.approx((100, 100 * wilson([1.0] * 20).low, 100))
+    assert metrics["one"] == pytest.approx((100, 100 * wilson([1.0] * 10).low, 100))
+    assert metrics["one"].low < metrics["accuracy"].low < 90
+    shared = Evaluation.of(records([1.0] * 20, per_unit=2)).metrics["shapes"]["accuracy"]
+    assert shared == (100, 100, 100), "two questions about a picture are not independent"
 
 
 @pytest.mark.parametrize(
