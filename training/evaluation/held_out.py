@@ -1,9 +1,12 @@
-"""Refuses questions about pictures that are trained on, or that plans are found on."""
+"""Refuses questions, and pictures of questions, that are trained on or that plans are found on."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from data.dataset import ConversationDataset
 from modeling.user_error import UserError
 from training.evaluation.questions import Asked
 from training.fingerprints import fingerprints
@@ -38,6 +41,23 @@ def refuse_shared_files(asked: Sequence[Asked], files: Iterable[Path], role: str
                     f"data.evaluation: {held_out[path]} shows {path}, which data.{role} shows too ({shown}); "
                     "questions must be about what is held out"
                 )
+
+
+def refuse_shared_samples(held_out: ConversationDataset, dataset: ConversationDataset, role: str) -> None:
+    """Raises UserError where a sample that is asked is one of a dataset's too, with the same id, texts and files.
+
+    Args:
+        held_out: the samples whose last questions are asked.
+        dataset: the samples of `role`.
+        role: what they are for.
+    """
+    shared = np.flatnonzero(np.isin(held_out.digests, dataset.digests))
+    if len(shared):
+        first = held_out.samples[int(shared[0])].id
+        raise UserError(
+            f"data.evaluation: {len(shared)} of {len(held_out)} samples are in data.{role} too, first {first!r}; "
+            "questions must be held out"
+        )
 
 
 def _sha256(path: Path) -> str:

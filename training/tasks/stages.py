@@ -5,11 +5,11 @@ from transformers import ProcessorMixin
 
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
-from training.distillation.datasets import index_data, roles_with_rows, streamed, whole_mixture
+from training.distillation.datasets import index_data, mixture, roles_with_rows, streamed, whole_mixture
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.monitoring.validation import hold_out
 from training.distillation.students import dense_processor, limited_config
-from training.evaluation.held_out import refuse_shared_files
+from training.evaluation.held_out import refuse_shared_files, refuse_shared_samples
 from training.files import write_json
 from training.recipe.gates import GateSettings
 from training.recipe.student import StudentRecipe
@@ -65,10 +65,13 @@ def read_data(run: Run) -> dict:
         if part.place is not None:  # rows are counted as samples
             used[part.benchmark.name] = len(part.questions)
             console.print(f"{part.benchmark.name}: {len(part.questions):,} questions", soft_wrap=True)
+    held_out = mixture(recipe, "evaluation", processor, data_folder(run)) if recipe.data.rows_to_ask else None
     for role in roles_with_rows(recipe):
         dataset, rest = whole_mixture(recipe, role, processor, data_folder(run))
         if role != "evaluation":
             refuse_shared_files(asked, dataset.files(), role)
+            if held_out is not None:
+                refuse_shared_samples(held_out, dataset, role)
         if role == "train" and recipe.validation is not None:
             dataset, _ = hold_out(dataset, recipe.validation.num_samples, recipe.seed)
         if role == "train" and recipe.distillation.keep_answers:

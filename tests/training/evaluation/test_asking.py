@@ -1,17 +1,23 @@
 """Which questions are asked, what is kept of a killed evaluation, and which pictures may be asked about."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data.benchmarks.benchmark import Question
+from data.index.build import build_indexes
+from data.index.index import open_indexes
+from data.mixture import build_mixture
 from data.sample import Sample
+from data.sources.source import Source
 from modeling.user_error import UserError
-from tests.benchmark_files.pictures import png
+from tests.benchmark_files.pictures import png, stored
 from tests.processes import run_processes
 from tests.tiny_processor import tiny_processor
 from training.evaluation import asking
 from training.evaluation.asking import check_prompts, evaluate
-from training.evaluation.held_out import refuse_shared_files
+from training.evaluation.held_out import refuse_shared_files, refuse_shared_samples
 from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import asked_of, digest, limited
 
@@ -150,3 +156,23 @@ def test_questions_about_pictures_that_are_trained_on_are_refused(tmp_path):
     for shared in ("train", "test"):
         with pytest.raises(ValueError, match=r"data.evaluation: shapes, question q7 shows .*data.train shows too"):
             refuse_shared_files([part], [tmp_path / shared / "a.png"], "train")
+
+
+def test_samples_that_are_trained_on_are_refused(tmp_path):
+    """Pictures lie in the rows, so that their bytes tell whether they are the same."""
+    processor = tiny_processor()
+
+    def dataset(name: str, **colors: str):
+        rows = [
+            {"id": row, "images": [stored(color)], "texts": [{"user": "what ?", "assistant": "red"}]}
+            for row, color in colors.items()
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        sources = [Source(path=tmp_path / f"{name}.parquet")]
+        paths = build_indexes(sources, processor, tmp_path / name, decode=False)
+        return build_mixture(open_indexes(sources, paths), processor, max_length=999, seed=0)[0]
+
+    asked = dataset("asked", a="red", b="blue")
+    refuse_shared_samples(asked, dataset("apart", a="green", c="blue"), "train")
+    with pytest.raises(UserError, match=r"data.evaluation: 1 of 2 samples are in data.train too, first 'b'"):
+        refuse_shared_samples(asked, dataset("shared", a="green", b="blue"), "train")
