@@ -4,6 +4,7 @@ It holds the metadata that the Hub reads, the plan, what the plan costs, and wha
 """
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
@@ -193,9 +194,14 @@ def benchmark_rows(benchmarks: Mapping[str, dict]) -> list[tuple[str, ...]]:
                 "–" if row["blind"] is None else f"{row['blind']:.1f}",
             )
         )
-    kept = [row["kept"] for row in benchmarks.values()]
-    mean = None if None in kept else sum(kept) / len(kept)
+    mean = mean_share([row["kept"] for row in benchmarks.values()])
     return [*table, ("mean", "", "", "", "", "", _share(mean), "", "")]
+
+
+def mean_share(kept: Sequence[float | None]) -> float | None:
+    """Returns the mean of the shares that are kept; None if one of them is None."""
+    known = [share for share in kept if share is not None]
+    return math.fsum(known) / len(known) if len(known) == len(kept) else None
 
 
 def _share(value: float | None) -> str:

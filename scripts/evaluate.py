@@ -34,7 +34,7 @@ from modeling.user_error import UserError
 from training.cli import run
 from training.evaluation.answer_files import write_answer_files, write_submissions
 from training.evaluation.asking import check_prompts, evaluate
-from training.evaluation.comparison import as_dict, compare, relative_accuracy
+from training.evaluation.comparison import as_dict, compare, mean_kept
 from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import Asked, asked_of, digest, limited, read_benchmarks
 from training.evaluation.results import Evaluation
@@ -257,16 +257,15 @@ def write_result(
     """Prints the figures, and writes the files that the command line names."""
     console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH, markup=False, emoji=False)
     scored = bool(evaluations["model"].resampled)
-    compared = {}
+    compared, kept = {}, None
     if scored:
         if any(part.place for part in asked):
             console.print(f"prompts: {arguments.prompts}")
         console.print(metrics_table(evaluations))
     if scored and arguments.dense:
         found = compare(evaluations["dense"], evaluations["model"], evaluations.get(GREY))
-        compared = as_dict(found)
+        compared, kept = as_dict(found), mean_kept(found)
         console.print(comparison_table(compared))
-        kept = relative_accuracy(evaluations["model"], evaluations["dense"])
         console.print(f"relative accuracy: {percent(kept)}")
     if arguments.json is None:
         return
@@ -283,7 +282,7 @@ def write_result(
         "model": arguments.model,
         "dense": arguments.dense,
         "prompts": arguments.prompts,
-        "relative_accuracy": relative_accuracy(evaluations["model"], evaluations["dense"]) if compared else None,
+        "relative_accuracy": kept,
         "benchmarks": compared,
         "seconds": seconds,
         "evaluations": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.card import mean_share
 from data.benchmarks.benchmark import Record
 from data.benchmarks.registry import BENCHMARKS
 from training.evaluation.intervals import PERCENTILES
@@ -80,8 +81,12 @@ def relative_accuracy(model: Evaluation, reference: Evaluation) -> float | None:
 
     Returns None if a benchmark's metric of the reference is 0.
     """
-    kept = [comparison.kept for comparison in compare(reference, model).values()]
-    return None if None in kept else math.fsum(kept) / len(kept)
+    return mean_kept(compare(reference, model))
+
+
+def mean_kept(comparisons: dict[str, Comparison]) -> float | None:
+    """Returns the mean share that is kept on these benchmarks; None if the dense model's metric of one is 0."""
+    return mean_share([comparison.kept for comparison in comparisons.values()])
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
