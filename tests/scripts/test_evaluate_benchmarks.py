@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tests.benchmark_files.all_benchmarks import write_all
 from tests.processes import free_port
+from tests.tiny_llava import tiny_llava
 from tests.tiny_processor import tiny_processor
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -24,14 +23,7 @@ def arguments(tmp_path_factory) -> list:
     """A random model, and three benchmarks whose questions it is asked."""
     root = tmp_path_factory.mktemp("asked")
     processor = tiny_processor()
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        text_config=LlamaConfig(**sizes, vocab_size=len(processor.tokenizer), initializer_range=0.6),
-        vision_config=CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_range=0.6),
-        image_token_id=processor.image_token_id,
-    )
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(root / "model")
+    tiny_llava(processor).save_pretrained(root / "model")
     processor.save_pretrained(root / "model")
     data = write_all(root / "data", "llava")
     names = "pope,gqa,mme"

@@ -3,13 +3,12 @@
 import json
 
 import pytest
-import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data.benchmarks.names import BenchmarkName
 from data.benchmarks.registry import BENCHMARKS
 from modeling.user_error import UserError
 from tests.benchmark_files.all_benchmarks import public, write_all
+from tests.tiny_llava import tiny_llava
 from tests.tiny_processor import tiny_processor
 from training.evaluation.answer_files import write_answer_files, write_submissions
 from training.evaluation.asking import evaluate
@@ -24,14 +23,7 @@ WITH_SUBMISSION = {"vqav2_testdev", "gqa", "vizwiz_test", "mme"}
 @pytest.fixture(scope="module")
 def model():
     processor = tiny_processor()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        text_config=LlamaConfig(**sizes, vocab_size=len(processor.tokenizer), initializer_range=0.6),
-        vision_config=CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_range=0.6),
-        image_token_id=processor.image_token_id,
-    )
-    return LlavaForConditionalGeneration(config).eval(), processor
+    return tiny_llava(processor), processor
 
 
 @pytest.fixture(scope="module")

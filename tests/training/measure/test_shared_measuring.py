@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data.sample import Sample
 from tests.processes import run_processes
+from tests.tiny_llava import tiny_llava
 from tests.tiny_processor import tiny_processor
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.evaluation.asking import evaluate
@@ -62,16 +62,7 @@ def measured_on_one_batch(folder: Path) -> list | None:
 
 def answers(folder: Path) -> list[str]:
     processor = tiny_processor()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        text_config=LlamaConfig(**sizes, vocab_size=len(processor.tokenizer), initializer_range=0.6),
-        vision_config=CLIPVisionConfig(**sizes, image_size=24, patch_size=8, initializer_range=0.6),
-        image_token_id=processor.image_token_id,
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-1,
-    )
-    model = LlavaForConditionalGeneration(config).eval()
+    model = tiny_llava(processor)
     questions = [("attribute", "what colour ?", "red"), ("existence", "is there a cross ?", "no")] * 3
     samples = [
         Sample(str(index), (folder / f"{index}.png",), ((f"<image> {question}", answer),), family)
