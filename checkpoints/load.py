@@ -17,6 +17,16 @@ from checkpoints.processor import load_processor
 from modeling.user_error import UserError
 
 
+def expect_new_shapes() -> None:
+    """Tells torch, for this process, that attention will see ever new lengths of texts.
+
+    On Hopper and Blackwell GPUs torch 2.11 to 2.13 prefers cuDNN's attention, which builds a plan for each new shape in
+    up to half a second, and keeps it. A sparse layer has shapes of its own, as other heads serve its visual tokens.
+    Torch's other kernels take any shape as it comes.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def load_checkpoint(
     path: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -22,7 +22,7 @@ from rich.console import Console
 from checkpoints.build import dense_config
 from checkpoints.config import read_config
 from checkpoints.families import is_sparse
-from checkpoints.load import load_checkpoint
+from checkpoints.load import expect_new_shapes, load_checkpoint
 from checkpoints.processor import load_processor
 from data.benchmarks.benchmark import Style
 from data.benchmarks.names import BenchmarkName
@@ -92,6 +92,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    expect_new_shapes()
     join_processes()
     led_by_rank_0({}, lambda _: check(arguments))  # a mistake is told once
     asked = led_by_rank_0({}, lambda _: read_questions(arguments)) or read_questions(arguments)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
 from checkpoints.json_file import read_json
+from checkpoints.load import expect_new_shapes
 from data.index.build import build_indexes
 from data.index.index import open_indexes
 from data.mixture import build_mixture
@@ -55,6 +56,7 @@ def main() -> None:
         raise UserError(f"--planner {args.planner}: measures the model, give --data (a file of rows, or {SHAPES!r})")
     open_folder(folder, args, settings)
     if plan is None:
+        expect_new_shapes()
         plan = search(args, settings, folder)
     plan.save(args.output)
     plot_path = args.output.with_suffix(".png")

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from transformers.utils.import_utils import is_serve_available
 
 from checkpoints.families import sparse_classes
+from checkpoints.load import expect_new_shapes
 from modeling.user_error import UserError
 from training.cli import run
 
@@ -31,6 +32,7 @@ def register_sparse_classes() -> None:
 def main() -> None:
     if not is_serve_available():
         raise UserError("serving needs FastAPI, uvicorn and openai: pip install 'squint[serve]'")
+    expect_new_shapes()
     register_sparse_classes()
     typer.run(Serve)
 

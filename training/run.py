@@ -29,6 +29,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from checkpoints.load import expect_new_shapes
 from modeling.user_error import UserError
 from training import stops
 from training.compiled_ops import clear_killed_builds, on_several_machines
@@ -122,6 +123,7 @@ def execute(
     """
     assert len({stage.name for stage in stages}) == len(stages), [stage.name for stage in stages]
     _clear_killed_builds()
+    expect_new_shapes()
     join_processes()
     begun = 0  # number of the stage that was begun last
     try:

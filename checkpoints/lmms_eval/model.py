@@ -17,7 +17,7 @@ from lmms_eval.utils import Collator
 from tqdm import tqdm
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase
 
-from checkpoints.load import load_checkpoint
+from checkpoints.load import expect_new_shapes, load_checkpoint
 from modeling.user_error import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -66,6 +66,7 @@ class Squint(lmms):
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = own_device(self.accelerator, device)
+        expect_new_shapes()
         # lmms-eval turns a name of digits into a number.
         model, self.processor = load_checkpoint(str(pretrained), dtype, trust_remote_code)
         self._model = model.to(self.device).eval()

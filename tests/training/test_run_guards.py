@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from modeling.user_error import UserError
 from tests.processes import free_port
@@ -107,3 +108,15 @@ def test_full_fine_tuning_in_bfloat16_without_fp32_weights_is_refused(monkeypatc
         load_recipe("debug", ["lora=null", "model.dtype=bfloat16"])
     load_recipe("debug", ["lora=null", "model.dtype=bfloat16", "training.deepspeed=recipes/deepspeed/zero2.json"])
     load_recipe("debug", ["lora=null"])
+
+
+def test_a_run_does_without_attention_that_is_planned_for_each_shape(tmp_path):
+    """A training of 7B on a H200 stood at 1 % of its GPU with it: texts of every length were new to it."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    seen = []
+    try:
+        stage = Stage("look", "look", lambda run: seen.append(torch.backends.cuda.cudnn_sdp_enabled()) or {})
+        execute(BaseRecipe(name="run", seed=0), [stage], tmp_path / "run")
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    assert seen == [False]
