@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .host_memory import to_device
+from .user_error import UserError
 
 Selection: TypeAlias = int | slice | torch.Tensor | None
 """Chosen outputs or inputs of a projection: the first n, a slice, or a long tensor of indices. None means all."""
@@ -59,6 +60,21 @@ def narrow_linear(
     if columns is not None:
         weight = weight[:, _as_index(columns, weight.device)]
     return F.linear(x, weight, bias)
+
+
+def refuse_adapters_by_place(model: nn.Module) -> None:
+    """Raises UserError if peft put adapters into the model that treat a row by its place in the prompt.
+
+    Projections of this model get text rows and visual rows apart, so the adapters would count other rows.
+    """
+    for name, config in model.__dict__.get("peft_config", {}).items():
+        is_x_lora = config.peft_type == "XLORA"
+        if is_x_lora or getattr(config, "alora_invocation_tokens", None) is not None:
+            kind = "X-LoRA" if is_x_lora else "aLoRA (alora_invocation_tokens)"
+            raise UserError(
+                f"adapter {name!r}: got {kind}, which counts the rows of a prompt; allowed: adapters that treat every "
+                "row alike, such as LoRA"
+            )
 
 
 def _is_plain(projection: Any) -> bool:

@@ -242,8 +242,8 @@ class SparseDecoderLayerMixin(nn.Module):
         self, visual: torch.Tensor, live: LiveLayer, units: UnitSplit, shared: SharedInputs
     ) -> _VisualProjections:
         """Returns what visual rows [B, V, D] have in the units that serve them."""
-        norm, rope = self.input_layernorm, _required(shared.visual_rope)
-        normed = norm(visual, shared.scaled_rows(visual, norm.variance_epsilon))
+        rope = _required(shared.visual_rope)
+        normed = self.input_layernorm(visual, shared.scaled_rows(visual, self.self_attn.config.rms_norm_eps))
         queries = None
         if live.attend:
             queries, keys, values = self.queries_keys_values(normed, units.query_rows, units.key_rows)

@@ -196,25 +196,26 @@ def _layer(layer, entry: LayerPlan, states, cos, sin, grid, places, alive):
 
     queries, keys = rotate(queries), rotate(keys)
     is_text = grid < 0
+    texts, carried, grids, at = is_text.tolist(), alive.tolist(), grid.tolist(), places.tolist()  # fast to read
 
     def visible(query: int, key: int, served: bool) -> bool:
-        if is_text[key]:
+        if texts[key]:
             return key <= query
-        if not (alive[key] and served):
+        if not (carried[key] and served):
             return False
-        if is_text[query]:
+        if texts[query]:
             return entry.read and key <= query
         if entry.radius is None:
             return key <= query
-        near = int((places[query] - places[key]).abs().max()) <= entry.radius
-        return bool(grid[query] == grid[key]) and near and (entry.bidirectional or key <= query)
+        near = max(abs(at[query][0] - at[key][0]), abs(at[query][1] - at[key][1])) <= entry.radius
+        return grids[query] == grids[key] and near and (entry.bidirectional or key <= query)
 
     rows = range(length)
     masks = {served: torch.tensor([[visible(q, k, served) for k in rows] for q in rows]) for served in (True, False)}
     outputs, all_weights = [], []
     for head in range(num_heads):
         unit = head // (num_heads // num_units)
-        updated = [is_text[row] or (bool(alive[row]) and entry.attend and unit in units) for row in range(length)]
+        updated = [texts[row] or (carried[row] and entry.attend and unit in units) for row in range(length)]
         logits = queries[:, head] @ keys[:, unit].T * head_dim**-0.5
         logits = logits.masked_fill(~masks[unit in units], -torch.inf)
         logits = torch.where(torch.tensor(updated)[:, None], logits, torch.zeros_like(logits))
