@@ -132,8 +132,7 @@ class SparseDecoderLayerMixin(nn.Module):
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            norm = getattr(self, name)
-            setattr(self, name, FusedRMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon))
+            setattr(self, name, FusedRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
 
     def forward(
         self,

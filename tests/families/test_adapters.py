@@ -9,12 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    C3AConfig,
+    FourierFTConfig,
+    HRAConfig,
     IA3Config,
     LNTuningConfig,
     LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    MissConfig,
+    OFTConfig,
     PeftConfig,
     PeftModel,
+    RandLoraConfig,
+    RoadConfig,
+    ShiraConfig,
+    VBLoRAConfig,
     VeraConfig,
     XLoraConfig,
     get_peft_model,
@@ -36,6 +48,21 @@ METHODS = {
     "ia3": lambda names, outputs: IA3Config(target_modules=names, feedforward_modules=outputs),
     "vera": lambda names, outputs: VeraConfig(r=3, d_initial=0.5, target_modules=names),
     "loha": lambda names, outputs: LoHaConfig(r=3, alpha=3, target_modules=names),
+}
+OTHERS = {
+    "rslora, pissa": LoraConfig(r=3, target_modules="all-linear", use_rslora=True, init_lora_weights="pissa"),
+    "lokr": LoKrConfig(r=3, alpha=3, target_modules="all-linear"),
+    "adalora": AdaLoraConfig(init_r=3, target_r=2, total_step=100, target_modules="all-linear"),
+    "oft": OFTConfig(oft_block_size=4, r=0, target_modules="all-linear"),
+    "boft": BOFTConfig(boft_block_size=4, target_modules="all-linear"),
+    "hra": HRAConfig(r=2, target_modules="all-linear"),
+    "fourierft": FourierFTConfig(n_frequency=20, target_modules="all-linear"),
+    "vblora": VBLoRAConfig(r=2, vector_length=8, num_vectors=8, topk=2, target_modules="all-linear"),
+    "randlora": RandLoraConfig(r=3, target_modules="all-linear"),
+    "shira": ShiraConfig(r=2, target_modules="all-linear"),
+    "miss": MissConfig(r=4, target_modules="all-linear"),
+    "road": RoadConfig(group_size=4, target_modules="all-linear"),
+    "c3a": C3AConfig(block_size=8, target_modules="all-linear"),
 }
 PHI3 = next(family for family in INTERNVL if "phi3" in family.name)
 
@@ -125,6 +152,19 @@ def test_adapters_learn_what_they_learn_under_the_masked_reference(family, metho
         assert relative_error(family.sparse(PLAN)(**inputs).logits[rows], learned) > 1e-2
     decoder = merged.model.language_model
     assert {type(module) for name, module in decoder.named_modules() if name.endswith("_proj")} == {nn.Linear}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [LLAVA[2], PHI3], ids=lambda family: family.name)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_adapters_give_what_the_masked_reference_gives(family, name):
+    model = with_adapters(family, OTHERS[name]).eval()
+    base, batch = model.get_base_model(), batch_of(family.samples(2)[1:2])
+    rows = text_rows(base, batch)
+    with torch.no_grad():
+        expected = reference_logits(base, base.visual_plan, batch, layout=family.layout)[rows[0]]
+        assert relative_error(model(**batch).logits[rows], expected) < 1e-4
+        assert relative_error(family.sparse(PLAN)(**batch).logits[rows], expected) > 1e-3
 
 
 def test_norms_that_a_tool_wraps_are_called_as_they_are():
