@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .grouped_attention import eager_attention, fused_attention
 from .layer_plan import Rank
-from .narrow_linear import NarrowLinear, Selection
+from .narrow_linear import Selection, narrow
 from .neighbor_attention import neighbor_attention
 from .visual_cache import VisualCache, VisualCacheLayer
 from .visual_gates import LayerGates
@@ -71,17 +71,6 @@ class ScaledRows:
         return self._scaled
 
 
-def make_narrow(layer: "SparseDecoderLayerMixin") -> None:
-    """Replaces a new decoder layer's projections by narrow ones of the same shapes, and its norms by fused ones."""
-    for parent in (layer.self_attn, layer.mlp):
-        for name, dense in list(parent.named_children()):
-            if isinstance(dense, nn.Linear):
-                setattr(parent, name, NarrowLinear(dense.in_features, dense.out_features, bias=dense.bias is not None))
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        norm = getattr(layer, name)
-        setattr(layer, name, FusedRMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon))
-
-
 @dataclass(frozen=True)
 class Projection:
     """How a projection is made of units or neurons.
@@ -120,10 +109,13 @@ class SharedInputs:
     scaled_rows: ScaledRows
 
 
-class _VisualKeys(NamedTuple):
-    """Visual rows after the first norm [B, V, D], and their keys and values [B, served units, V, H]."""
+class _VisualProjections(NamedTuple):
+    """Visual rows' queries [B, served heads, V, H], or None where they are not updated, and their keys and values.
 
-    normed: torch.Tensor
+    Keys and values are [B, served units, V, H].
+    """
+
+    queries: torch.Tensor | None
     keys: torch.Tensor
     values: torch.Tensor
 
@@ -139,7 +131,8 @@ class SparseDecoderLayerMixin(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        make_narrow(self)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            setattr(self, name, FusedRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
 
     def forward(
         self,
@@ -171,32 +164,30 @@ class SparseDecoderLayerMixin(nn.Module):
         """
         cache = self._cache(shared)
         queries, keys, values = self._text_projections(text, shared.text_rope)
-        visual_keys = None
+        projected = None
         if visual is not None and live.keys:
-            visual_keys = self._visual_keys(visual, units, shared)
-        cache.update(keys, values, units, visual_keys[1:] if visual_keys is not None and live.read else None)
+            projected = self._visual_projections(visual, live, units, shared)
+        cache.update(keys, values, units, projected[1:] if projected is not None and live.read else None)
 
         scores = None
         if rank is not None and rank.by == "text_attention":
             scores = self._text_scores(queries, units, cache, shared, rank)
         visual_update = None
-        if visual_keys is not None and live.attend:
-            visual_queries = self._visual_queries(visual_keys.normed, units, shared)
-            seen = self._seen_by_visual(visual_keys, live, units, cache)
+        if projected is not None and projected.queries is not None:
+            seen = self._seen_by_visual(projected, live, units, cache)
             if rank is not None and rank.by == "image_attention":
-                scores = image_scores(visual_queries, seen[0], self.self_attn.scaling, _required(shared.stage), live)
-            visual_update = self._visual_attention(visual_queries, visual_keys, seen, live, shared)
+                scores = image_scores(projected.queries, seen[0], self.self_attn.scaling, _required(shared.stage), live)
+            visual_update = self._visual_attention(projected, seen, live, shared)
         text = text + self.self_attn.o_proj(_merge_heads(self._text_attention(queries, units, cache, shared, gates)))
         text = text + self.mlp(self.post_attention_layernorm(text))
         if visual is not None and visual_update is not None:
             visual_update = visual_update if gates is None else gates.gate_attention(visual_update)
-            visual = visual + self.self_attn.o_proj(_merge_heads(visual_update), columns=units.query_rows)
+            visual = visual + narrow(self.self_attn.o_proj, _merge_heads(visual_update), columns=units.query_rows)
         if visual is not None and live.num_ffn > 0:
             visual = visual + self._narrow_mlp(self.post_attention_layernorm(visual), neurons, gates)
         return text, visual, scores
 
-    # A decoder whose projections are laid out in another way overrides these five.
-    # `rows` says which outputs are computed.
+    # A decoder whose projections are laid out in another way overrides these four.
 
     def projections(self) -> dict[str, Projection]:
         """Returns the layer's projections by their names within the layer."""
@@ -211,22 +202,25 @@ class SparseDecoderLayerMixin(nn.Module):
             "mlp.down_proj": Projection("ffn", "columns", (mlp.down_proj.in_features,)),
         }
 
-    def queries(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        """Returns queries [..., heads * H] of normed rows [..., D]."""
-        return self.self_attn.q_proj(normed, rows=rows)
+    def queries_keys_values(
+        self, normed: torch.Tensor, query_rows: Selection = None, key_rows: Selection = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns queries [..., heads * H], keys and values [..., units * H] of normed rows [..., D].
 
-    def keys(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        """Returns keys [..., units * H] of normed rows [..., D]."""
-        return self.self_attn.k_proj(normed, rows=rows)
+        Args:
+            query_rows: which outputs of the query projection are computed.
+            key_rows: the same for the key projection, and for the value projection.
+        """
+        return narrow(self.self_attn.q_proj, normed, query_rows), *self.keys_values(normed, key_rows)
 
-    def values(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        """Returns values [..., units * H] of normed rows [..., D]."""
-        return self.self_attn.v_proj(normed, rows=rows)
+    def keys_values(self, normed: torch.Tensor, rows: Selection = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns keys and values, each [..., units * H], of normed rows [..., D]. `rows` says which are computed."""
+        return narrow(self.self_attn.k_proj, normed, rows), narrow(self.self_attn.v_proj, normed, rows)
 
     def neurons(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        """Returns the FFN neurons act(gate) * up [..., neurons] of normed rows [..., D]."""
+        """Returns the FFN neurons act(gate) * up [..., neurons] of normed rows [..., D]. `rows` says which."""
         mlp = self.mlp
-        return mlp.act_fn(mlp.gate_proj(normed, rows=rows)) * mlp.up_proj(normed, rows=rows)
+        return mlp.act_fn(narrow(mlp.gate_proj, normed, rows)) * narrow(mlp.up_proj, normed, rows)
 
     def _cache(self, shared: SharedInputs) -> VisualCacheLayer:
         """Returns this layer's part of the cache, or one for this forward alone."""
@@ -236,26 +230,26 @@ class SparseDecoderLayerMixin(nn.Module):
 
     def _text_projections(self, text: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns queries [B, heads, T, H], keys and values [B, units, T, H] of text rows [B, T, D]."""
-        normed = self.input_layernorm(text)
+        queries, keys, values = self.queries_keys_values(self.input_layernorm(text))
         return (
-            _apply_rope(self._split_heads(self.queries(normed)), rope),
-            _apply_rope(self._split_heads(self.keys(normed)), rope),
-            self._split_heads(self.values(normed)),
+            _apply_rope(self._split_heads(queries), rope),
+            _apply_rope(self._split_heads(keys), rope),
+            self._split_heads(values),
         )
 
-    def _visual_keys(self, visual: torch.Tensor, units: UnitSplit, shared: SharedInputs) -> _VisualKeys:
-        """Returns keys and values of visual rows [B, V, D] in the units that serve them."""
-        norm = self.input_layernorm
-        normed = norm(visual, shared.scaled_rows(visual, norm.variance_epsilon))
-        return _VisualKeys(
-            normed=normed,
-            keys=_apply_rope(self._split_heads(self.keys(normed, units.key_rows)), _required(shared.visual_rope)),
-            values=self._split_heads(self.values(normed, units.key_rows)),
-        )
-
-    def _visual_queries(self, normed: torch.Tensor, units: UnitSplit, shared: SharedInputs) -> torch.Tensor:
-        """Returns queries [B, served heads, V, H] of normed visual rows [B, V, D]."""
-        return _apply_rope(self._split_heads(self.queries(normed, units.query_rows)), _required(shared.visual_rope))
+    def _visual_projections(
+        self, visual: torch.Tensor, live: LiveLayer, units: UnitSplit, shared: SharedInputs
+    ) -> _VisualProjections:
+        """Returns what visual rows [B, V, D] have in the units that serve them."""
+        rope = _required(shared.visual_rope)
+        normed = self.input_layernorm(visual, shared.scaled_rows(visual, self.self_attn.config.rms_norm_eps))
+        queries = None
+        if live.attend:
+            queries, keys, values = self.queries_keys_values(normed, units.query_rows, units.key_rows)
+            queries = _apply_rope(self._split_heads(queries), rope)
+        else:
+            keys, values = self.keys_values(normed, units.key_rows)
+        return _VisualProjections(queries, _apply_rope(self._split_heads(keys), rope), self._split_heads(values))
 
     def _text_scores(
         self, queries: torch.Tensor, units: UnitSplit, cache: VisualCacheLayer, shared: SharedInputs, rank: Rank
@@ -304,7 +298,7 @@ class SparseDecoderLayerMixin(nn.Module):
 
     @staticmethod
     def _seen_by_visual(
-        visual: _VisualKeys, live: LiveLayer, units: UnitSplit, cache: VisualCacheLayer
+        visual: _VisualProjections, live: LiveLayer, units: UnitSplit, cache: VisualCacheLayer
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns keys and values [B, served units, L, H] that visual rows may see, visual rows and text in order."""
         if live.read:
@@ -315,14 +309,13 @@ class SparseDecoderLayerMixin(nn.Module):
 
     def _visual_attention(
         self,
-        queries: torch.Tensor,
-        visual: _VisualKeys,
+        visual: _VisualProjections,
         seen: tuple[torch.Tensor, torch.Tensor],
         live: LiveLayer,
         shared: SharedInputs,
     ) -> torch.Tensor:
         """Returns [B, served heads, V, H], visual rows over the text before them and over near or all visual rows."""
-        stage = _required(shared.stage)
+        stage, queries = _required(shared.stage), _required(visual.queries)
         tiles = stage.tiles(live.radius, live.bidirectional)
         if tiles is None:
             return self._attend(queries, *seen, stage.visual_mask(live.read, live.radius, live.bidirectional))
@@ -344,7 +337,7 @@ class SparseDecoderLayerMixin(nn.Module):
         """Returns the FFN update [B, V, D] of normed visual rows, from these neurons alone."""
         hidden = self.neurons(normed, neurons)
         hidden = hidden if gates is None else gates.gate_neurons(hidden)
-        return self.mlp.down_proj(hidden, columns=neurons)
+        return narrow(self.mlp.down_proj, hidden, columns=neurons)
 
 
 def _required(value: T | None) -> T:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .family import FamilyModel
 from .host_memory import to_device, to_host
+from .narrow_linear import refuse_adapters_by_place
 from .user_error import UserError
 from .visual_layout import Grid, num_tokens
 from .visual_plan import VisualPlan
@@ -136,7 +137,11 @@ class SparseMultimodalMixin(nn.Module):
 
         Returns:
             The stock class's output. With a logits mask it is a CausalLMOutputWithPast without a loss.
+
+        Raises:
+            UserError: peft put adapters into the model that treat a row by its place in the prompt.
         """
+        refuse_adapters_by_place(self)
         if mm_encoder_outputs:
             inputs["mm_encoder_outputs"] = mm_encoder_outputs
         if labels is not None:

@@ -27,7 +27,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RotaryEmbedding,
 )
 
-from .narrow_linear import NarrowLinear, Selection
+from .narrow_linear import Selection, narrow_parts
 from .sparse_decoder import SparseDecoderMixin
 from .sparse_layer import Projection, SparseDecoderLayerMixin
 from .user_error import UserError
@@ -75,19 +75,24 @@ class SparsePhi3DecoderLayer(SparseDecoderLayerMixin, Phi3DecoderLayer):
         self._kv_size = config.num_key_value_heads * self.self_attn.head_dim
         self._neurons = config.intermediate_size
 
-    def queries(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        return _projected_part(self.self_attn.qkv_proj, normed, 0, self._query_size, rows)
+    def queries_keys_values(
+        self, normed: torch.Tensor, query_rows: Selection = None, key_rows: Selection = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        parts = [_part(0, self._query_size, query_rows), *self._parts_of_keys_and_values(key_rows)]
+        queries, keys, values = narrow_parts(self.self_attn.qkv_proj, normed, parts)
+        return queries, keys, values
 
-    def keys(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        return _projected_part(self.self_attn.qkv_proj, normed, self._query_size, self._kv_size, rows)
+    def keys_values(self, normed: torch.Tensor, rows: Selection = None) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = narrow_parts(self.self_attn.qkv_proj, normed, self._parts_of_keys_and_values(rows))
+        return keys, values
 
-    def values(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        return _projected_part(self.self_attn.qkv_proj, normed, self._query_size + self._kv_size, self._kv_size, rows)
+    def _parts_of_keys_and_values(self, rows: Selection) -> list[Selection]:
+        begins = (self._query_size, self._query_size + self._kv_size)
+        return [_part(begin, self._kv_size, rows) for begin in begins]
 
     def neurons(self, normed: torch.Tensor, rows: Selection = None) -> torch.Tensor:
-        gate, up = (
-            _projected_part(self.mlp.gate_up_proj, normed, begin, self._neurons, rows) for begin in (0, self._neurons)
-        )
+        parts = [_part(begin, self._neurons, rows) for begin in (0, self._neurons)]
+        gate, up = narrow_parts(self.mlp.gate_up_proj, normed, parts)
         return self.mlp.activation_fn(gate) * up
 
     def projections(self) -> dict[str, Projection]:
@@ -138,9 +143,9 @@ def refuse_window(window: int | None, config: PreTrainedConfig) -> None:
         )
 
 
-def _projected_part(projection: NarrowLinear, x: torch.Tensor, begin: int, size: int, rows: Selection) -> torch.Tensor:
+def _part(begin: int, size: int, rows: Selection) -> Selection:
     """Returns the `size` outputs from number `begin` on, or `rows` of these: the first n or indices."""
     if isinstance(rows, torch.Tensor):
-        return projection(x, rows=rows + begin)
+        return rows + begin
     assert not isinstance(rows, slice), "a plan gives a number or indices"
-    return projection(x, rows=slice(begin, begin + (size if rows is None else rows)))
+    return slice(begin, begin + (size if rows is None else rows))

@@ -46,7 +46,7 @@ def test_layers_may_lie_on_other_devices(family: TinyFamily, tmp_path):
             loaded = type(model).from_pretrained(
                 tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
             )
-            assert relative_error(loaded(**batch).logits, expected) < 1e-6
+            assert relative_error(loaded(**batch).logits, expected) < 1e-5
 
 
 @families

@@ -1,13 +1,12 @@
 """What a visual plan means, spelled out slowly: one sample, one stream, one head and one row at a time, masks only.
 
-Nothing of the runtime is used but the weights: no streams, no slices, no cache, no liveness, no batch.
+Nothing of the runtime is used but its modules, each called whole: no streams, no slices, no cache, no liveness, no
+batch.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -37,10 +36,11 @@ class Layout:
 
 
 def class_rows(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Returns [pictures, patches, tower layers], the class token's row of an eager tower's maps, mean over heads."""
-    eager = copy.deepcopy(tower)
-    eager.set_attn_implementation("eager")
-    maps = eager(pixels, output_attentions=True).attentions  # of each layer [pictures, heads, 1 + patches, 1 + patches]
+    """Returns [pictures, patches, tower layers], the class token's row of the eager tower's maps, mean over heads."""
+    fused = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    maps = tower(pixels, output_attentions=True).attentions  # of each layer [pictures, heads, 1 + patches, 1 + patches]
+    tower.set_attn_implementation(fused)
     return torch.stack([of_layer[:, :, 0, 1:].mean(1) for of_layer in maps], dim=-1).detach()
 
 
@@ -164,35 +164,28 @@ class _Probabilities(torch.Tensor):
     num_units: int
 
 
-def _projected(layer):
-    """Returns functions of normed states for queries, keys and values, for gate and up, and the activation.
-
-    The layer's projections may be fused or not.
-    """
-    attention, mlp = layer.self_attn, layer.mlp
-    linear = nn.functional.linear
+def _projected(layer, normed):
+    """Returns whole queries, keys and values of normed states. The projections may be fused or not."""
+    attention = layer.self_attn
     if "qkv_proj" in dict(attention.named_children()):  # Phi-3
         units = attention.num_key_value_heads * attention.head_dim
-        sizes = (units * attention.num_key_value_groups, units, units)
-        of_attention = [partial(linear, weight=part) for part in attention.qkv_proj.weight.split(sizes)]
-        return (
-            of_attention,
-            [partial(linear, weight=part) for part in mlp.gate_up_proj.weight.chunk(2)],
-            mlp.activation_fn,
-        )
-    of_attention = [
-        partial(linear, weight=one.weight, bias=one.bias)
-        for one in (attention.q_proj, attention.k_proj, attention.v_proj)
-    ]
-    return of_attention, [partial(linear, weight=one.weight) for one in (mlp.gate_proj, mlp.up_proj)], mlp.act_fn
+        return attention.qkv_proj(normed).split((units * attention.num_key_value_groups, units, units), dim=-1)
+    return attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+
+
+def _neurons(mlp, normed):
+    """Returns all FFN neurons of normed states."""
+    if "gate_up_proj" in dict(mlp.named_children()):
+        gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
+        return mlp.activation_fn(gate) * up
+    return mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)
 
 
 def _layer(layer, entry: LayerPlan, states, cos, sin, grid, places, alive):
     attention, mlp = layer.self_attn, layer.mlp
     length, head_dim = len(states), attention.head_dim
     normed = layer.input_layernorm(states)
-    (queries, keys, values), (gate, up), activation = _projected(layer)
-    queries, keys, values = (project(normed).view(length, -1, head_dim) for project in (queries, keys, values))
+    queries, keys, values = (part.reshape(length, -1, head_dim) for part in _projected(layer, normed))
     num_heads, num_units = queries.shape[1], keys.shape[1]
     units = _units(entry.heads, num_units)
 
@@ -203,43 +196,42 @@ def _layer(layer, entry: LayerPlan, states, cos, sin, grid, places, alive):
 
     queries, keys = rotate(queries), rotate(keys)
     is_text = grid < 0
+    texts, carried, grids, at = is_text.tolist(), alive.tolist(), grid.tolist(), places.tolist()  # fast to read
 
     def visible(query: int, key: int, served: bool) -> bool:
-        if is_text[key]:
+        if texts[key]:
             return key <= query
-        if not (alive[key] and served):
+        if not (carried[key] and served):
             return False
-        if is_text[query]:
+        if texts[query]:
             return entry.read and key <= query
         if entry.radius is None:
             return key <= query
-        near = int((places[query] - places[key]).abs().max()) <= entry.radius
-        return bool(grid[query] == grid[key]) and near and (entry.bidirectional or key <= query)
+        near = max(abs(at[query][0] - at[key][0]), abs(at[query][1] - at[key][1])) <= entry.radius
+        return grids[query] == grids[key] and near and (entry.bidirectional or key <= query)
 
     rows = range(length)
     masks = {served: torch.tensor([[visible(q, k, served) for k in rows] for q in rows]) for served in (True, False)}
     outputs, all_weights = [], []
     for head in range(num_heads):
         unit = head // (num_heads // num_units)
-        updated = [is_text[row] or (bool(alive[row]) and entry.attend and unit in units) for row in range(length)]
+        updated = [texts[row] or (carried[row] and entry.attend and unit in units) for row in range(length)]
         logits = queries[:, head] @ keys[:, unit].T * head_dim**-0.5
         logits = logits.masked_fill(~masks[unit in units], -torch.inf)
         logits = torch.where(torch.tensor(updated)[:, None], logits, torch.zeros_like(logits))
         weights = logits.softmax(-1)
         all_weights.append(weights.detach())
         outputs.append(torch.where(torch.tensor(updated)[:, None], weights @ values[:, unit], 0.0))
-    update = nn.functional.linear(
-        torch.stack(outputs, dim=1).reshape(length, -1), attention.o_proj.weight, attention.o_proj.bias
-    )
+    update = attention.o_proj(torch.stack(outputs, dim=1).reshape(length, -1))
     touched = is_text | (alive & entry.attend & (len(units) > 0))
     states = torch.where(touched[:, None], states + update, states)
 
     normed = layer.post_attention_layernorm(states)
-    hidden = activation(gate(normed)) * up(normed)
+    hidden = _neurons(mlp, normed)
     neurons = torch.zeros(hidden.shape[1], dtype=torch.bool)
     neurons[_units(entry.ffn, hidden.shape[1])] = True
     hidden = torch.where(is_text[:, None] | neurons, hidden, 0.0)
-    states = torch.where((is_text | alive)[:, None], states + hidden @ mlp.down_proj.weight.T, states)
+    states = torch.where((is_text | alive)[:, None], states + mlp.down_proj(hidden), states)
     weights = torch.stack(all_weights).as_subclass(_Probabilities)
     weights.num_units = num_units
     return states, weights

@@ -1,8 +1,8 @@
 """LoRA adapters (arXiv 2106.09685: y = W x + scaling * B A x) on projections of which only slices are used.
 
-A sparse decoder calls its projections (`modeling.narrow_linear.NarrowLinear`) with two arguments. `rows` says which
-outputs are wanted. `columns` says which inputs `x` holds. An adapter must follow the same slices, so A and B are narrow
-projections too. Every weight is sliced in the forward of its own module. Under ZeRO-3 it is complete only there.
+A sparse decoder asks its projections for a part of their outputs, or gives a part of their inputs
+(`modeling.narrow_linear.narrow`). An adapter that follows the same slices costs as little as its projection, so A and B
+are narrow projections too.
 """
 
 import re
@@ -15,14 +15,16 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 from checkpoints.build import permuted, served_first
-from modeling.narrow_linear import NarrowLinear
+from modeling.narrow_linear import Selection, narrow
 from modeling.visual_plan import VisualPlan
+from training.distillation.narrow_projections import decoder_projections, narrow_twin
 from training.recipe.lora import LoraSettings
 
 
 class NarrowLoraLinear(LoraLinear):
-    """A `NarrowLinear` with LoRA. Its forward takes the same arguments and uses the same slices."""
+    """A projection with LoRA. Its forward uses the same slices of the projection and of the adapters."""
 
+    takes_slices = True
     off: bool = False
     """Whether the adapters are left out (see `adapters_off`)."""
 
@@ -30,16 +32,11 @@ class NarrowLoraLinear(LoraLinear):
         """As in peft, with A and B as narrow projections."""
         super().update_layer(adapter_name, *args, **kwargs)
         for adapters in (self.lora_A, self.lora_B):
-            adapters[adapter_name] = _narrow(adapters[adapter_name])
+            adapters[adapter_name] = narrow_twin(adapters[adapter_name])
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        rows: int | torch.Tensor | None = None,
-        columns: int | torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As `NarrowLinear.forward`, plus the output of the adapters. It has the dtype of the base's, as in peft."""
-        result = self.base_layer(x, rows=rows, columns=columns)
+    def forward(self, x: torch.Tensor, rows: Selection = None, columns: Selection = None) -> torch.Tensor:
+        """As `narrow` of the projection, plus the output of the adapters. Its dtype is the projection's, as in peft."""
+        result = narrow(self.base_layer, x, rows, columns)
         if self.off or self.disable_adapters or self.merged:
             return result
         for name in self.active_adapters:
@@ -50,26 +47,16 @@ class NarrowLoraLinear(LoraLinear):
         return result
 
 
-def _narrow(linear: nn.Linear) -> NarrowLinear:
-    """Returns a projection that can be sliced. It has the same weight parameter."""
-    narrow = NarrowLinear(linear.in_features, linear.out_features, bias=False, device="meta")
-    narrow.weight = linear.weight
-    return narrow
-
-
 def add_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
-    """Freezes `model`, and puts trainable adapters on every `NarrowLinear` in it.
-
-    These are the projections of its text decoder.
-    """
+    """Freezes `model`, and puts trainable adapters on every projection of its text decoder."""
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=[name for name, module in model.named_modules() if isinstance(module, NarrowLinear)],
+        target_modules=decoder_projections(model),
     )
     # peft has no public function to register an adapter class for another layer class.
-    config._register_custom_module({NarrowLinear: NarrowLoraLinear})
+    config._register_custom_module({nn.Linear: NarrowLoraLinear})
     return get_peft_model(model, config)
 
 

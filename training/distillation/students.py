@@ -26,6 +26,7 @@ from training import stops
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import add_lora, permuted_adapters
 from training.distillation.monitoring.validation import Validation
+from training.distillation.narrow_projections import put_narrow_projections
 from training.distillation.trainer import DistillationTrainer
 from training.distillation.trainer_checkpoints import delete_checkpoints
 from training.ranks import from_rank_0
@@ -141,6 +142,7 @@ def train_student(
     # The models are loaded before the training arguments are made. With ZeRO-3, these make from_pretrained divide
     # every model that it loads.
     student, teacher = untrained_student(recipe.model, plan), None
+    put_narrow_projections(student)
     if recipe.lora is not None:
         student = add_lora(student, recipe.lora)
         if adapters is not None:

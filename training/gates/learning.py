@@ -23,6 +23,7 @@ from modeling.visual_plan import VisualPlan
 from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
 from training.distillation.monitoring.validation import Validation
+from training.distillation.narrow_projections import put_narrow_projections
 from training.distillation.students import train_and_save, untrained_student
 from training.files import write_json
 from training.gates.budgeted import BudgetedGates
@@ -70,7 +71,9 @@ def budgeted_gates(
 
 def _student_with_adapters(recipe: StudentRecipe, start: VisualPlan) -> PeftModel:
     """Returns the dense model with fresh adapters, on the CPU."""
-    return add_lora(untrained_student(recipe.model, base_plan(start)), recipe.lora or DEFAULT_LORA)
+    student = untrained_student(recipe.model, base_plan(start))
+    put_narrow_projections(student)
+    return add_lora(student, recipe.lora or DEFAULT_LORA)
 
 
 def learn_gates(

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
 
 from checkpoints.build import permute_for_plan
-from modeling.narrow_linear import NarrowLinear
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import tiny_batch, tiny_student
 from training.distillation.lora import NarrowLoraLinear, adapters_off, add_lora, permuted_adapters
@@ -57,7 +57,7 @@ def test_merging_keeps_the_logits_and_gives_back_plain_projections(model):
     kinds = {
         type(module) for name, module in merged.named_modules() if name.endswith("_proj") and "language_model" in name
     }
-    assert kinds == {NarrowLinear}
+    assert kinds == {nn.Linear}
 
 
 def test_off_is_the_base_model_and_leaves_requires_grad_alone(model):

@@ -14,6 +14,7 @@ from tests.processes import run_processes
 from training.distillation.arguments import training_arguments
 from training.distillation.callbacks import read_metrics
 from training.distillation.lora import add_lora
+from training.distillation.narrow_projections import put_narrow_projections
 from training.distillation.trainer import DistillationTrainer
 from training.recipe.distillation import DistillationSettings
 from training.recipe.file import RECIPES
@@ -48,7 +49,9 @@ def losses(folder: Path, stage: int | None) -> list[float]:
         report_to=(),
     )
     plan = VisualPlan.dense(3).replace(0, heads=(1,), ffn=5)
-    student = add_lora(QWEN2_VL.sparse(plan), LoraSettings(rank=2, alpha=4))
+    student = QWEN2_VL.sparse(plan)
+    put_narrow_projections(student)
+    student = add_lora(student, LoraSettings(rank=2, alpha=4))
     zero = Zero()
     DistillationTrainer(
         model=student,

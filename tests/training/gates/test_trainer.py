@@ -13,6 +13,7 @@ from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.distillation.arguments import training_arguments
 from training.distillation.callbacks import read_metrics
 from training.distillation.lora import add_lora
+from training.distillation.narrow_projections import put_narrow_projections
 from training.gates.budgeted import BudgetedGates
 from training.gates.start import base_plan, gates_at_start
 from training.gates.trainer import GateTrainer
@@ -65,6 +66,7 @@ def trainer(
         unit_kl=torch.rand(3, 2),
     )
     gates = gates_at_start(model.config, statistics, DENSE, settings)
+    put_narrow_projections(model)
     return cls(
         model=add_lora(model, LoraSettings(rank=2, alpha=4)),
         gates=BudgetedGates(gates, base_plan(DENSE), PlanPrice(model.config, settings.budget.measure)),

@@ -95,7 +95,7 @@ def dense_blocks(decoder: nn.Module, inputs: DecoderInputs) -> Iterator[DenseBlo
         normed = layer.input_layernorm(hidden_states)
         query, key, value = (
             projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [B, heads, T, head_dim]
-            for projected in (layer.queries(normed), layer.keys(normed), layer.values(normed))
+            for projected in layer.queries_keys_values(normed)
         )
         query, key = apply_rotary_pos_emb(query, key, *inputs.rope)
         for rows in _blocks(hidden_states.shape[1]):
