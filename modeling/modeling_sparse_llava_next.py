@@ -23,6 +23,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
+from .attention_kinds import SparsePreTrainedMixin
 from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava_next import (
     TEXT_TYPES,
@@ -34,10 +35,10 @@ from .configuration_sparse_llava_next import (
     vision_macs,
 )
 from .host_memory import to_device, to_host
+from .planned_model import PlannedModelMixin
 from .processing_sparse_llava_next import SparseLlavaNextProcessor
 from .sparse_multimodal import (
     SparseMultimodalMixin,
-    SparsePreTrainedMixin,
     embedded,
     read_prompt,
     with_features,
@@ -65,7 +66,7 @@ class SparseLlavaNextPreTrainedModel(SparsePreTrainedMixin, LlavaNextPreTrainedM
     _no_split_modules = LAYER_CLASS_NAMES
 
 
-class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, LlavaNextModel):
+class SparseLlavaNextModel(PlannedModelMixin, ClassAttentionMixin, SparseLlavaNextPreTrainedModel, LlavaNextModel):
     tower_blocks = staticmethod(llava_class_blocks)
 
     def __init__(self, config: SparseLlavaNextConfig):
@@ -76,6 +77,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
+        self.put_config_plan_in_force()
 
     def get_image_features(
         self,

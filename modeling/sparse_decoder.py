@@ -7,9 +7,9 @@ parameters stay the dense model's.
 Shapes: B batch, S rows of a padded batch, T text rows, V visual rows, D hidden size.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,8 +19,9 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .layer_plan import LayerPlan, Rank
+from .attention_kinds import SparsePreTrainedMixin, refuse_attention
 from .hidden_states import HiddenStates
+from .layer_plan import LayerPlan, Rank
 from .packed_samples import PackedSamples, refuse_bounds
 from .sparse_layer import FusedRMSNorm, Rope, ScaledRows, SharedInputs
 from .stream_split import split_streams
@@ -37,7 +38,7 @@ CosineAndSine: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Of the rotary embedding, each [B, S, head_dim]."""
 
 
-class SparseDecoderMixin(nn.Module):
+class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
     """Forward of a decoder over two streams under a plan. It is mixed in before the transformers model class."""
 
     visual_plan: VisualPlan
@@ -94,7 +95,7 @@ class SparseDecoderMixin(nn.Module):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -140,10 +141,10 @@ class SparseDecoderMixin(nn.Module):
         refuse_bounds(kwargs, position_ids)
         embeds: torch.Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length, _ = embeds.shape
-        if position_ids is not None and attention_mask is None and length > 1 and first_layer(past_key_values) is None:
+        if position_ids is not None and attention_mask is None and past_key_values is None:
             packing = PackedSamples.of(position_ids, batch)
             if packing is not None:
-                if use_cache or past_key_values is not None:
+                if use_cache:
                     raise UserError("position_ids: got those of packed samples, which have no cache: use_cache=False")
                 return self._packed_forward(
                     packing,
@@ -232,6 +233,7 @@ class SparseDecoderMixin(nn.Module):
             self._check_gates(gates)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds")
+        refuse_attention(self.config._attn_implementation)
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise UserError("output_attentions: a sparse model does not compute attention maps; use the dense model")
 
