@@ -172,7 +172,7 @@ class SparseLlavaNextModel(PlannedModelMixin, ClassAttentionMixin, SparseLlavaNe
     def _images(self, pictures: Sequence[torch.Tensor], image_sizes: torch.Tensor | None) -> Images:
         """Returns the grids of pictures.
 
-        Without sizes, which generation drops, they follow from the newlines among the features.
+        Without sizes, which generation drops, they follow from the newlines among the features, of which one is last.
 
         Args:
             pictures: each one's features [N, D].
@@ -181,7 +181,8 @@ class SparseLlavaNextModel(PlannedModelMixin, ClassAttentionMixin, SparseLlavaNe
         if image_sizes is not None:
             return tuple(image_grids(self.config, *size) for size in image_sizes.tolist())
         whole, images = tile_grid(self.config), []
-        newlines = to_host(*((picture == self.image_newline.to(picture)).all(-1) for picture in pictures))
+        # Not this model's newline, as an assistant is given the features of the model that it assists.
+        newlines = to_host(*((picture == picture[-1]).all(-1) for picture in pictures))
         for picture, is_newline in zip(pictures, newlines, strict=True):
             rows, num_cut = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
             image = (whole, (rows, num_cut // rows - 1 if rows else 0))

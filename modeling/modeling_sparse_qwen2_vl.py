@@ -4,7 +4,7 @@ A picture has one grid, whose size follows the picture's. A video has one grid f
 three dimensions. Whatever a plan carries, they stay those of the whole prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -34,17 +34,23 @@ from .configuration_sparse_qwen2_vl import (
 from .host_memory import to_device
 from .planned_model import PlannedModelMixin
 from .processing_sparse_qwen2_vl import SparseQwen2VLProcessor
+from .qwen2_vl_positions import (
+    images_of_positions,
+    images_of_sizes,
+    next_position,
+    prompt_positions,
+    required_sizes,
+)
 from .sparse_decoder import CosineAndSine, SparseDecoderMixin
 from .sparse_layer import SparseDecoderLayerMixin
 from .sparse_multimodal import (
     SparseMultimodalMixin,
     embedded,
     read_prompt,
-    visual_runs,
     with_features,
 )
 from .user_error import UserError
-from .visual_cache import FirstCacheLayer, first_layer
+from .visual_cache import first_layer
 from .visual_layout import Images
 
 
@@ -147,26 +153,29 @@ class SparseQwen2VLModel(PlannedModelMixin, SparseQwen2VLPreTrainedModel, Qwen2V
         )
         embeddings = embedded(input_ids, inputs_embeds, embedding)
         if pixel_values is not None:
-            features["image"] = self.get_image_features(pixel_values, _given_sizes("image_grid_thw", image_grid_thw))
+            features["image"] = self.get_image_features(pixel_values, required_sizes("image_grid_thw", image_grid_thw))
         if pixel_values_videos is not None:
             features["video"] = self.get_video_features(
-                pixel_values_videos, _given_sizes("video_grid_thw", video_grid_thw)
+                pixel_values_videos, required_sizes("video_grid_thw", video_grid_thw)
             )
         first = first_layer(past_key_values)
         if kinds is not None:
             sizes = (image_sizes, video_sizes)
-            if position_ids is None:
-                places = self.prompt_positions(kinds, mask, sizes)
-                position_ids = to_device(places, embeddings.device) + _next_position(first)
+            if places is None:
+                places = prompt_positions(self.get_rope_index, kinds, mask, sizes)
+                position_ids = to_device(places, embeddings.device) + next_position(first)
             kwargs["visual_mask"] = kinds > 0
-            kwargs["images"] = self._images_of_sizes(kinds, sizes) if places.dim() == 2 else _images(kinds, places)
+            if places.dim() == 3:
+                kwargs["images"] = images_of_positions(kinds, places)
+            else:
+                kwargs["images"] = images_of_sizes(kinds, sizes, self.config.vision_config.spatial_merge_size)
             for kind, output in features.items():
                 is_visual = kinds == 1 + ("image", "video").index(kind)
                 embeddings = with_features(embeddings, is_visual, torch.cat(tuple(output.pooler_output)))
         elif position_ids is None and first is not None:
             batch, length, _ = embeddings.shape
             counted = torch.arange(length, device=embeddings.device).expand(3, batch, -1)
-            position_ids = counted + _next_position(first)
+            position_ids = counted + next_position(first)
         outputs = super().forward(
             inputs_embeds=embeddings,
             attention_mask=mask,
@@ -179,96 +188,6 @@ class SparseQwen2VLModel(PlannedModelMixin, SparseQwen2VLPreTrainedModel, Qwen2V
             given = position_ids[-3:] if position_ids.dim() == 3 else position_ids[None]
             first.position_offset = given.amax((0, 2)).expand(embeddings.shape[0]).unsqueeze(1) + 1 - first.num_seen
         return outputs
-
-    def prompt_positions(
-        self,
-        kinds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        sizes: Sequence[torch.Tensor | None],
-    ) -> torch.Tensor:
-        """Returns the positions [3, B, S] long, time, row and column, of a prompt whose first row is at 0.
-
-        Args:
-            kinds: [B, S], 0 at text, 1 at image and 2 at video tokens.
-            attention_mask: [B, cached + S], 0 at padding, or None.
-            sizes: of pictures and of videos, each [number, 3] long as `image_grid_thw`, or None.
-
-        All lie on the host.
-
-        Raises:
-            UserError: there are more or fewer pictures or videos than sizes.
-        """
-        self._check_sizes(kinds, sizes)
-        mask = None if attention_mask is None else attention_mask[:, -kinds.shape[1] :]
-        image_sizes, video_sizes = sizes
-        positions, _ = self.get_rope_index(
-            kinds,  # positions depend on the kinds of tokens alone
-            mm_token_type_ids=kinds,
-            image_grid_thw=image_sizes,
-            video_grid_thw=video_sizes,
-            attention_mask=mask,
-        )
-        return positions
-
-    def _check_sizes(self, kinds: torch.Tensor, sizes: Sequence[torch.Tensor | None]) -> None:
-        """Raises UserError if there are more or fewer pictures or videos in kinds [B, S] than sizes."""
-        sample, begin, _ = visual_runs(kinds)
-        found = kinds[sample, begin]
-        for number, (name, given) in enumerate(zip(("image_grid_thw", "video_grid_thw"), sizes, strict=True), 1):
-            runs, num_given = int((found == number).sum()), 0 if given is None else len(given)
-            if runs != num_given:
-                raise UserError(
-                    f"{name}: got the sizes of {num_given}, the rows that are not cached have places for {runs}"
-                )
-
-    def _images_of_sizes(self, kinds: torch.Tensor, sizes: Sequence[torch.Tensor | None]) -> Images:
-        """Returns the grids of pictures and videos in the order of the batch, by their sizes.
-
-        Arguments and errors are those of `prompt_positions`.
-        """
-        self._check_sizes(kinds, sizes)
-        sample, begin, _ = visual_runs(kinds)
-        side = self.config.vision_config.spatial_merge_size
-        left = [iter([] if of_kind is None else of_kind.tolist()) for of_kind in sizes]
-        in_order = [next(left[kind - 1]) for kind in kinds[sample, begin].tolist()]
-        return tuple(((height // side, width // side),) * time for time, height, width in in_order)
-
-
-def _given_sizes(name: str, sizes: torch.Tensor | None) -> torch.Tensor:
-    if sizes is None:
-        raise UserError(f"{name}: got none; it tells which patches are whose")
-    return sizes
-
-
-def _next_position(first: FirstCacheLayer | None) -> torch.Tensor | int:
-    """Returns the position [B, 1] of the row after those that are cached, or 0 if there are none."""
-    if first is None:
-        return 0
-    return first.num_seen if first.position_offset is None else first.num_seen + first.position_offset
-
-
-def _images(kinds: torch.Tensor, position_ids: torch.Tensor) -> Images:
-    """Returns the grids of pictures and videos in the order of the batch. They follow from positions.
-
-    Sizes are not asked for, because generation does not pass them.
-
-    Args:
-        kinds: [B, S], 0 at text, 1 at image and 2 at video tokens. A run of these is one picture or video.
-        position_ids: [3 or 4, B, S], of which the last three are time, row and column.
-
-    Both lie on the host.
-    """
-    sample, begin, end = visual_runs(kinds)
-    # From the first token of a picture to its last, rows and columns both grow from their least to their greatest.
-    heights, widths = position_ids[-2:, sample, end - 1] - position_ids[-2:, sample, begin] + 1
-    images = []
-    for height, width, length in torch.stack([heights, widths, end - begin], dim=1).tolist():
-        if height < 1 or width < 1 or length % (height * width):
-            raise UserError(
-                f"image tokens: got {length} in a row, position_ids place them on a grid of {(height, width)}"
-            )
-        images.append(((height, width),) * (length // (height * width)))
-    return tuple(images)
 
 
 class SparseQwen2VLForConditionalGeneration(
@@ -399,11 +318,11 @@ class SparseQwen2VLForConditionalGeneration(
             model_kwargs.get("video_grid_thw"),
         )
         assert kinds is not None, "read_prompt was told of pictures"
-        places = self.model.prompt_positions(kinds, mask, (image_sizes, video_sizes))
+        places = prompt_positions(self.model.get_rope_index, kinds, mask, (image_sizes, video_sizes))
         if mask is not None:
             last = torch.where(mask[:, -length:].bool(), torch.arange(length), -1).amax(1, keepdim=True)
             places = torch.where(torch.arange(length) > last, places.amax((0, 2)).unsqueeze(1), places)
-        positions = to_device(places, new.device) + _next_position(first)
+        positions = to_device(places, new.device) + next_position(first)
         slots = torch.arange(num_cached + length, device=new.device).expand(1, batch, -1)
         return torch.cat([slots, F.pad(positions, (num_cached, 0))])
 

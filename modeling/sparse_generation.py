@@ -5,11 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedConfig, SuppressTokensLogitsProcessor
 
 from .family import FamilyModel
 from .user_error import UserError
+from .visual_cache import fillable, first_layer
 from .visual_layout import Grid
+
+REFUSED_SETTINGS: dict[str, tuple[tuple, str]] = {
+    "prefill_chunk_size": ((None,), "the visual tokens of a prompt are ranked and see one another as a whole"),
+    "cache_implementation": ((None, "dynamic"), "layers hold different numbers of rows"),
+}
+"""Settings of generation that are refused, with the values that are allowed and the reason."""
 
 
 class SparseGenerationMixin:
@@ -50,20 +57,37 @@ class SparseGenerationMixin:
         """Generates as the stock class does. See there.
 
         Raises:
-            UserError: the prompt is to be run in chunks, or ends with a picture.
+            UserError: the prompt is to be run in chunks, or ends with a picture, or the cache is of another kind.
         """
-        settings = args[0] if args else kwargs.get("generation_config")
-        asked = (kwargs, {} if settings is None else vars(settings), vars(self.generation_config))
-        chunk = next((given["prefill_chunk_size"] for given in asked if given.get("prefill_chunk_size")), None)
-        if chunk is not None:
-            raise UserError(
-                f"prefill_chunk_size: got {chunk}, allowed: None (the visual tokens of a prompt are ranked and see one "
-                "another as a whole)"
-            )
+        given = args[0] if args else kwargs.get("generation_config")
+        for name, (allowed, reason) in REFUSED_SETTINGS.items():
+            values = (kwargs.get(name), getattr(given, name, None), getattr(self.generation_config, name, None))
+            value = next((value for value in values if value is not None), None)
+            if value not in allowed:
+                raise UserError(f"{name}: got {value!r}, allowed: {', '.join(map(repr, allowed))} ({reason})")
+        if kwargs.get("past_key_values") is not None:
+            fillable(kwargs["past_key_values"], len(self.model.language_model.layers))
         prompt = kwargs.get("input_ids", inputs), kwargs.get("inputs_embeds")
         if self.picture_ends_visual and prompt != (None, None):
             self._refuse_picture_at_end(self.image_tokens(*prompt), kwargs.get("attention_mask"))
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _prefill(
+        self,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        """Runs the prompt as the stock class does, but with its pictures in an assistant's first forward too.
+
+        Stock assistants never see them.
+        """
+        first = first_layer(model_kwargs.get("past_key_values"))
+        starts = first is None or first.num_seen == 0
+        return super()._prefill(  # type: ignore[misc]
+            input_ids, generation_config, model_kwargs, is_first_iteration=is_first_iteration or starts
+        )
 
     def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Returns the stock class's positions [B, S] of a prompt. Padding after it has the last one, not 0.
@@ -88,8 +112,8 @@ class SparseGenerationMixin:
         if bool(is_image.gather(1, last).any()):
             raise UserError("generate: a prompt ends with a picture, allowed: prompts that end with text")
 
-    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what gives candidates in assisted generation.
+    def _get_candidate_generator(self, *, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
+        """Returns what gives candidates in assisted generation. They are no image tokens.
 
         Candidates follow the prompt in its forward.
 
@@ -102,4 +126,8 @@ class SparseGenerationMixin:
                     f"assisted generation: layer {index} of the visual plan ranks visual tokens by the attention of "
                     "text, in which an assistant's candidates would take part; generate without an assistant"
                 )
-        return super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
+        tokens = list(self.visual_tokens(self.config).values())
+        no_pictures = SuppressTokensLogitsProcessor(tokens, device=self.get_input_embeddings().weight.device)
+        return super()._get_candidate_generator(  # type: ignore[misc]
+            logits_processor=LogitsProcessorList([*logits_processor, no_pictures]), **kwargs
+        )
