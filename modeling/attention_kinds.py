@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import AttentionInterface
+
 from .user_error import UserError
 
 ALLOWED = ("sdpa", "eager")
@@ -29,6 +31,6 @@ class SparsePreTrainedMixin:
 
         transformers asks this where a model is built and where its attention is set.
         """
-        if requested_attention is not None:
+        if requested_attention is not None and requested_attention in AttentionInterface().valid_keys():
             refuse_attention(requested_attention)
         return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)  # type: ignore[misc]
