@@ -22,6 +22,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     Qwen2VLRotaryEmbedding,
     Qwen2VLTextModel,
 )
+from transformers.utils import can_return_tuple
 
 from .attention_kinds import SparsePreTrainedMixin
 from .class_attention import TowerBlock
@@ -111,6 +112,7 @@ class SparseQwen2VLModel(PlannedModelMixin, SparseQwen2VLPreTrainedModel, Qwen2V
         """Returns no blocks, because the tower has no class token."""
         return []
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -181,6 +183,7 @@ class SparseQwen2VLModel(PlannedModelMixin, SparseQwen2VLPreTrainedModel, Qwen2V
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            return_dict=True,
             **kwargs,
         )
         first = first_layer(outputs.past_key_values)
