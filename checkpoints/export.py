@@ -32,6 +32,9 @@ from modeling.user_error import UserError
 # weights, so only the order of sums may differ. In half precision, that is one unit in the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
+AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForPreTraining")
+"""Auto classes of transformers that load a checkpoint, beside AutoModelForImageTextToText and AutoConfig."""
+
 RELOAD = Path(__file__).with_name("reload.py")
 
 
@@ -90,13 +93,13 @@ def _is_sparse_checkpoint(folder: Path) -> bool:
 def write_model(model: PreTrainedModel, folder: Path) -> None:
     """Writes config, safetensors and modelling files.
 
-    Both auto classes load the class that generates. Generic evaluators know only AutoModel, and a base class without a
+    All auto classes load the class that generates. Generic evaluators know only AutoModel, and a base class without a
     head would be of no use to an engine that cannot run two streams.
     """
     cls = type(model)
     cls.config_class.register_for_auto_class()
     cls.register_for_auto_class("AutoModelForImageTextToText")
-    model.config.auto_map = {"AutoModel": _auto_name(cls)}
+    model.config.auto_map = dict.fromkeys(AUTO_CLASSES, _auto_name(cls))
     model.save_pretrained(folder)
 
 

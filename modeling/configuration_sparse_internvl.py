@@ -31,8 +31,7 @@ class SparseInternVLConfig(InternVLConfig):
         text_config: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.text_config is not None:
-            self.text_config = sparse_text_config(self.text_config, TEXT_TYPES, default="qwen2")
+        self.text_config = sparse_text_config(self.text_config or {}, TEXT_TYPES, default="qwen2")
         super().__post_init__(**kwargs)
 
 

@@ -29,8 +29,7 @@ class SparseLlavaConfig(LlavaConfig):
         text_config: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.text_config is not None:
-            self.text_config = sparse_text_config(self.text_config, TEXT_TYPES, default="llama")
+        self.text_config = sparse_text_config(self.text_config or {}, TEXT_TYPES, default="llama")
         super().__post_init__(**kwargs)  # takes a config object as it is
 
 

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLTextConfig
 
 from .visual_layout import Grid, Images
@@ -52,11 +53,18 @@ class SparseQwen2VLConfig(Qwen2VLConfig):
         text_config: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
-        text = self.text_config
-        if text is not None and not isinstance(text, SparseQwen2VLTextConfig):
-            values = text if isinstance(text, dict) else text.to_dict()
-            self.text_config = SparseQwen2VLTextConfig(**{**values, "model_type": SparseQwen2VLTextConfig.model_type})
+        if self.text_config is not None:
+            self.text_config = sparse_text_config(self.text_config)
         super().__post_init__(**kwargs)
+        self.text_config = sparse_text_config(self.text_config)  # the stock one, if none was given
+
+
+def sparse_text_config(given: dict | PreTrainedConfig) -> SparseQwen2VLTextConfig:
+    """Returns the sparse config of a text model, given its values, its stock config or its sparse config."""
+    if isinstance(given, SparseQwen2VLTextConfig):
+        return given
+    values = given if isinstance(given, dict) else given.to_dict()
+    return SparseQwen2VLTextConfig(**{**values, "model_type": SparseQwen2VLTextConfig.model_type})
 
 
 def image_grids(config: Qwen2VLConfig, height: int, width: int) -> tuple[Grid, ...]:

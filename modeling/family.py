@@ -1,8 +1,8 @@
 """What a family of models must offer. A family is a stock multimodal model of transformers, such as LLaVA, made sparse.
 
 Each file modeling_sparse_*.py holds one family: a class that generates, which offers `Family`, and the model in it,
-which offers `FamilyModel`. The mixins of sparse_multimodal.py and class_attention.py already offer what most families
-have alike. checkpoints/families.py finds the families, and refuses one that lacks a member.
+which offers `FamilyModel`. The mixins of sparse_multimodal.py, planned_model.py and class_attention.py already offer
+what most families have alike. checkpoints/families.py finds the families, and refuses one that lacks a member.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,16 @@ class FamilyModel(Protocol):
         A family whose tower has a class token also takes `tower_layers`, the number of last blocks for which it gives
         the class token's attention (`ScoredFeatures`). None means as many as the plan in force asks for.
         """
+
+    @property
+    def visual_plan(self) -> VisualPlan:
+        """The plan in force."""
+
+    def set_visual_plan(self, plan: VisualPlan) -> None:
+        """Puts `plan` in force and writes it to the config. Raises UserError if it does not fit the model."""
+
+    def use_plan(self, plan: VisualPlan) -> AbstractContextManager[None]:
+        """Puts `plan` in force inside the block. Raises UserError if it does not fit the model."""
 
     def __call__(self, **inputs: Any) -> BaseModelOutputWithPast:
         """Runs tower, projector and decoder. It takes what the family's forward takes."""

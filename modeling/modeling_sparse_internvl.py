@@ -19,12 +19,13 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLPreTrainedModel,
 )
 
+from .attention_kinds import SparsePreTrainedMixin
 from .class_attention import ClassAttentionMixin, TowerBlock, class_attention_of
 from .configuration_sparse_internvl import TEXT_TYPES, SparseInternVLConfig, image_grids, tile_grid, vision_macs
+from .planned_model import PlannedModelMixin
 from .processing_sparse_internvl import SparseInternVLProcessor
 from .sparse_multimodal import (
     SparseMultimodalMixin,
-    SparsePreTrainedMixin,
     embedded,
     read_prompt,
     visual_runs,
@@ -56,7 +57,7 @@ class SparseInternVLPreTrainedModel(SparsePreTrainedMixin, InternVLPreTrainedMod
     _no_split_modules = LAYER_CLASS_NAMES
 
 
-class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, InternVLModel):
+class SparseInternVLModel(PlannedModelMixin, ClassAttentionMixin, SparseInternVLPreTrainedModel, InternVLModel):
     tower_blocks = staticmethod(internvl_class_blocks)
 
     def __init__(self, config: SparseInternVLConfig):
@@ -66,6 +67,7 @@ class SparseInternVLModel(ClassAttentionMixin, SparseInternVLPreTrainedModel, In
         self.multi_modal_projector = InternVLMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
+        self.put_config_plan_in_force()
 
     def get_image_features(
         self,

@@ -17,12 +17,13 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
+from .attention_kinds import SparsePreTrainedMixin
 from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava import TEXT_TYPES, SparseLlavaConfig, image_grids, vision_macs
+from .planned_model import PlannedModelMixin
 from .processing_sparse_llava import SparseLlavaProcessor
 from .sparse_multimodal import (
     SparseMultimodalMixin,
-    SparsePreTrainedMixin,
     embedded,
     read_prompt,
     with_features,
@@ -37,7 +38,7 @@ class SparseLlavaPreTrainedModel(SparsePreTrainedMixin, LlavaPreTrainedModel):
     _no_split_modules = LAYER_CLASS_NAMES
 
 
-class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaModel):
+class SparseLlavaModel(PlannedModelMixin, ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaModel):
     tower_blocks = staticmethod(llava_class_blocks)
 
     def __init__(self, config: SparseLlavaConfig):
@@ -47,6 +48,7 @@ class SparseLlavaModel(ClassAttentionMixin, SparseLlavaPreTrainedModel, LlavaMod
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
+        self.put_config_plan_in_force()
 
     def get_image_features(
         self,

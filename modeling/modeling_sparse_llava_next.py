@@ -23,6 +23,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
+from .attention_kinds import SparsePreTrainedMixin
 from .class_attention import ClassAttentionMixin, class_attention_of, llava_class_blocks
 from .configuration_sparse_llava_next import (
     TEXT_TYPES,
@@ -34,10 +35,10 @@ from .configuration_sparse_llava_next import (
     vision_macs,
 )
 from .host_memory import to_device, to_host
+from .planned_model import PlannedModelMixin
 from .processing_sparse_llava_next import SparseLlavaNextProcessor
 from .sparse_multimodal import (
     SparseMultimodalMixin,
-    SparsePreTrainedMixin,
     embedded,
     read_prompt,
     with_features,
@@ -65,7 +66,7 @@ class SparseLlavaNextPreTrainedModel(SparsePreTrainedMixin, LlavaNextPreTrainedM
     _no_split_modules = LAYER_CLASS_NAMES
 
 
-class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, LlavaNextModel):
+class SparseLlavaNextModel(PlannedModelMixin, ClassAttentionMixin, SparseLlavaNextPreTrainedModel, LlavaNextModel):
     tower_blocks = staticmethod(llava_class_blocks)
 
     def __init__(self, config: SparseLlavaNextConfig):
@@ -76,6 +77,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.language_model = sparse_decoder(config.text_config)
         self.post_init()
+        self.put_config_plan_in_force()
 
     def get_image_features(
         self,
@@ -170,7 +172,7 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
     def _images(self, pictures: Sequence[torch.Tensor], image_sizes: torch.Tensor | None) -> Images:
         """Returns the grids of pictures.
 
-        Without sizes, which generation drops, they follow from the newlines among the features.
+        Without sizes, which generation drops, they follow from the newlines among the features, of which one is last.
 
         Args:
             pictures: each one's features [N, D].
@@ -179,7 +181,8 @@ class SparseLlavaNextModel(ClassAttentionMixin, SparseLlavaNextPreTrainedModel, 
         if image_sizes is not None:
             return tuple(image_grids(self.config, *size) for size in image_sizes.tolist())
         whole, images = tile_grid(self.config), []
-        newlines = to_host(*((picture == self.image_newline.to(picture)).all(-1) for picture in pictures))
+        # Not this model's newline, as an assistant is given the features of the model that it assists.
+        newlines = to_host(*((picture == picture[-1]).all(-1) for picture in pictures))
         for picture, is_newline in zip(pictures, newlines, strict=True):
             rows, num_cut = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
             image = (whole, (rows, num_cut // rows - 1 if rows else 0))

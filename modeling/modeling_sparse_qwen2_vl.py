@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -21,7 +22,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     Qwen2VLRotaryEmbedding,
     Qwen2VLTextModel,
 )
+from transformers.utils import can_return_tuple
 
+from .attention_kinds import SparsePreTrainedMixin
 from .class_attention import TowerBlock
 from .configuration_sparse_qwen2_vl import (
     SparseQwen2VLConfig,
@@ -30,18 +33,25 @@ from .configuration_sparse_qwen2_vl import (
     vision_macs,
 )
 from .host_memory import to_device
+from .planned_model import PlannedModelMixin
 from .processing_sparse_qwen2_vl import SparseQwen2VLProcessor
+from .qwen2_vl_positions import (
+    images_of_positions,
+    images_of_sizes,
+    next_position,
+    prompt_positions,
+    required_sizes,
+)
 from .sparse_decoder import CosineAndSine, SparseDecoderMixin
 from .sparse_layer import SparseDecoderLayerMixin
 from .sparse_multimodal import (
     SparseMultimodalMixin,
-    SparsePreTrainedMixin,
     embedded,
     read_prompt,
-    visual_runs,
     with_features,
 )
 from .user_error import UserError
+from .visual_cache import first_layer
 from .visual_layout import Images
 
 
@@ -83,7 +93,7 @@ class SparseQwen2VLTextModel(SparseDecoderMixin, SparseQwen2VLPreTrainedModel, Q
         return self.rotary_emb(inputs_embeds, position_ids[-3:])
 
 
-class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
+class SparseQwen2VLModel(PlannedModelMixin, SparseQwen2VLPreTrainedModel, Qwen2VLModel):
     def __init__(self, config: SparseQwen2VLConfig):
         # Not Qwen2VLModel's constructor, which would build a dense decoder for nothing.
         Qwen2VLPreTrainedModel.__init__(self, config)
@@ -91,6 +101,7 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         self.language_model = SparseQwen2VLTextModel._from_config(config.text_config)
         self.rope_deltas = None
         self.post_init()
+        self.put_config_plan_in_force()
 
     @property
     def visual_tokens(self) -> tuple[int, int]:
@@ -101,6 +112,7 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         """Returns no blocks, because the tower has no class token."""
         return []
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -120,12 +132,16 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
         """Runs Qwen2-VL's forward, and tells the decoder where visual tokens are and which grids pictures and videos
         have.
 
+        Positions that are not given are counted on from those of the cache. `mm_token_type_ids` are not read, as the
+        tokens tell them.
+
         Raises:
-            UserError: image or video tokens without pictures or videos, or positions that put them on no grid.
+            UserError: image or video tokens without pictures or videos, pictures or videos without sizes, or positions
+                that put them on no grid.
         """
         features, embedding = dict(mm_encoder_outputs or {}), self.get_input_embeddings()
         has_pictures = bool(features) or pixel_values is not None or pixel_values_videos is not None
-        kinds, mask, kwargs["supervised"], image_sizes, video_sizes, token_types, places = read_prompt(
+        kinds, mask, kwargs["supervised"], image_sizes, video_sizes, places = read_prompt(
             self.visual_tokens,
             input_ids,
             inputs_embeds,
@@ -135,73 +151,46 @@ class SparseQwen2VLModel(SparseQwen2VLPreTrainedModel, Qwen2VLModel):
             supervised,
             image_grid_thw,
             video_grid_thw,
-            mm_token_type_ids,
             position_ids,
         )
         embeddings = embedded(input_ids, inputs_embeds, embedding)
         if pixel_values is not None:
-            sizes = None if image_grid_thw is None else to_device(image_grid_thw, pixel_values.device)
-            features["image"] = self.get_image_features(pixel_values, sizes)
+            features["image"] = self.get_image_features(pixel_values, required_sizes("image_grid_thw", image_grid_thw))
         if pixel_values_videos is not None:
-            sizes = None if video_grid_thw is None else to_device(video_grid_thw, pixel_values_videos.device)
-            features["video"] = self.get_video_features(pixel_values_videos, sizes)
-        if position_ids is None:
-            cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-            if cached == 0:
-                self.rope_deltas = None  # those of an earlier prompt have no say in this one's positions
-            begins = kinds is not None and self.rope_deltas is None
-            places = self.compute_3d_position_ids(
-                input_ids=kinds if begins else input_ids,  # positions depend on the kinds of tokens alone
-                image_grid_thw=image_sizes,
-                video_grid_thw=video_sizes,
-                inputs_embeds=embeddings,
-                # Positions that are counted anew are counted on the host. Otherwise those of the prompt are continued.
-                attention_mask=mask if begins else attention_mask,
-                past_key_values=past_key_values,
-                mm_token_type_ids=kinds if token_types is None else token_types,
+            features["video"] = self.get_video_features(
+                pixel_values_videos, required_sizes("video_grid_thw", video_grid_thw)
             )
-            position_ids = None if places is None else to_device(places, embeddings.device)
-            if self.rope_deltas is not None:
-                self.rope_deltas = to_device(self.rope_deltas, embeddings.device)
+        first = first_layer(past_key_values)
         if kinds is not None:
+            sizes = (image_sizes, video_sizes)
+            if places is None:
+                places = prompt_positions(self.get_rope_index, kinds, mask, sizes)
+                position_ids = to_device(places, embeddings.device) + next_position(first)
             kwargs["visual_mask"] = kinds > 0
-            kwargs["images"] = _images(kinds, places)
+            if places.dim() == 3:
+                kwargs["images"] = images_of_positions(kinds, places)
+            else:
+                kwargs["images"] = images_of_sizes(kinds, sizes, self.config.vision_config.spatial_merge_size)
             for kind, output in features.items():
                 is_visual = kinds == 1 + ("image", "video").index(kind)
                 embeddings = with_features(embeddings, is_visual, torch.cat(tuple(output.pooler_output)))
-        return super().forward(
+        elif position_ids is None and first is not None:
+            batch, length, _ = embeddings.shape
+            counted = torch.arange(length, device=embeddings.device).expand(3, batch, -1)
+            position_ids = counted + next_position(first)
+        outputs = super().forward(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            return_dict=True,
             **kwargs,
         )
-
-
-def _images(kinds: torch.Tensor, position_ids: torch.Tensor | None) -> Images:
-    """Returns the grids of pictures and videos in the order of the batch. They follow from positions.
-
-    Sizes are not asked for, because generation does not pass them.
-
-    Args:
-        kinds: [B, S], 0 at text, 1 at image and 2 at video tokens. A run of these is one picture or video.
-        position_ids: [3 or 4, B, S], of which the last three are time, row and column.
-
-    Both lie on the host.
-    """
-    if position_ids is None or position_ids.dim() != 3:
-        raise UserError("position_ids: got none with rows and columns; give image_grid_thw and video_grid_thw")
-    sample, begin, end = visual_runs(kinds)
-    # From the first token of a picture to its last, rows and columns both grow from their least to their greatest.
-    heights, widths = position_ids[-2:, sample, end - 1] - position_ids[-2:, sample, begin] + 1
-    images = []
-    for height, width, length in torch.stack([heights, widths, end - begin], dim=1).tolist():
-        if height < 1 or width < 1 or length % (height * width):
-            raise UserError(
-                f"image tokens: got {length} in a row, position_ids place them on a grid of {(height, width)}"
-            )
-        images.append(((height, width),) * (length // (height * width)))
-    return tuple(images)
+        first = first_layer(outputs.past_key_values)
+        if first is not None and position_ids is not None:
+            given = position_ids[-3:] if position_ids.dim() == 3 else position_ids[None]
+            first.position_offset = given.amax((0, 2)).expand(embeddings.shape[0]).unsqueeze(1) + 1 - first.num_seen
+        return outputs
 
 
 class SparseQwen2VLForConditionalGeneration(
@@ -218,6 +207,7 @@ class SparseQwen2VLForConditionalGeneration(
         model: SparseQwen2VLModel
         get_image_features: Callable[..., BaseModelOutputWithPooling]
         get_video_features: Callable[..., BaseModelOutputWithPooling]
+        get_input_embeddings: Callable[[], nn.Embedding]
 
     def __init__(self, config: SparseQwen2VLConfig):
         Qwen2VLPreTrainedModel.__init__(self, config)
@@ -300,11 +290,44 @@ class SparseQwen2VLForConditionalGeneration(
             **kwargs,
         )
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> Any:
-        """Adds `mm_token_type_ids`. Without them the stock class silently counts visual tokens as text."""
-        if model_kwargs.get("mm_token_type_ids") is None and inputs_tensor.dim() == 2:
-            model_kwargs = {**model_kwargs, **self.stock_inputs(self.config, inputs_tensor)}
-        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """Returns the positions [4, B, cached + S] of a prompt: slots, then time, row and column.
+
+        They are counted on from those of the cache, whose rows the prompt may hold again. Those of cached rows are 0,
+        and padding after a prompt has the last position, so that generation goes on from there.
+
+        Raises:
+            UserError: there are more or fewer pictures or videos than places for them after the cached rows.
+        """
+        ids, mask = model_kwargs.get("input_ids"), model_kwargs.get("attention_mask")
+        if ids is None or ids.shape[1] == 0:
+            ids = None if inputs_tensor.is_floating_point() else inputs_tensor
+        first = first_layer(model_kwargs.get("past_key_values"))
+        num_cached = 0 if first is None else first.num_seen
+        prompt = inputs_tensor if ids is None else ids
+        holds_cached = mask is None or mask.shape[1] == prompt.shape[1]
+        new = prompt[:, num_cached:] if holds_cached else prompt
+        batch, length = new.shape[:2]
+        kinds, mask, image_sizes, video_sizes = read_prompt(
+            self.model.visual_tokens,
+            None if ids is None else new,
+            new if ids is None else None,
+            self.get_input_embeddings(),
+            True,
+            mask,
+            model_kwargs.get("image_grid_thw"),
+            model_kwargs.get("video_grid_thw"),
+        )
+        assert kinds is not None, "read_prompt was told of pictures"
+        places = prompt_positions(self.model.get_rope_index, kinds, mask, (image_sizes, video_sizes))
+        if mask is not None:
+            last = torch.where(mask[:, -length:].bool(), torch.arange(length), -1).amax(1, keepdim=True)
+            places = torch.where(torch.arange(length) > last, places.amax((0, 2)).unsqueeze(1), places)
+        positions = to_device(places, new.device) + next_position(first)
+        slots = torch.arange(num_cached + length, device=new.device).expand(1, batch, -1)
+        return torch.cat([slots, F.pad(positions, (num_cached, 0))])
 
 
 __all__ = ["SparseQwen2VLForConditionalGeneration", "SparseQwen2VLModel", "SparseQwen2VLPreTrainedModel"]

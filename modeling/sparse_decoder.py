@@ -9,70 +9,36 @@ Shapes: B batch, S rows of a padded batch, T text rows, V visual rows, D hidden 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .attention_kinds import SparsePreTrainedMixin, refuse_attention
+from .hidden_states import HiddenStates
 from .layer_plan import LayerPlan, Rank
+from .packed_samples import PackedSamples, refuse_bounds
 from .sparse_layer import FusedRMSNorm, Rope, ScaledRows, SharedInputs
 from .stream_split import split_streams
 from .user_error import UserError
-from .visual_cache import CachedSlots, KeySlots, VisualCache
+from .visual_cache import CachedSlots, FirstCacheLayer, KeySlots, VisualCache, fillable, first_layer
 from .visual_gates import LayerGates
-from .visual_layout import Images, TextTokens, VisualTokens, gather_rows, join_streams
+from .visual_layout import Images, TextTokens, VisualTokens, gather_rows
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LiveLayer, VisualPlan
-from .visual_ranking import scores_before_layers
+from .visual_stream import VisualStream
 from .visual_units import UnitSplit
 
 CosineAndSine: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Of the rotary embedding, each [B, S, head_dim]."""
 
 
-@dataclass(frozen=True)
-class _VisualStream:
-    """The visual rows that are carried.
-
-    Attributes:
-        states: [B, V, D].
-        tokens: where each row lies.
-        class_attention: [B, V, blocks], attention of the vision tower's class token, or None.
-    """
-
-    states: torch.Tensor
-    tokens: VisualTokens
-    class_attention: torch.Tensor | None
-
-    def entering(self, live: LiveLayer, scores: torch.Tensor | None) -> "_VisualStream | None":
-        """Returns the rows that a layer carries, or None if it carries none.
-
-        Args:
-            live: the layer.
-            scores: [B, V], the attention that the rows received in the layer before, if the layer ranks them by it.
-        """
-        if live.tokens == 0:
-            return None
-        if not live.keep:
-            return self
-        if not live.rank.by_attention:
-            scores = scores_before_layers(live.rank, self.tokens, live.tokens, self.class_attention)
-        assert scores is not None, "the layer before computes the attention that its tokens are ranked by"
-        tokens, chosen = self.tokens.survivors(scores, live.tokens)
-        attention = self.class_attention
-        return _VisualStream(
-            states=gather_rows(self.states, chosen),
-            tokens=tokens,
-            class_attention=None if attention is None else gather_rows(attention, chosen),
-        )
-
-
-class SparseDecoderMixin(nn.Module):
+class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
     """Forward of a decoder over two streams under a plan. It is mixed in before the transformers model class."""
 
     visual_plan: VisualPlan
@@ -129,11 +95,11 @@ class SparseDecoderMixin(nn.Module):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
         visual_mask: torch.Tensor | None = None,
         images: Images = (),
@@ -150,7 +116,8 @@ class SparseDecoderMixin(nn.Module):
         Args:
             input_ids: [B, S], text alone.
             attention_mask: [B, cached + S], 0 at padding, which may be on either side.
-            position_ids: as the stock decoder takes them.
+            position_ids: as the stock decoder takes them. Without a mask and a cache, samples begin where they begin
+                again (packed_samples.py).
             inputs_embeds: [B, S, D] in place of input_ids, with the features of pictures where they belong.
             visual_mask: [B, S] bool, true at image tokens.
             images: the grids of each image of the batch, in order.
@@ -162,41 +129,87 @@ class SparseDecoderMixin(nn.Module):
 
         Returns:
             last_hidden_state [B, S, D] with text rows. It is zero at image tokens, for nothing reads them, and at
-            padding. hidden_states, if asked for, with both streams. They are zero at withdrawn tokens and at padding.
+            padding before text. Padding after a sample that ends with text repeats its last row, so that generation
+            from such prompts goes on from there. hidden_states, if asked for, with both streams. They are zero at
+            withdrawn tokens and at padding.
 
         Raises:
             UserError: attention maps are asked for, the cache is not one that this model made, masks do not fit, or
                 gates come with a plan that shuts something.
         """
         self._check_arguments(input_ids, inputs_embeds, output_attentions, gates)
+        refuse_bounds(kwargs, position_ids)
         embeds: torch.Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length, _ = embeds.shape
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            packing = PackedSamples.of(position_ids, batch)
+            if packing is not None:
+                if use_cache:
+                    raise UserError("position_ids: got those of packed samples, which have no cache: use_cache=False")
+                return self._packed_forward(
+                    packing,
+                    embeds,
+                    position_ids,
+                    visual_mask,
+                    supervised,
+                    output_hidden_states=output_hidden_states,
+                    images=images,
+                    class_attention=class_attention,
+                    gates=gates,
+                )
         cache = self._cache(past_key_values, use_cache)
-        past_length = 0 if cache is None else cache.num_seen
+        first = first_layer(cache)
+        past_length = 0 if first is None else first.num_seen
         text_tokens, visual_tokens = split_streams(
             (batch, length), attention_mask, visual_mask, images, past_length, embeds.device, supervised
         )
         rope = self._batch_rope(embeds, position_ids, past_length)
-        slots = _cached_slots(cache, batch, embeds.device)
+        slots = _cached_slots(first, batch, embeds.device)
         shared = self._shared_by_all(text_tokens, rope, slots, cache)
         text = gather_rows(embeds, text_tokens.index)
         visual = self._visual_stream(embeds, visual_tokens, class_attention, past_length)
 
-        states, scores = _HiddenStates(self._outputs_hidden_states(output_hidden_states), length), None
+        states, scores = HiddenStates(self._asked_states(output_hidden_states), len(self.layers), length), None
         for number, stage in enumerate(self.stages):
             visual = None if visual is None else visual.entering(self.live[stage[0]], scores)
             shared = _shared_by_stage(shared, rope, visual, slots, number)
             for index in stage:
-                states.add(text, text_tokens, visual)
+                text, visual = states.through(text, text_tokens, visual)
                 text, visual, scores = self._run_layer(index, text, visual, shared, gates)
 
-        last = join_streams(self.norm(text), text_tokens, None, None, length)
-        if cache is not None:
-            cache.num_seen += length
+        last = text_tokens.spread(self.norm(text))
+        if first is not None:
             slots.text = shared.text_masks.keys
+            first.slots = slots
+            first.grow(text_tokens, length)
         return BaseModelOutputWithPast(
             last_hidden_state=last, past_key_values=cache, hidden_states=states.with_last(last)
         )
+
+    def _packed_forward(
+        self,
+        packing: PackedSamples,
+        embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        visual_mask: torch.Tensor | None,
+        supervised: torch.Tensor | None,
+        **arguments: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the forward with one sample a row. Pictures are in the order of samples already."""
+        outputs = self.forward(
+            inputs_embeds=packing.unpacked(embeds),
+            attention_mask=packing.present,
+            position_ids=packing.unpacked_positions(position_ids),
+            visual_mask=None if visual_mask is None else packing.unpacked(visual_mask),
+            supervised=None if supervised is None else packing.unpacked(supervised),
+            use_cache=False,
+            **arguments,
+        )
+        states = outputs.hidden_states
+        if states is not None:
+            outputs.hidden_states = tuple(None if state is None else packing.packed(state) for state in states)
+        outputs.last_hidden_state = packing.packed(outputs.last_hidden_state)
+        return outputs
 
     def rope(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, past_length: int) -> CosineAndSine:
         """Returns cosine and sine [B or 1, S, head_dim] for inputs_embeds [B, S, D].
@@ -220,6 +233,7 @@ class SparseDecoderMixin(nn.Module):
             self._check_gates(gates)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds")
+        refuse_attention(self.config._attn_implementation)
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise UserError("output_attentions: a sparse model does not compute attention maps; use the dense model")
 
@@ -232,24 +246,17 @@ class SparseDecoderMixin(nn.Module):
                     f"gates: layer {index} of the plan in force is not dense; gates shut what the plan leaves open"
                 )
 
-    def _cache(self, given: Cache | None, use_cache: bool | None) -> VisualCache | None:
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """Returns the cache to fill, or None. Raises UserError for a cache of another kind."""
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
             return None
-        if isinstance(given, VisualCache):
-            return given
-        if given is not None and (
-            not isinstance(given, DynamicCache) or given.offloading or given.get_seq_length() > 0
-        ):
-            raise UserError(
-                f"past_key_values: got a {type(given).__name__}, allowed: None, an empty DynamicCache without "
-                "offloading, or the VisualCache that this model returned"
-            )
-        return VisualCache(len(self.layers)) if use_cache or given is not None else None
+        if given is not None:
+            return fillable(given, len(self.layers))
+        return VisualCache(len(self.layers)) if use_cache else None
 
-    def _outputs_hidden_states(self, asked: bool | None) -> bool:
+    def _asked_states(self, asked: bool | int | Sequence[int] | None) -> bool | int | Sequence[int] | None:
         return self.config.output_hidden_states if asked is None else asked
 
     def _batch_rope(
@@ -265,7 +272,7 @@ class SparseDecoderMixin(nn.Module):
         text_tokens: TextTokens,
         rope: CosineAndSine,
         slots: CachedSlots,
-        cache: VisualCache | None,
+        cache: Cache | None,
     ) -> SharedInputs:
         """Returns what all layers share. What a stage shares is not there yet."""
         return SharedInputs(
@@ -285,13 +292,13 @@ class SparseDecoderMixin(nn.Module):
         tokens: VisualTokens | None,
         class_attention: torch.Tensor | None,
         past_length: int,
-    ) -> _VisualStream | None:
+    ) -> VisualStream | None:
         """Returns the visual rows of this forward, or None. Raises UserError if the cache lacks rows that they see."""
         if tokens is None:
             return None
         if past_length > 0:
             self._refuse_unseen_pictures()
-        return _VisualStream(
+        return VisualStream(
             states=gather_rows(inputs_embeds, tokens.index),
             tokens=tokens,
             class_attention=None if class_attention is None else tokens.padded(class_attention),
@@ -313,10 +320,10 @@ class SparseDecoderMixin(nn.Module):
         self,
         index: int,
         text: torch.Tensor,
-        visual: _VisualStream | None,
+        visual: VisualStream | None,
         shared: SharedInputs,
         gates: list[LayerGates] | None,
-    ) -> tuple[torch.Tensor, _VisualStream | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, VisualStream | None, torch.Tensor | None]:
         """Returns text and visual rows after a layer, and the attention [B, V] that the next layer ranks tokens by."""
         text, states, scores = self.layers[index](
             text,
@@ -331,24 +338,6 @@ class SparseDecoderMixin(nn.Module):
         return text, None if visual is None else replace(visual, states=states), scores
 
 
-class _HiddenStates:
-    """Hidden states [B, S, D] of all layers, if they are asked for."""
-
-    def __init__(self, asked: bool, length: int):
-        self._asked, self._length = asked, length
-        self._states: list[torch.Tensor] = []
-
-    def add(self, text: torch.Tensor, text_tokens: TextTokens, visual: _VisualStream | None) -> None:
-        """Keeps the rows that a layer takes."""
-        if self._asked:
-            rows, tokens = (None, None) if visual is None else (visual.states, visual.tokens)
-            self._states.append(join_streams(text, text_tokens, rows, tokens, self._length))
-
-    def with_last(self, last: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        """Returns all of them and the last one, or None if they are not asked for."""
-        return (*self._states, last) if self._asked else None
-
-
 def _stages(live: Sequence[LiveLayer]) -> list[list[int]]:
     """Returns the layers in stages. A stage is a run of layers that carry the same visual tokens."""
     return [list(stage) for _, stage in groupby(range(len(live)), key=lambda index: live[index].tokens)]
@@ -359,13 +348,15 @@ def _rank_by_attention(live: LiveLayer) -> Rank | None:
     return live.rank if live.keep and live.rank.by_attention else None
 
 
-def _cached_slots(cache: VisualCache | None, batch: int, device: torch.device) -> CachedSlots:
-    """Returns the slots of the cached rows, which are none without a cache."""
-    return CachedSlots(KeySlots.empty(batch, device)) if cache is None else cache.cached_slots(batch, device)
+def _cached_slots(first: FirstCacheLayer | None, batch: int, device: torch.device) -> CachedSlots:
+    """Returns the slots of the cached rows, which are none without a cache. They are to be updated by the forward."""
+    if first is None or first.slots is None:
+        return CachedSlots(KeySlots.empty(batch, device))
+    return first.slots
 
 
 def _shared_by_stage(
-    shared: SharedInputs, rope: CosineAndSine, visual: _VisualStream | None, slots: CachedSlots, number: int
+    shared: SharedInputs, rope: CosineAndSine, visual: VisualStream | None, slots: CachedSlots, number: int
 ) -> SharedInputs:
     """Returns what the layers of a stage share. Adds the stage's keys to the slots, if it has pictures."""
     tokens = None if visual is None else visual.tokens

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .grouped_attention import eager_attention, fused_attention
 from .layer_plan import Rank
 from .narrow_linear import Selection, narrow
 from .neighbor_attention import neighbor_attention
-from .visual_cache import VisualCache, VisualCacheLayer
+from .visual_cache import VisualCacheLayer
 from .visual_gates import LayerGates
 from .visual_layout import TextTokens, VisualTokens
 from .visual_masks import StageMasks, TextMasks
@@ -95,7 +96,7 @@ class SharedInputs:
         text_rope, visual_rope: their rotary embeddings.
         text_masks: masks of the text rows alone.
         stage: masks of text and visual rows, or None if neither this forward nor the cache has pictures.
-        cache: the cache to fill, or None.
+        cache: the cache to fill, of layers that visual_cache.py makes, or None.
         scaled_rows: visual rows at unit mean square.
     """
 
@@ -105,7 +106,7 @@ class SharedInputs:
     visual: VisualTokens | None
     visual_rope: Rope | None
     stage: StageMasks | None
-    cache: VisualCache | None
+    cache: Cache | None
     scaled_rows: ScaledRows
 
 

@@ -4,8 +4,8 @@
 `model.language_model`, is one of sparse_decoder.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,21 +17,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .family import FamilyModel
 from .host_memory import to_device, to_host
 from .narrow_linear import refuse_adapters_by_place
+from .sparse_generation import SparseGenerationMixin
 from .user_error import UserError
 from .visual_layout import Grid, num_tokens
 from .visual_plan import VisualPlan
 
 
-class SparsePreTrainedMixin:
-    """Says what a decoder over two streams cannot do. It is mixed in before the stock `...PreTrainedModel`."""
-
-    _supports_flash_attn = False  # masks tell which visual tokens a text row sees
-    _supports_flex_attn = False
-    _supports_attention_backend = False
-    _can_compile_fullgraph = False
-
-
-class SparseMultimodalMixin(nn.Module):
+class SparseMultimodalMixin(SparseGenerationMixin, nn.Module):
     """A multimodal model that treats its visual tokens as its plan says. See `Family` for the members.
 
     Logits at image tokens are those of a zero state. Nothing reads them, so their last states are never computed.
@@ -51,34 +43,19 @@ class SparseMultimodalMixin(nn.Module):
     @property
     def visual_plan(self) -> VisualPlan:
         """The plan in force."""
-        return self.model.language_model.visual_plan
+        return self.model.visual_plan
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
         """Puts `plan` in force and writes it to the config. Raises UserError if it does not fit the model."""
-        self._check_tower(plan)
-        self.model.language_model.set_visual_plan(plan)
-        self.config.visual_plan = plan.to_dict()
+        self.model.set_visual_plan(plan)
 
-    @contextmanager
-    def use_plan(self, plan: VisualPlan) -> Iterator[None]:
+    def use_plan(self, plan: VisualPlan) -> AbstractContextManager[None]:
         """Puts `plan` in force inside the block. The config keeps the model's own.
 
         Raises:
             UserError: the plan does not fit the model.
         """
-        self._check_tower(plan)
-        with self.model.language_model.use_plan(plan):
-            yield
-
-    def _check_tower(self, plan: VisualPlan) -> None:
-        """Raises UserError if the plan ranks by a class token that the vision tower does not have."""
-        num_blocks = len(self.model.class_blocks())
-        if plan.tower_layers > num_blocks:
-            tower: Any = self.vision_tower
-            raise UserError(
-                f"visual plan: rank by cls_attention over {plan.tower_layers} layers: the vision tower "
-                f"({tower.config.model_type}) has {num_blocks} with a class token, up to the one that is read"
-            )
+        return self.model.use_plan(plan)
 
     @staticmethod
     def stock_inputs(config: PreTrainedConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -103,14 +80,10 @@ class SparseMultimodalMixin(nn.Module):
         return {"mm_encoder_outputs": {"image": features}}
 
     def build(self) -> None:
-        """Builds what the stock class's constructor builds, around a sparse model and under the config's plan."""
+        """Builds what the stock class's constructor builds, around a sparse model."""
         config = self.config
         self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        if config.visual_plan is not None:
-            plan = VisualPlan.from_dict(config.visual_plan)
-            self._check_tower(plan)
-            self.model.language_model.set_visual_plan(plan)
         self.post_init()
 
     def sparse_forward(
@@ -127,7 +100,8 @@ class SparseMultimodalMixin(nn.Module):
 
         Args:
             stock_forward: the stock class's forward.
-            labels: [B, S] long, -100 at rows without supervision. In training, they also tell which rows rank visual
+            labels: [B, S] long, -100 at rows without supervision. Image tokens count as such, and so do tokens right
+                after a visual token, for nothing predicts them. In training, labels also tell which rows rank visual
                 tokens.
             logits_to_keep: as the stock class takes it.
             logits_mask: [B, S] bool. If given, logits are those of the true rows alone, [rows, vocab], row by row.
@@ -145,6 +119,7 @@ class SparseMultimodalMixin(nn.Module):
         if mm_encoder_outputs:
             inputs["mm_encoder_outputs"] = mm_encoder_outputs
         if labels is not None:
+            labels = self._predicted_labels(labels, inputs.get("input_ids"), inputs.get("inputs_embeds"))
             inputs["supervised"] = labels != -100
         if logits_mask is None:
             return stock_forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
@@ -154,6 +129,16 @@ class SparseMultimodalMixin(nn.Module):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+
+    def _predicted_labels(
+        self, labels: torch.Tensor, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns labels [B, S] with -100 at image tokens, and where a visual token would have to predict them."""
+        is_image = self.image_tokens(input_ids, inputs_embeds).to(labels.device)
+        unpredicted = is_image.clone()
+        if self.picture_ends_visual:
+            unpredicted[:, 1:] |= is_image[:, :-1]
+        return labels.masked_fill(unpredicted, -100)
 
 
 def read_prompt(

@@ -46,11 +46,13 @@ def split_streams(
     present, visual_mask, supervised = to_host(present, visual_mask, supervised)
     if visual_mask is None and (present is None or bool(present.all())):
         slots = torch.arange(past_length, past_length + length, device=device).expand(batch, length)
-        return TextTokens(index=None, valid=torch.ones_like(slots, dtype=torch.bool), slots=slots, full=True), None
+        valid = torch.ones_like(slots, dtype=torch.bool)
+        return TextTokens(index=None, valid=valid, slots=slots, full=True, num_last=length), None
     present = torch.ones(batch, length, dtype=torch.bool) if present is None else present
     visual_mask = torch.zeros_like(present) if visual_mask is None else visual_mask & present
     visual = _visual_tokens(visual_mask, past_length, images, device) if images or bool(visual_mask.any()) else None
-    index, valid = _packed(present & ~visual_mask)
+    is_text = present & ~visual_mask
+    index, valid = _packed(is_text)
     slots = torch.where(valid, index + past_length, NO_SLOT)
     last_visual = torch.where(visual_mask, torch.arange(length), -1).amax(1, keepdim=True)
     moved = to_device(torch.stack([index, valid.long(), slots]), device)
@@ -59,6 +61,8 @@ def split_streams(
         valid=moved[1].bool(),
         slots=moved[2],
         full=bool(valid.all()),
+        num_last=int(is_text.all(0).flip(0).cumprod(0).sum()) if bool(valid.all()) else 0,
+        source=to_device(_source(is_text, last_visual), device),
         before_visual=int((valid & (index < last_visual)).sum(1).max()),
         ranking={} if visual is None else _ranking(index, valid, last_visual, supervised),
     )
@@ -85,6 +89,19 @@ def _packed(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     counts = mask.sum(1, keepdim=True)
     valid = torch.arange(int(counts.max())) < counts
     return torch.zeros(valid.shape, dtype=torch.long).masked_scatter(valid, mask.nonzero()[:, 1]), valid
+
+
+def _source(is_text: torch.Tensor, last_visual: torch.Tensor) -> torch.Tensor:
+    """Returns `TextTokens.source`, [B, S].
+
+    Args:
+        is_text: [B, S] bool, on the host.
+        last_visual: [B, 1], the last visual row; -1 without one.
+    """
+    number, column = is_text.cumsum(1) - 1, torch.arange(is_text.shape[1])
+    last_text = torch.where(is_text, column, -1).amax(1, keepdim=True)
+    has_state = is_text | ((column > last_text) & (last_text > last_visual))
+    return torch.where(has_state, number, number.max() + 1)
 
 
 def _visual_tokens(mask: torch.Tensor, past_length: int, images: Images, device: torch.device) -> VisualTokens:

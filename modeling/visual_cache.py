@@ -8,11 +8,12 @@ tokens in units that do not serve them.
 Shapes: B batch, U units, L cached rows, T text rows and V visual rows of one forward, H head_dim.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from .user_error import UserError
 from .visual_layout import TextTokens, VisualTokens
@@ -61,9 +62,11 @@ class KeySlots:
 
     def select(self, index: torch.Tensor) -> "KeySlots":
         """Returns the keys of the samples at `index`."""
-        return KeySlots(
-            slots=self.slots.index_select(0, index.to(self.slots.device)), is_text=self.is_text, full=self.full
-        )
+        return replace(self, slots=self.slots.index_select(0, index.to(self.slots.device)))
+
+    def without_last(self, rows: int) -> "KeySlots":
+        """Returns all keys but so many last ones."""
+        return replace(self, slots=self.slots[:, :-rows], is_text=self.is_text[:-rows])
 
 
 def _joined(*parts: torch.Tensor | None) -> torch.Tensor:
@@ -85,7 +88,7 @@ class VisualCacheLayer(CacheLayerMixin):
         joint_keys, joint_values: [B, served units, L, H], visual and text rows. None if there are none.
     """
 
-    is_croppable = False
+    is_croppable = True
     if TYPE_CHECKING:  # set by the base class
         keys: torch.Tensor | None
         values: torch.Tensor | None
@@ -162,6 +165,13 @@ class VisualCacheLayer(CacheLayerMixin):
             batch = torch.arange(keys.shape[0], device=keys.device)
             self.batch_select_indices(batch.repeat_interleave(repeats))
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Lets the last `-tokens_to_remove` rows go, which are text. The first layer of the cache refuses others."""
+        if self.is_initialized and tokens_to_remove != 0:
+            self.keys, self.values = (part[:, :, :tokens_to_remove] for part in self.text)
+            if self.joint_keys is not None:
+                self.joint_keys, self.joint_values = (part[:, :, :tokens_to_remove] for part in self.joint)
+
     def reset(self) -> None:
         super().__init__()
         self.joint_keys = self.joint_values = None
@@ -194,53 +204,100 @@ class CachedSlots:
     text: KeySlots
     joint: dict[int, KeySlots] = field(default_factory=dict)
 
+    def of_all(self, change: Callable[[KeySlots], KeySlots]) -> "CachedSlots":
+        """Returns the slots after a change of each group."""
+        return CachedSlots(change(self.text), {stage: change(slots) for stage, slots in self.joint.items()})
 
-class VisualCache(Cache):
-    """The cache that a sparse model makes, and takes back for the next turn.
+
+class FirstCacheLayer(VisualCacheLayer):
+    """The first layer of a cache. It also holds what is true of all layers.
+
+    A cache is a list of layers, and whatever is done to it is done to each of them. So a caller's own cache serves as
+    well as `VisualCache`.
 
     Attributes:
         num_seen: number of slots so far. Text, visual tokens (withdrawn ones too) and padding count.
+        num_croppable: how many of the last slots are text in every sample, and so can be let go again.
         slots: the slots of the rows that are cached, or None before the first forward.
+        position_offset: [B, 1] long, the position of the next row less its slot, for models whose positions are not
+            their slots. None means 0.
     """
 
-    def __init__(self, num_layers: int):
-        super().__init__(layers=[VisualCacheLayer(persistent=True) for _ in range(num_layers)])
-        self.num_seen = 0
+    def __init__(self) -> None:
+        super().__init__(persistent=True)
+        self.num_seen, self.num_croppable = 0, 0
         self.slots: CachedSlots | None = None
+        self.position_offset: torch.Tensor | None = None
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def grow(self, text: TextTokens, length: int) -> None:
+        """Counts the slots of one forward, of which `text` are the text rows."""
+        self.num_seen += length
+        self.num_croppable = text.num_last + (self.num_croppable if text.num_last == length else 0)
+
+    def get_seq_length(self) -> int:
         return self.num_seen
 
-    def cached_slots(self, batch: int, device: torch.device) -> CachedSlots:
-        """Returns the slots of the rows cached so far. They are to be updated by the forward."""
-        if self.slots is None:
-            self.slots = CachedSlots(text=KeySlots.empty(batch, device))
-        return self.slots
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        if self.slots is not None:
+            self.slots = self.slots.of_all(lambda slots: slots.select(indices))
+        if self.position_offset is not None:
+            self.position_offset = self.position_offset.index_select(0, indices.to(self.position_offset.device))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Lets the last `-tokens_to_remove` slots go.
+
+        Raises:
+            UserError: they are not all text, or the number is positive.
+        """
+        if not -self.num_croppable <= tokens_to_remove <= 0:
+            raise UserError(
+                f"crop: got {tokens_to_remove}, allowed: {-self.num_croppable} to 0, the last text rows alone "
+                "(pictures and padding cannot be let go)"
+            )
+        super().crop(tokens_to_remove)
+        self.num_seen += tokens_to_remove
+        self.num_croppable += tokens_to_remove
+        if self.slots is not None and tokens_to_remove < 0:
+            self.slots = self.slots.of_all(lambda slots: slots.without_last(-tokens_to_remove))
+
+    def reset(self) -> None:
+        super().reset()
+        self.num_seen, self.num_croppable, self.slots, self.position_offset = 0, 0, None, None
+
+
+def first_layer(cache: Cache | None) -> FirstCacheLayer | None:
+    """Returns the first layer of a cache that a sparse model filled, or None of any other."""
+    first = cache.layers[0] if cache is not None and len(cache.layers) > 0 else None
+    return first if isinstance(first, FirstCacheLayer) else None
+
+
+class VisualCache(Cache):
+    """The cache that a sparse model makes, and takes back for the next turn."""
+
+    def __init__(self, num_layers: int):
+        rest = [VisualCacheLayer(persistent=True) for _ in range(num_layers - 1)]
+        super().__init__(layers=[FirstCacheLayer(), *rest])
 
     def num_bytes(self) -> int:
         """Returns the bytes of memory that keys and values occupy."""
         storages = (tensor.untyped_storage() for layer in self.layers for tensor in layer.tensors())
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.batch_select_indices(beam_idx)
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        if self.slots is not None:
-            self.slots = CachedSlots(
-                text=self.slots.text.select(indices),
-                joint={stage: slots.select(indices) for stage, slots in self.slots.joint.items()},
+def fillable(given: Cache, num_layers: int) -> Cache:
+    """Returns a caller's cache, ready for a sparse model of so many layers. An empty DynamicCache gets its layers.
+
+    Raises:
+        UserError: the cache is of another kind, or holds what another model put there.
+    """
+    if first_layer(given) is None:
+        if type(given) is not DynamicCache or given.offloading or given.get_seq_length() > 0:
+            raise UserError(
+                f"past_key_values: got a {type(given).__name__}, allowed: None, an empty DynamicCache without "
+                "offloading, or a cache that this model filled"
             )
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.slots is not None:
-            batch = torch.arange(self.slots.text.slots.shape[0])
-            self.batch_select_indices(batch.repeat_interleave(repeats))
-
-    def reset(self) -> None:
-        super().reset()
-        self.num_seen, self.slots = 0, None
-
-    def crop(self, tokens_to_remove: int) -> None:
-        raise UserError("a visual cache cannot be cropped (assisted generation): generate without an assistant")
+        given.layers = VisualCache(num_layers).layers
+    if len(given.layers) != num_layers:
+        raise UserError(f"past_key_values: got those of {len(given.layers)} layers, the model has {num_layers}")
+    return given

@@ -46,6 +46,9 @@ class TextTokens:
         valid: [B, T] bool.
         slots: [B, T] long.
         full: whether every row is valid.
+        num_last: how many of the S rows, counted from the last, are text in every sample.
+        source: [B, S] long, the text row that each of the S rows ends as, or T for none. Padding after a sample that
+            ends with text repeats its last row. None if the rows are the text rows.
         before_visual: the greatest number of a sample's text rows that stand before its last visual row.
         ranking: for each kind of ranking rows of a plan, the indices [B, R] of the rows that rank visual tokens into
             the T rows, and which of them are real, both in the host's memory. It is empty without visual rows.
@@ -55,8 +58,16 @@ class TextTokens:
     valid: torch.Tensor
     slots: torch.Tensor
     full: bool
+    num_last: int
+    source: torch.Tensor | None = None
     before_visual: int = 0
     ranking: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def spread(self, text: torch.Tensor) -> torch.Tensor:
+        """Returns [B, S, D] of text rows [B, T, D], by `source`. Rows that have none are 0."""
+        if self.source is None:
+            return text
+        return gather_rows(torch.cat([text, text.new_zeros(text.shape[0], 1, text.shape[2])], dim=1), self.source)
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,10 @@ def test_config_names_its_own_type_and_holds_the_integer_plan(exported):
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "sparse_llava"
     assert config["architectures"] == ["SparseLlavaForConditionalGeneration"]
+    model_classes = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForPreTraining")
     assert config["auto_map"] == {
         "AutoConfig": "configuration_sparse_llava.SparseLlavaConfig",
-        "AutoModel": "modeling_sparse_llava.SparseLlavaForConditionalGeneration",
-        "AutoModelForImageTextToText": "modeling_sparse_llava.SparseLlavaForConditionalGeneration",
+        **dict.fromkeys(model_classes, "modeling_sparse_llava.SparseLlavaForConditionalGeneration"),
     }
     plan = VisualPlan.from_dict(config["visual_plan"])
     assert plan == model.visual_plan

@@ -21,7 +21,8 @@ def family_without(name: str | None = None, model_name: str | None = None) -> ty
 
 
 def test_the_members_are_those_that_the_repository_uses():
-    assert set(MODEL_MEMBERS) == {"class_blocks", "get_image_features"}
+    plan_members = {"visual_plan", "set_visual_plan", "use_plan"}
+    assert set(MODEL_MEMBERS) == {"class_blocks", "get_image_features", *plan_members}
     assert set(MEMBERS) == {
         "stock_class",
         "processor_class",
@@ -34,10 +35,8 @@ def test_the_members_are_those_that_the_repository_uses():
         "visual_tokens",
         "stock_inputs",
         "vision_tower",
-        "visual_plan",
-        "set_visual_plan",
-        "use_plan",
         "encode_pictures",
+        *plan_members,
     }
 
 

@@ -155,7 +155,7 @@ def test_a_class_token_that_is_not_there_is_refused():
         SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
     )
     assert llava_class_blocks(siglip, -1) == [] and len(llava_class_blocks(model.vision_tower, -1)) == 2
-    model.model.vision_tower = siglip
+    model.model.vision_tower, model.config.vision_config = siglip, siglip.config
     with pytest.raises(ValueError, match=r"vision tower \(siglip_vision_model\) has 0 with a class token"):
         model.set_visual_plan(PLANS["class token"])
 
