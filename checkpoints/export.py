@@ -32,6 +32,10 @@ from modeling.user_error import UserError
 # weights, so only the order of sums may differ. In half precision, that is one unit in the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
+SHARD_SIZE = "5GB"
+"""Largest weights file. Of larger ones, a download that breaks off loses much, and machines with little memory fail."""
+READABLE = 0o644
+"""Mode of the files: who may read a shared disk may load a checkpoint from it."""
 RELOAD = Path(__file__).with_name("reload.py")
 
 
@@ -69,7 +73,9 @@ def export_checkpoint(
         (folder / "README.md").write_text(card, encoding="utf-8")
         if picture is not None:
             shutil.copyfile(picture, folder / picture.name)
-        _verify(model, folder, probe)
+        for file in folder.iterdir():
+            file.chmod(READABLE)
+        verify(model, folder, probe)
 
 
 def check_output(output_dir: Path) -> None:
@@ -78,11 +84,12 @@ def check_output(output_dir: Path) -> None:
         return
     if not output_dir.is_dir():
         raise UserError(f"{output_dir}: is a file, expected a folder to write a checkpoint to")
-    if any(output_dir.iterdir()) and not _is_sparse_checkpoint(output_dir):
+    if any(output_dir.iterdir()) and not is_sparse_checkpoint(output_dir):
         raise UserError(f"{output_dir}: not empty and not a sparse checkpoint; choose another folder or empty it")
 
 
-def _is_sparse_checkpoint(folder: Path) -> bool:
+def is_sparse_checkpoint(folder: Path) -> bool:
+    """Returns whether the config in a folder is that of a sparse model."""
     config = folder / "config.json"
     return config.is_file() and is_sparse(read_json(config))
 
@@ -97,7 +104,7 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
     cls.config_class.register_for_auto_class()
     cls.register_for_auto_class("AutoModelForImageTextToText")
     model.config.auto_map = {"AutoModel": _auto_name(cls)}
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
 
 def stop_at_end_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -130,8 +137,16 @@ def _auto_name(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
-def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:
-    """Loads `folder` in a fresh process and compares logits. Raises RuntimeError."""
+def verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:
+    """Loads `folder` in a fresh process and compares logits.
+
+    Args:
+        model: gives the logits that are expected. It is in eval mode.
+        probe: arguments of the model's forward.
+
+    Raises:
+        RuntimeError: the checkpoint did not load, or gave other logits.
+    """
     with torch.no_grad():
         expected = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()
     device = model.device

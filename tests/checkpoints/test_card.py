@@ -1,7 +1,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from checkpoints.card import base_license, cost_table, model_card, plan_table
+from checkpoints.card import Licence, base_license, cost_table, model_card, plan_table
 from modeling.layer_plan import LayerPlan
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -31,7 +31,7 @@ def config():
 
 
 def test_metadata_is_what_the_hub_reads(config):
-    card = ModelCard(model_card("tiny", PLAN, config, base_model="llava-hf/llava-1.5-7b-hf", base_license="llama2"))
+    card = ModelCard(model_card("tiny", PLAN, config, base_model="llava-hf/llava-1.5-7b-hf", base_license=Licence("llama2")))
     assert card.data.base_model == "llava-hf/llava-1.5-7b-hf"
     assert card.data.license == "llama2"
     assert card.data.pipeline_tag == "image-text-to-text"
@@ -74,7 +74,7 @@ def test_cost_table_has_four_conventions_and_falls_with_the_plan(config):
 def test_licence_of_the_base_model(tmp_path):
     assert base_license(tmp_path) is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# base\n")
-    assert base_license(tmp_path) == "apache-2.0"
+    assert base_license(tmp_path) == Licence("apache-2.0")
     (tmp_path / "README.md").write_text("no metadata\n")
     assert base_license(tmp_path) is None
 
