@@ -56,8 +56,8 @@ BENCHMARKS_CAPTION = """Dense and sparse model answered the same questions in th
 is its 95 % interval, by a bootstrap over pictures. p is that of McNemar's test; blind is the dense model that is shown
 grey pictures."""
 
-LIMITS = """- Accuracy is known for what was measured, and no further. Tasks that need more of a picture, such as small print,
-  counting or long captions, may lose more.
+LIMITS = """- Accuracy is known for what was measured, and no further. Tasks that need more of a picture may lose more:
+  small print, counting, long captions.
 - Biases and mistakes of the base model are those of this model.
 - The code in this repository runs with `trust_remote_code=True`. Read it, and pin it with `revision=`.
 - Engines with a decoder of their own do not know this one's two streams. Use transformers."""
@@ -159,5 +159,5 @@ def _machine(speed: Mapping[str, Any]) -> str:
     threads = f" with {found['threads']} threads" if found["device"] == "cpu" else ""
     return (
         f"One picture and {speed['shape']['text_tokens']} text tokens a prompt, {found['dtype']}, {found['device']}"
-        f"{threads}, torch {found['torch']}, transformers {found['transformers']}. The models took turns in one process."
+        f"{threads}, torch {found['torch']}, transformers {found['transformers']}. They took turns in one process."
     )

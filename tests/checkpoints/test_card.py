@@ -31,7 +31,9 @@ def config():
 
 
 def test_metadata_is_what_the_hub_reads(config):
-    card = ModelCard(model_card("tiny", PLAN, config, base_model="llava-hf/llava-1.5-7b-hf", base_license=Licence("llama2")))
+    card = ModelCard(
+        model_card("tiny", PLAN, config, base_model="llava-hf/llava-1.5-7b-hf", base_license=Licence("llama2"))
+    )
     assert card.data.base_model == "llava-hf/llava-1.5-7b-hf"
     assert card.data.license == "llama2"
     assert card.data.pipeline_tag == "image-text-to-text"
