@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -47,19 +46,6 @@ def exported(tmp_path_factory):
 def checkpoint(exported, tmp_path) -> Path:
     """A copy that a test may change."""
     return shutil.copytree(exported[0], tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that this process asks, as the user `me`. The reload test, which takes a process, is left out."""
-    with hub_server() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", "hf_me")
-        monkeypatch.setattr(publishing, "_check_reload", lambda *arguments: None)
-        yield server
 
 
 def send(folder: Path, destination: Destination | None = None, origin: Origin = LICENSED, **more) -> str | None:
