@@ -194,7 +194,9 @@ def fresh_process_logits(folder: Path, probe: dict[str, Tensor], device: torch.d
         probe_file, logits_file = Path(home) / "probe.safetensors", Path(home) / "logits.safetensors"
         save_file({name: value.cpu().contiguous() for name, value in probe.items()}, probe_file)
         command = [sys.executable, "-I", RELOAD, folder.resolve(), probe_file, logits_file, device]
-        process = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+        process = subprocess.run(
+            list(map(str, command)), cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
         if process.returncode != 0:
             raise RuntimeError(f"{folder} does not load in a fresh process:\n{process.stderr[-4000:]}")
         return load_file(logits_file)["logits"].float()

@@ -22,7 +22,8 @@ from training.gates.learning import learned_adapters
 from training.recipe.file import load_recipe
 from training.recipe.publish import PublishSettings
 from training.run import execute
-from training.tasks.publishing.publish import ROOT, without_folders
+from training.schema import CHECKOUT
+from training.tasks.publishing.publish import without_folders
 from training.tasks.run_folder import load_plan, student_folder
 from training.tasks.sparsify import stages
 
@@ -145,8 +146,8 @@ def test_recipe_plan_and_result_travel_along(run):
         ("/data/mix/llava.json", "llava.json"),
         ("~/llava.json", "llava.json"),
         ("../mix/llava.json", "llava.json"),
-        (str(ROOT / "recipes" / "shapes" / "a.json"), "recipes/shapes/a.json"),
-        (str(ROOT / ".." / "a.json"), "a.json"),
+        (str(CHECKOUT / "recipes" / "shapes" / "a.json"), "recipes/shapes/a.json"),
+        (str(CHECKOUT / ".." / "a.json"), "a.json"),
         ("runs/a", "runs/a"),
         (["llava-hf/a", {"a": 1, "b": "/x/y"}], ["llava-hf/a", {"a": 1, "b": "y"}]),
     ],

@@ -12,9 +12,9 @@ from training.files import write_text
 from training.recipe.publish import PublishSettings
 from training.recipe.student import SparsifyRecipe
 from training.run import Run, console, device
+from training.schema import CHECKOUT
 from training.starts import RECIPE
 
-ROOT = Path(__file__).resolve().parents[3]
 HEAD = "# The recipe that this checkpoint was made by. Of files outside the project only the names are given.\n"
 
 
@@ -49,10 +49,12 @@ def without_folders(value: Any) -> Any:
         return {key: without_folders(child) for key, child in value.items()}
     if isinstance(value, list):
         return [without_folders(child) for child in value]
-    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute() or ".." in Path(value).parts):
-        path = Path(value)
-        return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) and ".." not in path.parts else path.name
-    return value
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    if path.is_relative_to(CHECKOUT) and ".." not in path.parts:
+        return path.relative_to(CHECKOUT).as_posix()
+    return path.name if path.is_absolute() or value.startswith("~") or ".." in path.parts else value
 
 
 def publish_checkpoint(run: Run) -> dict:
