@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from checkpoints.build import build_student, load_dense
@@ -11,18 +12,20 @@ from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
 from modeling.visual_plan import VisualPlan
 
-QUESTIONS = ("Is there a red circle ?", "What colour is the square ?", "And here ?")
+QUESTIONS = ("Is there a red circle ?", "What colour is the square ?", "What do you see ?")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Holds `dense`, the embedded model, and `sparse`, the same under a plan that changes answers; two pictures."""
+    """Holds `dense`, the embedded model, `sparse`, which says other words, and two pictures."""
     root = tmp_path_factory.mktemp("chat")
     dense, processor = load_dense(Path(__file__).resolve().parents[2] / "checkpoints" / "tiny-llava", "float32")
     dense.save_pretrained(root / "dense"), processor.save_pretrained(root / "dense")
     with pytest.MonkeyPatch.context() as patched:  # tests of the export show it
         patched.setattr("checkpoints.export.verify", lambda *arguments: None)
         plan = VisualPlan.dense(8).replace(2, ffn=0).replace(3, attend=False, ffn=32).replace(5, tokens=0.3)
+        with torch.no_grad():
+            dense.lm_head.weight.copy_(dense.lm_head.weight.roll(5, dims=0))
         export_checkpoint(build_student(dense, plan), processor, root / "sparse", card="", probe={})
     for name, colour in (("red.png", "red"), ("blue.png", "blue")):
         picture = Image.new("RGB", (64, 48), "white")
@@ -72,10 +75,11 @@ def test_turns_and_pictures(chat, folder):
     assert done.stderr.count(" s to the first token") == 3
 
 
+@pytest.mark.slow
 def test_a_conversation_begins_anew_and_the_dense_model_answers_beside(chat, folder):
-    lines = [QUESTIONS[0], "/reset", f"/image {folder / 'blue.png'}", QUESTIONS[1]]
+    lines = [QUESTIONS[1], "/reset", f"/image {folder / 'blue.png'}", QUESTIONS[2]]
     done = chat(lines, folder / "sparse", "--dense", folder / "dense", "--image", folder / "red.png")
-    turns = [(QUESTIONS[0], ["red.png"])], [(QUESTIONS[1], ["blue.png"])]
+    turns = [(QUESTIONS[1], ["red.png"])], [(QUESTIONS[2], ["blue.png"])]
     answers = {name: [expected(folder / name, turn)[0] for turn in turns] for name in ("dense", "sparse")}
     said = [f"{name}: {answers[name][turn]}" for turn in (0, 1) for name in ("dense", "sparse")]
     assert [" ".join(line.split()) for line in done.stdout.splitlines()] == said
