@@ -1,4 +1,4 @@
-"""What docs/using.md tells a user to type works, and the ways to ask give one answer."""
+"""What docs/using.md and docs/publishing.md tell a user to type works, and the ways to ask give one answer."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import scripts.chat
+import scripts.publish
 from checkpoints.build import build_student, load_dense
 from checkpoints.export import export_checkpoint
 from modeling.visual_plan import VisualPlan
@@ -16,6 +17,7 @@ from modeling.visual_plan import VisualPlan
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PUBLISH = re.findall(r"python scripts/publish\.py (.*)", (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8"))
 CHAT = re.findall(r"python scripts/chat\.py (.*)", PAGE)
 FOLDER = "runs/tiny_sparse/checkpoint"
 
@@ -50,7 +52,9 @@ def test_pipeline_batch_and_chat_answer_alike(working_directory, run_script, mon
     assert done.stdout.strip() == answers[0]
 
 
-@pytest.mark.parametrize("line", CHAT)
-def test_documented_options_are_there(line, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["chat.py", *shlex.split(line)])
-    assert scripts.chat.parse_arguments().checkpoint == FOLDER
+@pytest.mark.parametrize(
+    "script, line", [*((scripts.chat, line) for line in CHAT), *((scripts.publish, line) for line in PUBLISH)]
+)
+def test_documented_options_are_there(script, line, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script", *shlex.split(line)])
+    assert str(script.parse_arguments().checkpoint) == FOLDER
