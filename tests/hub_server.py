@@ -163,6 +163,8 @@ class Handler(BaseHTTPRequestHandler):
         return {"type": "user", "name": self.user()[0], "orgs": []}
 
     def validate(self):
+        if "license: no-such-licence" in json.loads(self.body)["content"]:
+            raise Refused(400, '"license" must be one of [apache-2.0, mit]')
         return {"errors": [], "warnings": []}
 
     def auth_check(self, kind: str, repo_id: str, write: str | None):

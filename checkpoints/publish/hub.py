@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, get_token
+from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -119,6 +119,17 @@ def _check_new(api: HfApi, destination: Destination, allowed: set[str]) -> None:
         raise UserError(f"{repo_id}: no such model, so it has no revision {destination.revision}; a new one has main")
 
 
+def check_card(card: str, repo_id: str) -> None:
+    """Asks the Hub whether it takes the metadata of a model card. Raises UserError if it does not."""
+    with hub_errors(repo_id):
+        try:
+            ModelCard(card).validate()
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{repo_id}: the Hub refuses the card's metadata ({error})") from None
+
+
 def send(folder: Path, destination: Destination, found: Found) -> CommitInfo:
     """Makes the repository if it is missing, uploads what has changed, and sets the tag.
 
@@ -158,6 +169,8 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     """Turns what the Hub refuses into UserError of one line."""
     try:
         yield
+    except UserError:
+        raise
     except RevisionNotFoundError:
         raise UserError(f"{repo_id}: no such revision; make the branch first, or name one that is there") from None
     except RepositoryNotFoundError:
@@ -174,6 +187,8 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         raise UserError(f"{repo_id}: the Hub answered {status} ({said}); the same command goes on") from None
     except OfflineModeIsEnabled:
         raise UserError("HF_HUB_OFFLINE is set: unset it to publish") from None
+    except ValueError as error:
+        raise UserError(f"{repo_id}: the Hub refuses it ({error})") from None
     except (HTTPError, OSError) as error:
         raise UserError(
             f"{repo_id}: the Hub at {HfApi().endpoint} does not answer ({error}); the same command goes on"

@@ -19,7 +19,7 @@ from checkpoints.export import is_sparse_checkpoint, verify
 from checkpoints.load import load_checkpoint
 from checkpoints.probe import probe_batch
 from checkpoints.publish.files import files_to_send
-from checkpoints.publish.hub import Destination, look, send
+from checkpoints.publish.hub import Destination, check_card, look, send
 from checkpoints.publish.private import refuse_private
 from modeling.user_error import UserError
 
@@ -64,7 +64,8 @@ def publish(
     destination.check()
     if not folder.is_dir() or not is_sparse_checkpoint(folder):
         raise UserError(f"{folder}: not a sparse checkpoint, which is a folder with a config of a sparse model")
-    with _staged(files_to_send(folder), published_card(folder / CARD, destination, origin)) as staged:
+    card = published_card(folder / CARD, destination, origin)
+    with _staged(files_to_send(folder), card) as staged:
         sent = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
         refuse_private(sent, own_names=[destination.owner])
         sizes = {name: path.stat().st_size for name, path in sent.items()}
@@ -72,6 +73,7 @@ def publish(
             print_line(f"{size:>16,}  {name}")
         print_line(f"{sum(sizes.values()):>16,}  bytes in {len(sizes)} files")
         found = look(destination)
+        check_card(card, destination.repo_id)
         _check_reload(folder, staged, device)
         if dry_run:
             print_line(f"all is well; nothing was sent to {destination.repo_id}")

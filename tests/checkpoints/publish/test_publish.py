@@ -106,7 +106,7 @@ def test_a_pull_request_leaves_the_branch(exported, hub):
 
 def test_a_dry_run_sends_nothing(exported, hub):
     assert send(exported[0], dry_run=True) is None
-    assert hub.repos == {} and not any(line.startswith(("PUT", "POST")) for line in hub.log)
+    assert hub.repos == {} and [line for line in hub.log if not line.startswith("GET")] == ["POST /api/validate-yaml"]
 
 
 # ---- what is refused, each in one line and before anything is sent ----
@@ -217,6 +217,12 @@ def test_an_unknown_licence_is_refused(exported, hub):
         send(exported[0], origin=Origin())
     with pytest.raises(UserError, match=r"got licence 'other' without its name, expected --license-name"):
         send(exported[0], origin=Origin(Licence("other")))
+
+
+def test_metadata_that_the_hub_refuses_are_told_before_anything_is_sent(exported, hub):
+    with pytest.raises(UserError, match=r"me/tiny: the Hub refuses the card's metadata \(.*must be one of"):
+        send(exported[0], origin=Origin(Licence("no-such-licence")))
+    assert hub.repos == {}
 
 
 # ---- in processes of their own ----
