@@ -35,6 +35,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForPreTraining")
 """Auto classes of transformers that load a checkpoint, beside AutoModelForImageTextToText and AutoConfig."""
 
+SHARD_SIZE = "5GB"
+"""Largest weights file. Of larger ones, a download that breaks off loses much, and machines with little memory fail."""
+READABLE = 0o644
+"""Mode of the files: who may read a shared disk may load a checkpoint from it."""
 RELOAD = Path(__file__).with_name("reload.py")
 
 
@@ -72,7 +76,9 @@ def export_checkpoint(
         (folder / "README.md").write_text(card, encoding="utf-8")
         if picture is not None:
             shutil.copyfile(picture, folder / picture.name)
-        _verify(model, folder, probe)
+        for file in folder.iterdir():
+            file.chmod(READABLE)
+        verify(model, folder, probe)
 
 
 def check_output(output_dir: Path) -> None:
@@ -81,11 +87,12 @@ def check_output(output_dir: Path) -> None:
         return
     if not output_dir.is_dir():
         raise UserError(f"{output_dir}: is a file, expected a folder to write a checkpoint to")
-    if any(output_dir.iterdir()) and not _is_sparse_checkpoint(output_dir):
+    if any(output_dir.iterdir()) and not is_sparse_checkpoint(output_dir):
         raise UserError(f"{output_dir}: not empty and not a sparse checkpoint; choose another folder or empty it")
 
 
-def _is_sparse_checkpoint(folder: Path) -> bool:
+def is_sparse_checkpoint(folder: Path) -> bool:
+    """Returns whether the config in a folder is that of a sparse model."""
     config = folder / "config.json"
     return config.is_file() and is_sparse(read_json(config))
 
@@ -100,7 +107,7 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
     cls.config_class.register_for_auto_class()
     cls.register_for_auto_class("AutoModelForImageTextToText")
     model.config.auto_map = dict.fromkeys(AUTO_CLASSES, _auto_name(cls))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
 
 def stop_at_end_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -133,8 +140,16 @@ def _auto_name(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
-def _verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:
-    """Loads `folder` in a fresh process and compares logits. Raises RuntimeError."""
+def verify(model: PreTrainedModel, folder: Path, probe: dict[str, Tensor]) -> None:
+    """Loads `folder` in a fresh process and compares logits.
+
+    Args:
+        model: gives the logits that are expected. It is in eval mode.
+        probe: arguments of the model's forward.
+
+    Raises:
+        RuntimeError: the checkpoint did not load, or gave other logits.
+    """
     with torch.no_grad():
         expected = model(**{name: value.to(model.device) for name, value in probe.items()}).logits.float().cpu()
     device = model.device
@@ -182,7 +197,9 @@ def fresh_process_logits(folder: Path, probe: dict[str, Tensor], device: torch.d
         probe_file, logits_file = Path(home) / "probe.safetensors", Path(home) / "logits.safetensors"
         save_file({name: value.cpu().contiguous() for name, value in probe.items()}, probe_file)
         command = [sys.executable, "-I", RELOAD, folder.resolve(), probe_file, logits_file, device]
-        process = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+        process = subprocess.run(
+            list(map(str, command)), cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
         if process.returncode != 0:
             raise RuntimeError(f"{folder} does not load in a fresh process:\n{process.stderr[-4000:]}")
         return load_file(logits_file)["logits"].float()

@@ -19,7 +19,7 @@ from training import cli
 from training.planners import PLANNERS
 from training.recipe import Recipe
 from training.recipe.gates import GateSettings
-from training.schema import MayChange
+from training.schema import FROM_ANYWHERE, MayChange
 
 HEAD = """# The fields of a recipe
 
@@ -167,7 +167,7 @@ def bounds_of(metadata: Sequence[Any]) -> str:
     """Returns bounds in words, with a space before them."""
     words = []
     for bound in metadata:
-        if isinstance(bound, MayChange):
+        if isinstance(bound, MayChange) or bound is FROM_ANYWHERE:
             continue
         given = {name: getattr(bound, name, None) for name in BOUNDS}
         known = [f"{sign} {given[name]}" for name, sign in BOUNDS.items() if given[name] is not None]

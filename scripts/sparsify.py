@@ -6,13 +6,10 @@ python scripts/sparsify.py --model DENSE --plan PLAN.json --output DIR
 import argparse
 from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
-from transformers import ProcessorMixin
-
 from checkpoints.build import build_student, dense_config, load_dense
 from checkpoints.card import base_license, cost_table, model_card
 from checkpoints.export import check_output, export_checkpoint
+from checkpoints.probe import probe_batch
 from modeling.visual_plan import VisualPlan
 from training import cli
 
@@ -53,12 +50,6 @@ def parse_args() -> argparse.Namespace:
         "--trust-remote-code", action="store_true", help="lets the processor run code that comes with it"
     )
     return parser.parse_args()
-
-
-def probe_batch(processor: ProcessorMixin) -> dict[str, Tensor]:
-    """Returns one picture (a radial gradient) and a few words, as arguments of the model's forward."""
-    picture = Image.radial_gradient("L").convert("RGB")
-    return dict(processor(images=picture, text=f"{processor.image_token} what is this ?", return_tensors="pt"))
 
 
 if __name__ == "__main__":

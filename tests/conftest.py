@@ -1,4 +1,5 @@
-"""The order of tests, and a script run as from the command line, but in this process: torch takes seconds to import."""
+"""The order of tests, a script run as from the command line, but in this process (torch takes seconds to import), and a
+Hub on loopback that this process asks."""
 
 import atexit
 import os
@@ -6,11 +7,14 @@ import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub
 import pytest
+
+from tests.hub_server import HubServer, hub_server
 
 # `datasets` reads this when it is imported. Tables that tests make are gone with the process that made them.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="squint-tests-")
@@ -44,3 +48,16 @@ def run_script(monkeypatch, capsys) -> Callable[..., Done]:
         return Done(stopped.value.code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
+    """A Hub that this process asks, as the user `me`. The reload test, which takes a process, is left out."""
+    with hub_server() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setenv("HF_TOKEN", "hf_me")
+        monkeypatch.setattr("checkpoints.publish.publish._check_reload", lambda *arguments: None)
+        yield server

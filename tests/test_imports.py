@@ -108,8 +108,8 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MOST_FILES = 14
 """Of one room. modeling/ is exported as it is."""
-ONE_FILE_EACH = {ROOT / "training" / "planners", ROOT / "data" / "benchmarks"}
-"""Rooms where each method, or each benchmark, has a file."""
+ONE_FILE_EACH = {ROOT / "training" / "planners", ROOT / "training" / "recipe", ROOT / "data" / "benchmarks"}
+"""Rooms where each method, each section of a recipe, or each benchmark, has a file."""
 
 
 def training_imports(tree: ast.AST) -> set[str]:

@@ -1,7 +1,13 @@
+import re
+from pathlib import Path
+
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 
-from checkpoints.card import base_license, cost_table, model_card, plan_table
+from checkpoints.build import build_student
+from checkpoints.card import Licence, base_license, card, cost_table, model_card, plan_table
+from checkpoints.export import export_checkpoint
 from modeling.layer_plan import LayerPlan
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -31,7 +37,9 @@ def config():
 
 
 def test_metadata_is_what_the_hub_reads(config):
-    card = ModelCard(model_card("tiny", PLAN, config, base_model="llava-hf/llava-1.5-7b-hf", base_license="llama2"))
+    card = ModelCard(
+        model_card("tiny", PLAN, config, base_model="llava-hf/llava-1.5-7b-hf", base_license=Licence("llama2"))
+    )
     assert card.data.base_model == "llava-hf/llava-1.5-7b-hf"
     assert card.data.license == "llama2"
     assert card.data.pipeline_tag == "image-text-to-text"
@@ -74,7 +82,7 @@ def test_cost_table_has_four_conventions_and_falls_with_the_plan(config):
 def test_licence_of_the_base_model(tmp_path):
     assert base_license(tmp_path) is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# base\n")
-    assert base_license(tmp_path) == "apache-2.0"
+    assert base_license(tmp_path) == Licence("apache-2.0")
     (tmp_path / "README.md").write_text("no metadata\n")
     assert base_license(tmp_path) is None
 
@@ -94,3 +102,32 @@ def test_a_card_that_is_no_text_is_refused(tmp_path):
 
 def test_a_name_that_the_hub_cannot_have_has_no_licence():
     assert base_license("a/b/c/d") is None
+
+
+def test_a_licence_the_hub_does_not_know_keeps_its_name(tmp_path):
+    stated = Licence("other", "tongyi-qianwen", "https://example.org/LICENSE")
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: tongyi-qianwen\nlicense_link: https://example.org/LICENSE\n---\n"
+    )
+    assert base_license(tmp_path) == stated
+
+
+def test_the_versions_are_those_of_the_project():
+    project = (Path(card.__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    for name, oldest in card.OLDEST.items():
+        assert f'"{name}>={oldest}' in project
+
+
+def test_the_example_answers(config, tmp_path, monkeypatch, capsys):
+    """The lines that a reader copies, on a checkpoint. Its code is this checkout's, as the export proves elsewhere."""
+    dense, processor = tiny_dense()
+    student = build_student(dense, PLAN)
+    text = model_card("tiny", student.visual_plan, student.config, base_model="a/b")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace(card.PLACE, str(tmp_path / "checkpoint"))
+    monkeypatch.setattr("checkpoints.export.verify", lambda *arguments: None)
+    export_checkpoint(student, processor, tmp_path / "checkpoint", card=text, probe={})
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    exec(compile(example, "example", "exec"), {})
+    assert capsys.readouterr().out.strip()

@@ -1,5 +1,6 @@
 import ast
 import json
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +91,20 @@ def modelling_files(start="modeling_sparse_llava.py"):
 
 
 # ---- what is written ----
+
+
+def test_files_are_readable_by_others(exported):
+    assert {stat.S_IMODE(path.stat().st_mode) for path in exported[0].iterdir()} == {0o644}
+
+
+def test_weights_are_cut_into_shards(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_SIZE", "100KB")
+    export.write_model(exported[1], tmp_path)
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1 and "model.safetensors" not in shards
+    whole = load_file(exported[0] / "model.safetensors")
+    parts = {name: weight for shard in shards for name, weight in load_file(tmp_path / shard).items()}
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
 def test_files_are_exactly_these(exported):

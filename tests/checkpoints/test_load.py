@@ -1,5 +1,6 @@
 """Loading a checkpoint of either kind, and refusing half of one."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -101,3 +102,21 @@ def test_weights_in_their_stored_dtype_are_shared_by_all_processes_of_a_machine(
     assert size > 100 << 20
     assert growth_of_loading(tmp_path, torch.float32) < 0.3 * size
     assert growth_of_loading(tmp_path, torch.bfloat16) > 0.4 * size, "another dtype is a copy: what is measured works"
+
+
+def asks_at_a_terminal(source: str) -> list[str]:
+    """Calls by which transformers may ask whether code may run: those of Auto classes that do not say it."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call)
+        for call in calls
+        if re.fullmatch(r"Auto\w+\.from_pretrained", ast.unparse(call.func))
+        and "trust_remote_code" not in {keyword.arg for keyword in call.keywords}
+    ]
+
+
+def test_nobody_is_asked_whether_code_may_run():
+    for room in ("data", "checkpoints", "training", "scripts"):
+        for path in (Path(__file__).parents[2] / room).rglob("*.py"):
+            assert asks_at_a_terminal(path.read_text(encoding="utf-8")) == [], path
+    assert asks_at_a_terminal("AutoProcessor.from_pretrained(path)") == ["AutoProcessor.from_pretrained(path)"]

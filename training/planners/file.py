@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import Planner
-from training.schema import MayChange
+from training.schema import FROM_ANYWHERE, MayChange
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -20,7 +20,7 @@ class FilePlanner(Planner):
     """Reads the plan from a JSON file."""
 
     planner: Literal["file"]
-    path: Annotated[Path, MayChange.WITH_EQUAL_CONTENT]
+    path: Annotated[Path, FROM_ANYWHERE, MayChange.WITH_EQUAL_CONTENT]
     """Path of the plan file."""
     relative_depth: bool = False
     """Whether the plan was made for a model of another depth. Each layer then takes the plan of the layer at the same

@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from training.schema import MayChange, Strict
+from training.schema import FROM_ANYWHERE, MayChange, Strict
 
 
 class ModelSettings(Strict):
     """The dense model. It is the teacher, and students start from its weights."""
 
-    path: Annotated[str, MayChange.WITH_EQUAL_CONTENT]
+    path: Annotated[str, FROM_ANYWHERE, MayChange.WITH_EQUAL_CONTENT]
     """Folder of the dense model, or its name on the Hugging Face Hub."""
-    config: str | None = None
+    config: Annotated[str | None, FROM_ANYWHERE] = None
     """JSON file of the model's config, for --dry-run without the weights. null: the config at `path` is read."""
     dtype: Literal["float32", "bfloat16"]
     """Data type that the weights are loaded in, for the dense model and the students."""

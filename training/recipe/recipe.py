@@ -1,7 +1,8 @@
 """A recipe: one YAML file that describes one complete run.
 
 It is checked before anything is loaded. Its `task` decides which sections it has. An unknown key is an error in every
-section, and the message names the nearest valid key. Paths are relative to the working directory.
+section, and the message names the nearest valid key. Paths are relative to the working directory, and those of the
+project's own files are found from anywhere (training/schema.py).
 
 This package imports neither torch nor transformers. So a mistake in a recipe is found without waiting for them.
 """

@@ -10,6 +10,7 @@ from training.recipe.distillation import DistillationSettings
 from training.recipe.gates import GateSettings, PlannerSettings
 from training.recipe.lora import LoraSettings
 from training.recipe.model import ModelSettings
+from training.recipe.publish import PublishSettings
 from training.recipe.training import TrainingSettings
 from training.schema import MayChange, Strict
 
@@ -159,6 +160,8 @@ class SparsifyRecipe(StudentRecipe):
     """How the student's plan is found."""
     compare: tuple[CompareSettings, ...] = ()
     """More students to compare it with. They are not exported."""
+    publish: Annotated[PublishSettings | None, MayChange.ALWAYS] = None
+    """Where the checkpoint is published in the end. null: nowhere."""
 
     @model_validator(mode="after")
     def _names_differ(self):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from training.schema import MayChange, Strict
+from training.schema import FROM_ANYWHERE, MayChange, Strict
 
 
 class TrainingSettings(Strict):
@@ -38,7 +38,7 @@ class TrainingSettings(Strict):
     """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
     gradient_checkpointing: Annotated[bool, MayChange.ALWAYS] = False
     """Compute activations again in the backward pass rather than hold them: less memory, more time."""
-    deepspeed: Annotated[str | None, MayChange.WITH_EQUAL_CONTENT]
+    deepspeed: Annotated[str | None, FROM_ANYWHERE, MayChange.WITH_EQUAL_CONTENT]
     """JSON file of a DeepSpeed config, such as one of recipes/deepspeed/. null: training without DeepSpeed."""
     logging_steps: Annotated[int, MayChange.ALWAYS] = Field(default=10, ge=1)
     """Optimizer steps from one row of metrics.jsonl to the next."""

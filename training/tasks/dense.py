@@ -225,7 +225,7 @@ def training_arguments(settings: OptimizerSettings, output_dir: Path, seed: int)
 
 def load_processor(run: Run) -> LlavaProcessor:
     """Returns the processor of this run."""
-    return AutoProcessor.from_pretrained(run.directory / "processor")
+    return AutoProcessor.from_pretrained(run.directory / "processor", trust_remote_code=False)
 
 
 def load_trained_model(run: Run) -> LlavaForConditionalGeneration:

@@ -3,7 +3,7 @@
 After the stages that every run of students begins with (training/tasks/stages.py), these files are written in the run's
 folder:
 
-    checkpoint/              the student as a checkpoint that stands alone
+    checkpoint/              the student as a checkpoint that stands alone, with the recipe, its plan and its result
     plan.json, cost.json, table.json, metrics.jsonl, benchmark.json, result.json, report.html
 """
 
@@ -12,14 +12,13 @@ from functools import cache, partial
 
 import torch
 
-from checkpoints.card import base_license, model_card
 from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
 from training.distillation.datasets import calibration_batches
 from training.distillation.students import dense_processor, limited_config, load_model, trained_student
 from training.evaluation.comparison import Comparison, as_dict, compare, relative_accuracy
 from training.evaluation.results import Evaluation
-from training.files import read_json, write_json
+from training.files import read_json, write_json, write_text
 from training.measure.clock.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.recipe.student import STUDENT, SparsifyRecipe
@@ -28,6 +27,8 @@ from training.report.plan_plots import plan_plot
 from training.report.style import save
 from training.report.tables import models_table
 from training.run import Run, Stage, console, device, is_main_process
+from training.tasks.publishing.card import card_of
+from training.tasks.publishing.publish import add_record, publish_checkpoint
 from training.tasks.run_folder import DENSE, GREY, data_folder, evaluation_path, load_plan, plan_path, student_folder
 from training.tasks.stages import stages_before_students
 from training.tasks.student_stages import distil, evaluate_once, load_student, questions_of
@@ -46,6 +47,7 @@ def stages(recipe: SparsifyRecipe) -> list[Stage]:
         Stage("export", "export, and reload in a fresh process", export),
         Stage("benchmark", "time dense against sparse", benchmark_checkpoint),
         Stage("report", "write the report", report),
+        *([Stage("publish", "publish the checkpoint", publish_checkpoint)] if recipe.publish else []),
     ]
 
 
@@ -101,16 +103,7 @@ def export(run: Run) -> dict:
     cost = read_json(run.directory / "cost.json")
     plot_path = run.directory / "plan.png"
     save(plan_plot(plan, cost["num_units"], cost["intermediate_size"], cost["layers"]), plot_path)
-    card = model_card(
-        recipe.name,
-        model.visual_plan,
-        model.config,
-        base_model=recipe.model.path,
-        base_license=base_license(recipe.model.path),
-        rows=read_json(run.directory / "table.json"),
-        benchmarks=as_dict(compared(run)),
-        picture=plot_path.name,
-    )
+    card = card_of(run, model.visual_plan, model.config, compared(run), picture=plot_path.name)
     probe = calibration_batches(recipe, processor, data_folder(run))[0]
     del probe["labels"]
     export_checkpoint(model, processor, run.directory / "checkpoint", card=card, probe=probe, picture=plot_path)
@@ -118,7 +111,10 @@ def export(run: Run) -> dict:
 
 
 def benchmark_checkpoint(run: Run) -> dict:
-    """Times prefill and decode of the checkpoint, in turn with the dense model, and writes benchmark.json."""
+    """Times prefill and decode of the checkpoint, in turn with the dense model, and writes benchmark.json.
+
+    The figures are added to the checkpoint's card.
+    """
     model, _ = load_checkpoint(run.directory / "checkpoint", "auto")
     figures = benchmark(
         model.to(device()),
@@ -129,6 +125,8 @@ def benchmark_checkpoint(run: Run) -> dict:
         print_line=console.print,
     )
     write_json(run.directory / "benchmark.json", figures)
+    card = card_of(run, model.visual_plan, model.config, compared(run), picture="plan.png", speed=figures)
+    write_text(run.directory / "checkpoint" / "README.md", card)
     return {"prefill_speedup": figures["batches"][0]["prefill"]["speedup"]}
 
 
@@ -136,7 +134,7 @@ def report(run: Run) -> dict:
     """Writes result.json and report.html."""
     dense, student = (Evaluation.load(evaluation_path(run, name)) for name in (DENSE, STUDENT))
     plan = load_plan(run, STUDENT)
-    done = [stage.name for stage in stages(run.recipe) if stage.name != "report"]
+    done = [stage.name for stage in stages(run.recipe) if stage.name not in ("report", "publish")]
     result = {
         "teacher_accuracy": dense.accuracy,
         "student_accuracy": student.accuracy,
@@ -147,6 +145,7 @@ def report(run: Run) -> dict:
         "seconds": {name: run.result(name)["seconds"] for name in done},
     }
     write_json(run.directory / "result.json", result)
+    add_record(run)
     path = write_report(run.directory)
     console.print(models_table(read_json(run.directory / "table.json")))
     console.print(f"report: {path}", soft_wrap=True)

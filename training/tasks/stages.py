@@ -12,10 +12,11 @@ from training.distillation.students import dense_processor, limited_config
 from training.evaluation.held_out import refuse_shared_files, refuse_shared_samples
 from training.files import write_json
 from training.recipe.gates import GateSettings
-from training.recipe.student import StudentRecipe
+from training.recipe.student import SparsifyRecipe, StudentRecipe
 from training.run import Run, Stage, console
 from training.tasks.answers_size import answers_size, refuse_too_many_answers
 from training.tasks.plan_stages import find_plans, harden_plans, learn_plans, measure_dense
+from training.tasks.publishing.publish import check_publishing
 from training.tasks.run_folder import data_folder
 from training.tasks.shared_plans import bounds_latency, reads_statistics, students_to_learn
 from training.tasks.student_stages import ask_teacher, questions_of
@@ -47,10 +48,12 @@ def read_data(run: Run) -> dict:
     """Reads, checks and encodes every row that a later stage reads. Writes which rows are left out, and counts them.
 
     Raises:
-        UserError: the data is bad, an answer could not be scored, a tracker of the training is not installed, or the
-            disk is too small for the answers that are to be kept.
+        UserError: the data is bad, an answer could not be scored, a tracker of the training is not installed, the
+            checkpoint could not be published, or the disk is too small for the answers that are to be kept.
     """
     recipe = run.recipe
+    if isinstance(recipe, SparsifyRecipe):
+        check_publishing(recipe)
     refuse_missing_trackers(recipe.training.report_to)
     processor = dense_processor(recipe.model)
     index_data(recipe, processor, data_folder(run))

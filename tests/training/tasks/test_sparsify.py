@@ -1,11 +1,13 @@
 """The whole story of `task: sparsify` on a random model, in this process."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from checkpoints.build import load_dense
 from checkpoints.load import load_checkpoint
@@ -18,7 +20,10 @@ from training.distillation.datasets import mixture
 from training.distillation.students import dense_processor, train_student, trained_student
 from training.gates.learning import learned_adapters
 from training.recipe.file import load_recipe
+from training.recipe.publish import PublishSettings
 from training.run import execute
+from training.schema import CHECKOUT
+from training.tasks.publishing.publish import without_folders
 from training.tasks.run_folder import load_plan, student_folder
 from training.tasks.sparsify import stages
 
@@ -109,6 +114,70 @@ def test_a_finished_run_does_nothing_again(run, capsys):
     execute(run.recipe, stages(run.recipe), run.directory)
     assert capsys.readouterr().out.count("done before") == len(STAGES)
     assert {path: path.stat().st_mtime_ns for path in (run.directory / "stages").iterdir()} == before
+
+
+# ---- the card, and what is published ----
+
+
+def test_the_card_says_what_was_done_and_measured(run):
+    text = (run.directory / "checkpoint" / "README.md").read_text()
+    data = ModelCard(text).data
+    assert [(result.dataset_type, result.metric_type) for result in data.eval_results] == [("shapes", "accuracy")]
+    assert data.eval_results[0].metric_value == pytest.approx(100 * run.result("evaluate")["student"], abs=0.01)
+    assert "| trained on | 24 samples of embedded world (train) |" in text
+    assert "| steps | 3 of 4 samples |" in text and "| asked | shapes (12 questions) |" in text
+    figures = json.loads((run.directory / "benchmark.json").read_text())
+    assert f"× {figures['batches'][0]['prefill']['speedup']:.2f} |" in text, "the figures come after the export"
+
+
+def test_recipe_plan_and_result_travel_along(run):
+    checkpoint = run.directory / "checkpoint"
+    for name in ("plan.json", "result.json"):
+        assert (checkpoint / name).read_bytes() == (run.directory / name).read_bytes()
+    text = (checkpoint / "recipe.yaml").read_text()
+    assert yaml.safe_load(text)["model"]["path"] == Path(run.recipe.model.path).name
+    assert str(Path(run.recipe.model.path).parent) not in text
+    assert yaml.safe_load(text)["training"] == run.recipe.training.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    "value, shared",
+    [
+        ("/data/mix/llava.json", "llava.json"),
+        ("~/llava.json", "llava.json"),
+        ("../mix/llava.json", "llava.json"),
+        (str(CHECKOUT / "recipes" / "shapes" / "a.json"), "recipes/shapes/a.json"),
+        (str(CHECKOUT / ".." / "a.json"), "a.json"),
+        ("runs/a", "runs/a"),
+        (["llava-hf/a", {"a": 1, "b": "/x/y"}], ["llava-hf/a", {"a": 1, "b": "y"}]),
+    ],
+)
+def test_folders_of_this_machine_are_left_out(value, shared):
+    assert without_folders(value) == shared
+
+
+def test_a_finished_run_is_published_later(run, hub):
+    settings = PublishSettings(repo_id="me/tiny", license="mit", base_model="llava-hf/tiny", tag="v1")
+    recipe = run.recipe.model_copy(update={"publish": settings})
+    published = execute(recipe, stages(recipe), run.directory)
+    files = hub.files("me/tiny", "v1")
+    assert published.result("publish")["url"].startswith(f"{hub.address}/me/tiny/commit/")
+    assert {"recipe.yaml", "plan.json", "result.json", "model.safetensors"} < set(files)
+    assert ModelCard(files["README.md"].decode()).data.base_model == "llava-hf/tiny"
+    assert published.result("report") == run.result("report"), "nothing else is done again"
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"repo_id": "you/tiny", "license": "mit"}, "you/tiny: got owner you, allowed for this token: me"),
+        ({"repo_id": "me/tiny"}, "publish: the licence is unknown"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_in_the_first_stage(dense_folder, tmp_path, hub, section, message):
+    recipe = load_recipe("debug", [f"model.path={dense_folder}", f"publish={json.dumps(section)}"])
+    with pytest.raises(UserError, match=message):
+        execute(recipe, stages(recipe)[:1], tmp_path / "run")
 
 
 # ---- a plan that is learned, from answers that are kept ----

@@ -1,23 +1,14 @@
-"""The model card of a sparse checkpoint, README.md.
-
-It holds the metadata that the Hub reads, the plan, what the plan costs, and what was measured.
-"""
+"""The tables of a model card: the plan, what it costs, and what was measured."""
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
-from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
-from yaml import YAMLError
 
 from checkpoints.families import reference_images, vision_macs
-from modeling.user_error import UserError
 from modeling.visual_flops import DecoderShape, dense_cost, plan_cost
 from modeling.visual_plan import LiveLayer, VisualPlan
 
@@ -29,100 +20,8 @@ CONVENTIONS = (
     "D: FLOPs, with vision tower and projector",
 )
 
-LOADING = """```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-folder = "path or Hub id of this checkpoint"
-model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-```"""
-
 BENCHMARK_COLUMNS = ("benchmark", "metric", "questions", "dense", "sparse", "difference", "kept", "p", "blind")
-BENCHMARKS_CAPTION = """Dense and sparse model answered the same questions in the same harness. Behind the difference
-is its 95 % interval, by a bootstrap over pictures. p is that of McNemar's test; blind is the dense model that is shown
-grey pictures."""
-
-
-def model_card(
-    name: str,
-    plan: VisualPlan,
-    config: PreTrainedConfig,
-    *,
-    base_model: str,
-    base_license: str | None = None,
-    rows: Sequence[dict] = (),
-    benchmarks: Mapping[str, dict] = MappingProxyType({}),
-    picture: str | None = None,
-) -> str:
-    """Returns the text of README.md.
-
-    Args:
-        name: the title.
-        plan: the plan in force.
-        config: the dense or the sparse config. It holds the model's sizes.
-        base_model: folder or Hub id of the dense model. Only a Hub id goes into the metadata.
-        base_license: the dense model's licence, as the Hub names it. It holds for this checkpoint too.
-        rows: rows of the comparison. Each has `name`, `distilled`, `visual_flops`, `model_flops`, `accuracy`, `low`,
-            `high`, `relative_accuracy` and `families`, a mapping from a family's name to its accuracy. Shares and
-            accuracies are fractions. `relative_accuracy` is None where the dense model answers nothing right.
-        benchmarks: name of each benchmark -> its comparison, as `benchmark_rows` takes it.
-        picture: file name of the plan's picture beside the card.
-
-    Raises:
-        UserError: the plan does not fit the model.
-    """
-    local = Path(base_model).exists()  # a local path is of no use to others, and may tell what it should not
-    metadata = ModelCardData(
-        license=base_license,
-        base_model=None if local else base_model,
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["squint", "sparse", config.model_type.removeprefix("sparse_")],
-    )
-    base = f"`{Path(base_model).name}`" if local else f"[{base_model}](https://huggingface.co/{base_model})"
-    licence = f"Licence: {base_license}, as the base model's." if base_license else "The base model's licence holds."
-    sections = [
-        f"---\n{metadata.to_yaml()}\n---",
-        f"# {name}",
-        f"{base}, made to spend less computation on its visual tokens by Squint. {licence}",
-        "## How to load",
-        f"{LOADING}\n\nThe stock class refuses this checkpoint rather than run it dense.",
-        "## Plan",
-        "What each decoder layer does for visual tokens. Text is served in full by every layer.",
-        *([f"![The plan, layer by layer]({picture})"] if picture else []),
-        plan_table(plan, config),
-        "## Cost",
-        "One picture and 64 text tokens, prefill, in the four conventions of the literature.",
-        cost_table(plan, config),
-    ]
-    if rows:
-        caption = "Accuracy of generated answers on held-out questions, with its 95 % interval."
-        sections += ["## Measured", caption, _comparison_table(rows)]
-    if benchmarks:
-        sections += ["## Benchmarks", BENCHMARKS_CAPTION, _markdown(benchmark_rows(benchmarks))]
-    return "\n\n".join(sections) + "\n"
-
-
-def base_license(path: str | os.PathLike) -> str | None:
-    """Returns the licence that the base model's own card states.
-
-    Returns:
-        The licence as the Hub names it. None where no card is within reach, or where the card states none.
-
-    Raises:
-        UserError: there is a card, and its metadata cannot be read.
-    """
-    source = path
-    if Path(path).is_dir():
-        source = Path(path) / "README.md"
-        if not source.is_file():
-            return None
-    try:
-        return ModelCard.load(source).data.license
-    except (OSError, HFValidationError):  # HFValidationError: the Hub has no such names
-        return None
-    except (ValueError, YAMLError) as error:
-        raise UserError(f"{source}: not a model card that can be read ({error})") from None
+SPEED_PHASES = {"prefill": "prefill", "prefill_with_vision": "prefill with vision tower"}
 
 
 def plan_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
@@ -138,7 +37,7 @@ def plan_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     for row, group in itertools.groupby(numbered, key=lambda numbered_layer: _plan_row(numbered_layer[1], decoder)):
         indices = [index for index, _ in group]
         table.append((str(indices[0]) if len(indices) == 1 else f"{indices[0]}–{indices[-1]}", *row))
-    return _markdown(table)
+    return markdown(table)
 
 
 def _plan_row(layer: LiveLayer, decoder: DecoderShape) -> tuple[str, ...]:
@@ -169,7 +68,7 @@ def cost_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
     table = [("convention", "dense", "this model", "left")]
     for label, before, after in zip(CONVENTIONS, astuple(dense), astuple(sparse), strict=True):
         table.append((label, f"{before:.3g}", f"{after:.3g}", f"{after / before:.1%}"))
-    return _markdown(table)
+    return markdown(table)
 
 
 def benchmark_rows(benchmarks: Mapping[str, dict]) -> list[tuple[str, ...]]:
@@ -204,11 +103,8 @@ def mean_share(kept: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if len(known) == len(kept) else None
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _comparison_table(rows: Sequence[dict]) -> str:
+def comparison_table(rows: Sequence[dict]) -> str:
+    """Returns the rows of the comparison, as `model_card` takes them, as a Markdown table."""
     families = list(rows[0]["families"])
     table = [("model", "distilled", "visual FLOPs", "model FLOPs", "accuracy", "95 % interval", "relative", *families)]
     for row in rows:
@@ -222,9 +118,38 @@ def _comparison_table(rows: Sequence[dict]) -> str:
                 *(f"{row['families'][family]:.1%}" for family in families),
             )
         )
-    return _markdown(table)
+    return markdown(table)
 
 
-def _markdown(table: list[tuple[str, ...]]) -> str:
+def speed_table(figures: Mapping[str, Any]) -> str:
+    """Returns what was measured on the clock as a Markdown table: a row for each batch size and phase.
+
+    Args:
+        figures: as in benchmark.json of a run. Times are medians in seconds. Peak memory, in bytes, is None where it
+            was not measured.
+    """
+    table = [("batch", "measured", "dense", "this model", "ratio")]
+    for row in figures["batches"]:
+        batch = str(row["batch_size"])
+        for phase, label in SPEED_PHASES.items():
+            dense, sparse = (f"{1000 * row[phase][model]['median']:.1f} ms" for model in ("dense", "sparse"))
+            table.append((batch, label, dense, sparse, f"× {row[phase]['speedup']:.2f}"))
+        rate = row["decode"]["tokens_per_second"]
+        dense, sparse = (f"{rate[model]:.1f} tokens/s" for model in ("dense", "sparse"))
+        table.append((batch, "decode", dense, sparse, f"× {row['decode']['speedup']:.2f}"))
+        if row["peak_memory_bytes"] is not None:
+            dense, sparse = (row["peak_memory_bytes"][model] / 2**20 for model in ("dense", "sparse"))
+            table.append((batch, "peak memory", f"{dense:,.0f} MiB", f"{sparse:,.0f} MiB", f"{sparse / dense:.1%}"))
+    dense, sparse = (figures["kv_bytes"]["measured"][model] / 2**10 for model in ("dense", "sparse"))
+    table.append(("1", "keys and values", f"{dense:,.0f} KiB", f"{sparse:,.0f} KiB", f"{sparse / dense:.1%}"))
+    return markdown(table)
+
+
+def markdown(table: list[tuple[str, ...]]) -> str:
+    """Returns a table as Markdown. Its first row is the head."""
     header, *body = ("| " + " | ".join(row) + " |" for row in table)
     return "\n".join((header, "|" + "---|" * len(table[0]), *body))
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,100 @@
+"""The model card of a run's checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from checkpoints.card import base_license, model_card
+from modeling.visual_plan import VisualPlan
+from training.distillation.callbacks import read_metrics
+from training.evaluation.comparison import Comparison, as_dict
+from training.files import read_json
+from training.recipe.data import SourceSettings
+from training.recipe.student import SparsifyRecipe
+from training.report.page import prompts_of
+from training.run import Run
+from training.starts import ENVIRONMENT
+
+
+def card_of(
+    run: Run,
+    plan: VisualPlan,
+    config: PreTrainedConfig,
+    compared: Mapping[str, Comparison],
+    *,
+    picture: str,
+    speed: Mapping[str, Any] | None = None,
+) -> str:
+    """Returns the card of the exported student.
+
+    Args:
+        plan: the plan in force.
+        config: the student's config.
+        compared: name of each benchmark -> the student beside the dense model.
+        picture: file name of the plan's picture beside the card.
+        speed: what was measured on the clock; None before it is.
+    """
+    recipe = run.recipe
+    hub = [source.hub.partition("@")[0].partition(":")[0] for source in recipe.data.train if source.hub is not None]
+    return model_card(
+        recipe.name,
+        plan,
+        config,
+        base_model=recipe.model.path,
+        base_license=base_license(recipe.model.path),
+        datasets=list(dict.fromkeys(hub)),
+        training=training_rows(run, compared),
+        rows=read_json(run.directory / "table.json"),
+        benchmarks=as_dict(dict(compared)),
+        speed=speed,
+        picture=picture,
+    )
+
+
+def training_rows(run: Run, compared: Mapping[str, Comparison]) -> dict[str, str]:
+    """Returns what the card says of the training, by its label."""
+    recipe, environment = run.recipe, read_json(run.directory / ENVIRONMENT)
+    used, asked = run.result("data")["used"], as_dict(dict(compared))
+    steps = max((row["step"] for row in read_metrics(run.directory / "metrics.jsonl")), default=0)
+    batch = recipe.global_batches(environment["world_size"])["training"]
+    losses = {
+        "cross entropy": recipe.distillation.cross_entropy_weight,
+        "KL to the dense model": recipe.distillation.forward_kl_weight,
+        "reverse KL": recipe.distillation.reverse_kl_weight,
+        "Jensen-Shannon divergence": recipe.distillation.jsd_weight,
+        "cosine distance of last states": recipe.distillation.hidden_cosine_weight,
+    }
+    prompts = prompts_of(recipe.model_dump(mode="json"))
+    devices = environment["gpus"] or [f"{environment['cpu_count']} CPU cores"]
+    commit = environment["commit"] and environment["commit"][:7]
+    return {
+        "trained on": _samples(used, "train", recipe.data.train),
+        "steps": f"{steps:,} of {batch:,} samples",
+        "losses": ", ".join(f"{weight:g} × {name}" for name, weight in losses.items() if weight),
+        "weights trained": "decoder and projector" if recipe.lora is None else f"LoRA, rank {recipe.lora.rank}",
+        "learning rate": f"{recipe.training.learning_rate:g}, {recipe.training.lr_schedule}",
+        "plan": f"`{recipe.plan.planner}`{_budget(recipe)}",
+        "plan found on": _samples(used, "calibration", recipe.data.calibration),
+        "asked": ", ".join(f"{row['title']} ({row['count']:,} questions)" for row in asked.values())
+        + (f", prompts of {prompts}" if prompts else ""),
+        "machine": f"{environment['world_size']} × {devices[0]}",
+        "code": f"Squint {environment['packages']['squint'] or ''} {commit or ''}".strip(),
+    }
+
+
+def _budget(recipe: SparsifyRecipe) -> str:
+    bound = recipe.plan.bound
+    if bound is None:
+        return ""
+    measure = bound.measure.replace("_", " ").replace("flops", "FLOPs")
+    return f" within {bound.share:.1%} of the {measure}"
+
+
+def _samples(used: Mapping[str, int], role: str, sources: tuple[SourceSettings, ...]) -> str:
+    """Returns how many samples were used, and the names of their sources. Folders of this machine are not named."""
+    names = [
+        source.hub or (source.path and source.path.name) or f"embedded world ({source.split})" for source in sources
+    ]
+    count = f"{used[role]:,} samples of " if role in used else ""  # a stream is not counted
+    return count + ", ".join(dict.fromkeys(names))
