@@ -1,8 +1,13 @@
 """The base of every section of a recipe: frozen, closed to keys it does not know, and clear about what may change."""
 
 from enum import Enum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+AUTO = "auto"
+Precision = Literal["auto", "bfloat16", "float32"]
+"""Data type that a training computes in. `auto` is one of the others: the machine decides when a run is begun."""
 
 
 class Strict(BaseModel):

@@ -149,6 +149,43 @@ def test_another_number_of_processes_cannot_load_shards(inputs, sharded, ended, 
         begin(inputs / "run", "training.micro_batch_size=1", processes=4)
 
 
+# ---- a precision that the machine decides ----
+
+
+@pytest.mark.parametrize(("first", "second"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_auto_stays_what_it_was_where_the_run_was_begun(inputs, monkeypatch, capsys, first, second):
+    def written():
+        return yaml.safe_load((inputs / "run" / "recipe.yaml").read_text())["training"]["precision"]
+
+    monkeypatch.setattr(training.run, "fast_precision", lambda: first)
+    begin(inputs / "run", "training.precision=auto")
+    assert written() == first and f"training.precision: auto is {first} in this run" in capsys.readouterr().out
+    monkeypatch.setattr(training.run, "fast_precision", lambda: second)  # another machine
+    for same in ("auto", first):
+        begin(inputs / "run", f"training.precision={same}")
+        last = json.loads((inputs / "run" / "starts.jsonl").read_text().splitlines()[-1])
+        assert written() == first and last["changed"] == {}
+    with pytest.raises(UserError, match=f"training.precision: got '{second}', before '{first}'"):
+        begin(inputs / "run", f"training.precision={second}")
+    capsys.readouterr()
+    begin(inputs / "run", "training.precision=auto", restart=True, confirmed=True)
+    assert written() == second and f"auto is {second} in this run" in capsys.readouterr().out
+
+
+def test_stages_never_see_auto_and_without_a_finished_one_it_is_decided_anew(inputs, monkeypatch):
+    seen = []
+
+    def stop(run):
+        seen.append(run.recipe.training.precision)
+        raise InterruptedError
+
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr(training.run, "fast_precision", lambda precision=precision: precision)
+        with suppress(InterruptedError):
+            execute(recipe("training.precision=auto"), [Stage("data", "data", stop)], inputs / "run")
+    assert seen == ["float32", "bfloat16"]
+
+
 # ---- content ----
 
 
