@@ -3,7 +3,7 @@
 A run goes on with the recipe it was begun with. What decides no result may change, and each start is recorded:
 
     recipe.yaml     the recipe as it is now, with what `precision: auto` became when the run was begun
-    inputs.json     fingerprints of the files that the recipe reads. Pictures are not among them
+    inputs.json     fingerprints of the files that the recipe reads, but for those in `images`
     env.json        the environment of the last start
     starts.jsonl    a line for each start: when, in which environment, and which fields had changed
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from modeling.user_error import UserError
 from training.changes import AnyRecipe, Change, changes, decided, leaves, settings, undecided
 from training.files import read_json, write_json, write_text
-from training.fingerprints import fingerprints, is_unchanged
+from training.fingerprints import files_at, fingerprints, folder_of, is_model, is_unchanged
 from training.schema import AUTO, MayChange
 
 RECIPE, INPUTS, ENVIRONMENT, STARTS = "recipe.yaml", "inputs.json", "env.json", "starts.jsonl"
@@ -147,14 +147,22 @@ def _may_change(change: Change, known: dict) -> bool:
 def _refuse_other_content(recipe: BaseModel, directory: Path, known: dict) -> None:
     """Raises UserError if a file that the recipe reads has another content than when the run was begun."""
     for field, path in _inputs(recipe):
-        for name, recorded in known.get(field, {}).items():
-            file = path / name if name else path
-            if not is_unchanged(file, recorded):
-                was = "is missing" if not file.exists() else "has another content than when this run was begun"
-                raise UserError(
-                    f"{field}: {file} {was}. Put back what {directory} was begun with, "
-                    "choose another name (name=...), or begin again with --restart"
-                )
+        files, before = files_at(path), known.get(field, {})
+        added = [] if is_model(path) or not before else [name for name in files if name not in before]
+        for name in (*before, *added):
+            file = files.get(name)
+            if file is None:
+                was = "is missing"
+            elif name in added:
+                was = "was not there when this run was begun"
+            elif not is_unchanged(file, before[name]):
+                was = "has another content than when this run was begun"
+            else:
+                continue
+            raise UserError(
+                f"{field}: {file or folder_of(path) / name} {was}. Put back what {directory} was begun with, "
+                "choose another name (name=...), or begin again with --restart"
+            )
 
 
 def _refuse_other_batch(

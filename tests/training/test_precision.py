@@ -6,7 +6,6 @@ import torch
 from training.changes import decided, undecided
 from training.recipe.file import load_recipe
 from training.run import fast_precision
-from training.tasks.dry_run import dry_run
 
 
 @pytest.mark.parametrize(
@@ -47,10 +46,3 @@ def test_every_field_that_is_auto_is_decided_and_no_other():
     }}  # fmt: skip
     assert back == recipe.model_dump(), "nothing else has changed"
     assert undecided(load_recipe("debug")) == []
-
-
-def test_a_dry_run_says_what_it_counts(capsys, monkeypatch):
-    monkeypatch.setattr("training.tasks.dry_run.stage_tables", lambda recipe, *rest: [recipe.training.precision])
-    dry_run(load_recipe("tiny_sparse"))
-    out = capsys.readouterr().out
-    assert "training.precision: auto is counted as bfloat16" in out and out.splitlines()[-1] == "bfloat16"

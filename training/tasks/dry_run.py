@@ -47,8 +47,14 @@ def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assu
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
     if isinstance(recipe, StudentRecipe):
         for field in undecided(recipe):
-            console.print(f"{field}: auto is counted as {PRECISION}, in which the assumed devices compute")
+            console.print(f"{field}: auto is counted as {PRECISION}", soft_wrap=True)
         recipe = decided(recipe, dict.fromkeys(undecided(recipe), PRECISION))
+        if recipe.model.max_frames is not None:
+            console.print(
+                f"model.max_frames is {recipe.model.max_frames}, but videos are not counted: hours are of samples with "
+                "one picture, memory is of samples of data.max_length tokens",
+                soft_wrap=True,
+            )
         config = limited_config(recipe.model, recipe.model.config)
         student = build_on_meta(recipe.lora, config)
         console.print(parameter_table(student))
