@@ -1,13 +1,14 @@
-"""How a recipe differs from the one that a run was begun with."""
+"""The fields of a recipe: which differ from those that a run was begun with, and which are left to the machine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from training.schema import MayChange
+from training.schema import AUTO, MayChange
 
+AnyRecipe = TypeVar("AnyRecipe", bound=BaseModel)
 NOTHING = "nothing"
 """What a message calls the value of a field that only the other recipe has."""
 
@@ -49,6 +50,24 @@ def settings(section: BaseModel, prefix: str = "") -> dict[str, Setting]:
     return found
 
 
+def undecided(recipe: BaseModel) -> list[str]:
+    """Returns the dotted names of the fields in which a precision is `auto`."""
+    found = settings(recipe)
+    return [field for field in found if field.rpartition(".")[2] == "precision" and found[field].value == AUTO]
+
+
+def decided(recipe: AnyRecipe, precisions: Mapping[str, str]) -> AnyRecipe:
+    """Returns a recipe with these precisions, by the dotted names of their fields."""
+    content = recipe.model_dump(mode="json")
+    for field, precision in precisions.items():
+        *sections, name = field.split(".")
+        section: Any = content
+        for key in sections:
+            section = section[int(key) if isinstance(section, list) else key]
+        section[name] = precision
+    return type(recipe).model_validate(content)
+
+
 def changes(written: Any, recipe: BaseModel) -> list[Change]:
     """Returns the fields in which a recipe differs from a recipe.yaml.
 
@@ -62,7 +81,7 @@ def changes(written: Any, recipe: BaseModel) -> list[Change]:
     try:
         before = settings(type(recipe).model_validate(written))
     except ValidationError:  # it is one of another task, or this version knows other fields
-        before = {name: Setting(value, None) for name, value in _leaves(written)}
+        before = {name: Setting(value, None) for name, value in leaves(written)}
     nothing = Setting(NOTHING, None)
     found = []
     for name in dict.fromkeys([*before, *now]):
@@ -82,13 +101,13 @@ def _held(path: str, value: Any) -> Iterator[tuple[str, BaseModel]]:
         yield from ((f"{path}.{key}", child) for key, child in enumerate(value) if isinstance(child, BaseModel))
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yields all values of what was read from YAML, as `settings` names them."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict) and value:
         for key, child in value.items():
-            yield from _leaves(child, f"{path}.{key}" if path else str(key))
+            yield from leaves(child, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
 

@@ -32,12 +32,15 @@ from rich.console import Console
 from checkpoints.load import expect_new_shapes
 from modeling.user_error import UserError
 from training import stops
+from training.changes import settings, undecided
 from training.compiled_ops import clear_killed_builds, on_several_machines
 from training.files import read_json, write_json
 from training.ranks import from_rank_0, led_by_rank_0, of_all_ranks, open_patient_group, rank, wait_for_rank_0
 from training.starts import STARTS, checkpoints_in_progress, open_folder, step_of
 
 RECORDED_PACKAGES = ("squint", "torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+"""What CPUs that compute in bfloat16 have, of x86 and of Arm. Others take several times as long as in float32."""
 WAIT_IN_TRAINING = timedelta(minutes=30)
 """How long a collective of the training may take. A rank that does not come for so long has died or hangs."""
 WAIT_FOR_RANK_0 = timedelta(days=7)
@@ -114,7 +117,7 @@ def execute(
         confirmed: whether the user has agreed to delete it. If not, he is asked.
 
     Returns:
-        The run, with a result for every stage.
+        The run, with a result for every stage. In its recipe no precision is `auto`.
 
     Raises:
         UserError: as `training.starts.open_folder`.
@@ -130,9 +133,11 @@ def execute(
         with _only_run_in(directory):
             names = [stage.name for stage in stages]
             opened = partial(open_folder, recipe, directory, environment(), names, restart=restart, confirmed=confirmed)
-            led_by_rank_0({}, lambda _: opened())
+            run = Run(from_rank_0(led_by_rank_0({}, lambda _: opened())), directory)
             _refuse_unshared(directory)
-            run = Run(recipe, directory)
+            if is_main_process():
+                for field in undecided(recipe):
+                    console.print(f"{field}: auto is {settings(run.recipe)[field].value} in this run", soft_wrap=True)
             for begun, stage in enumerate(stages, start=1):
                 stops.raise_if_received()
                 _execute_stage(run, stage, f"stage {begun} of {len(stages)}: {stage.title}")
@@ -240,6 +245,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def fast_precision() -> str:
+    """Returns `bfloat16` where this machine's GPU, or without one its CPU, has instructions for it, else `float32`."""
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Not every torch that is supported tells. float32 is right everywhere.
+        has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        fast = any(has.get(name) for name in BFLOAT16_INSTRUCTIONS)
+    return "bfloat16" if fast else "float32"
+
+
 def environment() -> dict:
     """Returns what a result depends on besides its recipe: the commit, the versions of packages and the machine."""
     return {
@@ -250,6 +266,7 @@ def environment() -> dict:
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "precision": fast_precision(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }

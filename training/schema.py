@@ -6,13 +6,17 @@ looked for in the checkout, so that recipes run from anywhere. The resolved reci
 
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED = ("checkpoints", "recipes")
 """Folders of the checkout whose files recipes name."""
+
+AUTO = "auto"
+Precision = Literal["auto", "bfloat16", "float32"]
+"""Data type that a training computes in. `auto` is one of the others: the machine decides when a run is begun."""
 
 
 class Strict(BaseModel):

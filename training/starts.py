@@ -2,8 +2,8 @@
 
 A run goes on with the recipe it was begun with. What decides no result may change, and each start is recorded:
 
-    recipe.yaml     the recipe as it is now
-    inputs.json     fingerprints of the files that the recipe reads. Pictures are not among them
+    recipe.yaml     the recipe as it is now, with what `precision: auto` became when the run was begun
+    inputs.json     fingerprints of the files that the recipe reads, but for those in `images`
     env.json        the environment of the last start
     starts.jsonl    a line for each start: when, in which environment, and which fields had changed
 
@@ -16,15 +16,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from modeling.user_error import UserError
-from training.changes import Change, changes, settings
+from training.changes import AnyRecipe, Change, changes, decided, leaves, settings, undecided
 from training.files import read_json, write_json, write_text
-from training.fingerprints import fingerprints, is_unchanged
-from training.schema import MayChange
+from training.fingerprints import files_at, fingerprints, folder_of, is_model, is_unchanged
+from training.schema import AUTO, MayChange
 
 RECIPE, INPUTS, ENVIRONMENT, STARTS = "recipe.yaml", "inputs.json", "env.json", "starts.jsonl"
 """The files that this module writes."""
@@ -37,16 +38,19 @@ MOST_NAMED = 4
 
 
 def open_folder(
-    recipe: BaseModel, directory: Path, environment: dict, stages: Sequence[str], *, restart: bool, confirmed: bool
-) -> None:
+    recipe: AnyRecipe, directory: Path, environment: dict, stages: Sequence[str], *, restart: bool, confirmed: bool
+) -> AnyRecipe:
     """Opens a run's folder for this start. It is made if it is missing.
 
     Args:
         recipe: the recipe of this start.
-        environment: what env.json records, with `world_size`.
+        environment: what env.json records, with `world_size`, and `precision`: what `auto` becomes on this machine.
         stages: names of all stages of the run.
         restart: whether to delete what earlier starts left.
         confirmed: whether the user has agreed to that already. If not, he is asked.
+
+    Returns:
+        The recipe that the run goes on with, in which no precision is `auto`.
 
     Raises:
         UserError: the folder is not a run's, or the run cannot go on with what has changed.
@@ -66,7 +70,10 @@ def open_folder(
                 f"{directory} exists and is not a run's folder (no {RECIPE} in it): choose another name (name=...)"
             )
     done = [name for name in stages if (directory / "stages" / f"{name}.json").exists()]
-    changed = _accepted_changes(recipe, directory, environment, finished=len(done) == len(stages)) if done else []
+    written = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8")) if done else {}
+    recipe = _decided(recipe, written, environment["precision"])
+    finished = len(done) == len(stages)
+    changed = _accepted_changes(recipe, written, directory, environment, finished=finished) if done else []
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     if not (done and (directory / INPUTS).exists()):
@@ -80,6 +87,7 @@ def open_folder(
     path = directory / STARTS
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     write_text(path, before + json.dumps(start, ensure_ascii=False) + "\n")
+    return recipe
 
 
 def checkpoints_in_progress(directory: Path) -> list[Path]:
@@ -94,9 +102,16 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _accepted_changes(recipe: BaseModel, directory: Path, environment: dict, *, finished: bool) -> list[Change]:
+def _decided(recipe: AnyRecipe, written: Any, precision: str) -> AnyRecipe:
+    """Returns a recipe in which each precision that is `auto` is as in the recipe.yaml, or as this machine has it."""
+    before = {field: value for field, value in leaves(written) if value != AUTO}
+    return decided(recipe, {field: before.get(field, precision) for field in undecided(recipe)})
+
+
+def _accepted_changes(
+    recipe: BaseModel, written: Any, directory: Path, environment: dict, *, finished: bool
+) -> list[Change]:
     """Returns what has changed since the last start. Raises UserError if the run cannot go on with it."""
-    written = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
     changed = changes(written, recipe)
     known = read_json(directory / INPUTS) if (directory / INPUTS).exists() else {}
     refused = [change for change in changed if not _may_change(change, known)]
@@ -132,14 +147,22 @@ def _may_change(change: Change, known: dict) -> bool:
 def _refuse_other_content(recipe: BaseModel, directory: Path, known: dict) -> None:
     """Raises UserError if a file that the recipe reads has another content than when the run was begun."""
     for field, path in _inputs(recipe):
-        for name, recorded in known.get(field, {}).items():
-            file = path / name if name else path
-            if not is_unchanged(file, recorded):
-                was = "is missing" if not file.exists() else "has another content than when this run was begun"
-                raise UserError(
-                    f"{field}: {file} {was}. Put back what {directory} was begun with, "
-                    "choose another name (name=...), or begin again with --restart"
-                )
+        files, before = files_at(path), known.get(field, {})
+        added = [] if is_model(path) or not before else [name for name in files if name not in before]
+        for name in (*before, *added):
+            file = files.get(name)
+            if file is None:
+                was = "is missing"
+            elif name in added:
+                was = "was not there when this run was begun"
+            elif not is_unchanged(file, before[name]):
+                was = "has another content than when this run was begun"
+            else:
+                continue
+            raise UserError(
+                f"{field}: {file or folder_of(path) / name} {was}. Put back what {directory} was begun with, "
+                "choose another name (name=...), or begin again with --restart"
+            )
 
 
 def _refuse_other_batch(

@@ -63,8 +63,10 @@ class BatchEncoder:
         """Returns each sample's text, or what is wrong with it."""
         encoded: dict[int, EncodedText] = {}
         rendered = self._rendered(samples)
-        for add_special_tokens in (True, False):
-            part = [one for one in rendered if adds_special_tokens(one.text, self._processor) == add_special_tokens]
+        parts: dict[bool, list[_Rendered]] = {True: [], False: []}
+        for one in rendered:
+            parts[adds_special_tokens(one.text, self._processor)].append(one)
+        for add_special_tokens, part in parts.items():
             encoded |= self._tokenized(part, samples, add_special_tokens)
         return [encoded[number] if number in encoded else self._one(sample) for number, sample in enumerate(samples)]
 

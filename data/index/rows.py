@@ -80,6 +80,8 @@ class ReadRows:
         unseen = dict.fromkeys(LOOKED_AT)
         for medium in MEDIA:
             files = sample.files(medium)
+            if not files:  # as in most rows of most media
+                continue
             looked_at = [unseen if isinstance(file, Path) else self._look[medium].at(file) for file in files]
             shown[medium] = [str(file) if isinstance(file, Path) else None for file in files]
             shown |= {f"{medium}_{name}": [one[name] for one in looked_at] for name in LOOKED_AT}

@@ -32,7 +32,7 @@ def llava_messages(row: dict) -> list[Message]:
     """Returns the messages of a row with `conversations`."""
     messages = []
     for index, turn in enumerate(_list(row, "conversations")):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("from", "value")):
+        if not (isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)):
             raise UserError(f"turn {index} is {turn!r:.200}, an object with texts 'from' and 'value' is expected")
         messages.append(Message(_role(turn["from"], index), turn["value"].strip()))
     return messages

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import datasets
 
 from data.sample import BadSample, OnBadSample, Sample, check_bad_share
-from data.sources.json_rows import LINES, LISTS, json_columns, json_table, parse_row
+from data.sources.json_rows import LINES, LISTS, JsonRows
+from data.sources.row_table import open_table, parse_row
 from data.sources.rows import SourceRows
 from data.sources.schemas import SCHEMAS, Schema, schema_of
-from data.sources.shards import SHARD, parse_shard_row, shard_table
+from data.sources.shards import SHARD, ShardRows, parse_shard_row
 from data.sources.source import Source
 from data.sources.tables import DEFAULT_SPLIT, TABLES, table_of_files, table_of_folder, table_of_hub
 from modeling.user_error import UserError
@@ -25,8 +26,7 @@ def open_source(source: Source) -> SourceRows:
     Raises:
         UserError: the source cannot be read, has no rows, fits no schema or several, or lacks a column that it names.
     """
-    name, table, as_object = _table(source)
-    columns = sorted(table.column_names) if as_object is as_typed else json_columns(table)
+    name, table, columns, as_object = _table(source)
     return rows_with_schema(source, name, table, columns, as_object, content=table._fingerprint)
 
 
@@ -91,6 +91,7 @@ class _Opened(NamedTuple):
 
     name: str
     table: datasets.Dataset
+    columns: list[str]
     as_object: Callable[[dict], dict]
 
 
@@ -98,19 +99,23 @@ def _table(source: Source) -> _Opened:
     """Returns the table of a source."""
     if source.hub is not None:
         table = table_of_hub(source.hub, source.split)
-        return _Opened(f"{source.hub}, split {table.split}", table, as_typed)
+        return _typed(f"{source.hub}, split {table.split}", table)
     assert source.path is not None
     name, paths = str(source.path), paths_of(source.path)
     if len(paths) == 1 and paths[0].is_dir():
-        return _Opened(name, table_of_folder(paths[0], source.split), as_typed)
+        return _typed(name, table_of_folder(paths[0], source.split))
     if source.split not in (None, DEFAULT_SPLIT):
         raise UserError(f"{name}: split: got {source.split!r}, files have no splits")
     ending = ending_of(name, paths)
     if ending in (*LISTS, *LINES):
-        return _Opened(name, json_table(paths, name), parse_row)
+        return _Opened(name, *open_table(JsonRows, paths, name), parse_row)
     if ending == SHARD:
-        return _Opened(name, shard_table(paths, name), parse_shard_row)
-    return _Opened(name, table_of_files(paths, name), as_typed)
+        return _Opened(name, *open_table(ShardRows, paths, name), parse_shard_row)
+    return _typed(name, table_of_files(paths, name))
+
+
+def _typed(name: str, table: datasets.Dataset) -> _Opened:
+    return _Opened(name, table, sorted(table.column_names), as_typed)
 
 
 def as_typed(row: dict) -> dict:

@@ -118,8 +118,9 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
             "a system message stands behind the first message, or there are several; one, at first, is allowed"
         )
     turns = _turns([message for message in messages if message.role != "system"])
-    reaching = [_reaching(column, row.get(column), least, len(turns)) for column, least in min_ratings.items()]
-    turns = tuple(turn for index, turn in enumerate(turns) if all(column[index] for column in reaching))
+    if min_ratings:
+        reaching = [_reaching(column, row.get(column), least, len(turns)) for column, least in min_ratings.items()]
+        turns = tuple(turn for turn, *reaches in zip(turns, *reaching, strict=True) if all(reaches))
     if not turns:
         return None
     return Row(
@@ -139,7 +140,7 @@ def columns_of(medium: Medium) -> tuple[str, str]:
 def _files(row: dict, medium: Medium, messages: Sequence[Message]) -> tuple[Any, ...]:
     """Returns the pictures, or the videos, that a row names, or parts of its messages hold. None is looked at."""
     what = "picture" if medium == "image" else medium
-    in_parts = tuple(file for message in messages for file in message.files.get(medium, ()))
+    in_parts = tuple(file for message in messages if message.files for file in message.files.get(medium, ()))
     given = [name for name in columns_of(medium) if row.get(name) not in (None, [], "")]
     if len(given) > 1:
         raise UserError(f"both {given[0]!r} and {given[1]!r} are given, one of them is expected")
@@ -181,8 +182,10 @@ def _check_text(where: str, message: Message) -> None:
         raise UserError(f"{where} is not text ({error})") from error
     if OTHER_MARK in message.text:
         raise UserError(f"{where} holds the mark {OTHER_MARK}, which is not read")
+    if message.role == "user":
+        return
     for medium in MEDIA:
-        if message.role != "user" and mark_of(medium) in message.text:
+        if mark_of(medium) in message.text:
             raise UserError(f"{where} holds the mark {mark_of(medium)}, only questions show {medium}s")
 
 

@@ -6,15 +6,13 @@ which takes the columns of all rows from the first five and drops what later row
 
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import datasets
 
-from data.sources.json_rows import ROW, Files, files_of, parse_row
-from data.sources.library import in_one_line
+from data.sources.row_table import ROW, Files, RowTable, parse_row
 from data.sources.schemas import columns_of
 from modeling.user_error import UserError
 
@@ -24,11 +22,6 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 """Endings of members that are pictures."""
 MAX_MEMBER = 256 * 2**20
 """Largest member in bytes."""
-_FEATURES = {
-    ROW: datasets.Value("large_string"),
-    "pictures": datasets.List({"bytes": datasets.Value("large_binary"), "path": datasets.Value("string")}),
-    "unread": datasets.List(datasets.Value("string")),
-}
 
 
 class _Member(NamedTuple):
@@ -37,17 +30,6 @@ class _Member(NamedTuple):
     name: str
     ending: str
     data: bytes
-
-
-def shard_table(paths: Sequence[Path], name: str) -> datasets.Dataset:
-    """Returns the rows of shards as a table. Raises UserError if one cannot be read."""
-    with in_one_line(name):
-        return datasets.Dataset.from_generator(
-            rows_of,
-            features=datasets.Features(_FEATURES),
-            gen_kwargs={"files": files_of(paths)},
-            writer_batch_size=100,  # rows in memory at once, with their pictures
-        )
 
 
 def parse_shard_row(row: dict) -> dict:
@@ -100,3 +82,15 @@ def _members(shard: str) -> Iterator[_Member]:
                     yield _Member(os.path.join(folder, stem), info.name, f".{ending.lower()}", content.read())
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{shard}: cannot be read ({error})") from error
+
+
+class ShardRows(RowTable):
+    """Writes the rows of shards to the cache, with their pictures."""
+
+    FEATURES: ClassVar[dict[str, Any]] = {
+        **RowTable.FEATURES,
+        "pictures": datasets.List({"bytes": datasets.Value("large_binary"), "path": datasets.Value("string")}),
+        "unread": datasets.List(datasets.Value("string")),
+    }
+    ROWS_AT_ONCE = 100
+    rows_of = staticmethod(rows_of)

@@ -10,6 +10,7 @@ import datasets
 from data.sources import json_rows, shards
 from data.sources.library import in_one_line
 from data.sources.reading import as_typed, ending_of, paths_of, rows_with_schema
+from data.sources.row_table import files_of, parse_row
 from data.sources.rows import SourceRows
 from data.sources.source import Source
 from data.sources.tables import DEFAULT_SPLIT, TABLES, parts_of_hub
@@ -48,13 +49,13 @@ def _files(name: str, paths: Sequence[Path]) -> tuple[datasets.IterableDataset, 
     """Returns the rows of files, and what makes an object of a row."""
     if paths[0].is_dir():
         raise UserError(f"{name}: a folder is not streamed; give its files, such as {name}/*.parquet")
-    ending, files = ending_of(name, paths), json_rows.files_of(paths)
+    ending, files = ending_of(name, paths), files_of(paths)
     if ending in TABLES:
         data_files = [str(path) for path in paths]
         table = datasets.load_dataset(TABLES[ending], data_files=data_files, split=DEFAULT_SPLIT, streaming=True)
         return table.decode(False), as_typed
     reader, as_object = (
-        (shards.rows_of, shards.parse_shard_row) if ending == shards.SHARD else (json_rows.rows_of, json_rows.parse_row)
+        (shards.rows_of, shards.parse_shard_row) if ending == shards.SHARD else (json_rows.rows_of, parse_row)
     )
     return datasets.IterableDataset.from_generator(reader, gen_kwargs={"files": list(files)}), as_object
 

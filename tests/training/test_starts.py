@@ -149,6 +149,43 @@ def test_another_number_of_processes_cannot_load_shards(inputs, sharded, ended, 
         begin(inputs / "run", "training.micro_batch_size=1", processes=4)
 
 
+# ---- a precision that the machine decides ----
+
+
+@pytest.mark.parametrize(("first", "second"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_auto_stays_what_it_was_where_the_run_was_begun(inputs, monkeypatch, capsys, first, second):
+    def written():
+        return yaml.safe_load((inputs / "run" / "recipe.yaml").read_text())["training"]["precision"]
+
+    monkeypatch.setattr(training.run, "fast_precision", lambda: first)
+    begin(inputs / "run", "training.precision=auto")
+    assert written() == first and f"training.precision: auto is {first} in this run" in capsys.readouterr().out
+    monkeypatch.setattr(training.run, "fast_precision", lambda: second)  # another machine
+    for same in ("auto", first):
+        begin(inputs / "run", f"training.precision={same}")
+        last = json.loads((inputs / "run" / "starts.jsonl").read_text().splitlines()[-1])
+        assert written() == first and last["changed"] == {}
+    with pytest.raises(UserError, match=f"training.precision: got '{second}', before '{first}'"):
+        begin(inputs / "run", f"training.precision={second}")
+    capsys.readouterr()
+    begin(inputs / "run", "training.precision=auto", restart=True, confirmed=True)
+    assert written() == second and f"auto is {second} in this run" in capsys.readouterr().out
+
+
+def test_stages_never_see_auto_and_without_a_finished_one_it_is_decided_anew(inputs, monkeypatch):
+    seen = []
+
+    def stop(run):
+        seen.append(run.recipe.training.precision)
+        raise InterruptedError
+
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr(training.run, "fast_precision", lambda precision=precision: precision)
+        with suppress(InterruptedError):
+            execute(recipe("training.precision=auto"), [Stage("data", "data", stop)], inputs / "run")
+    assert seen == ["float32", "bfloat16"]
+
+
 # ---- content ----
 
 
@@ -181,6 +218,36 @@ def test_another_content_under_the_same_path_is_refused_by_file(inputs, name):
     (inputs / "dense" / "README.md").write_text("what decides nothing may change")
 
 
+@pytest.mark.parametrize("path", ["rows/*.jsonl", "rows", "r*ws/a*.jsonl", "rows/**/*.jsonl"])
+def test_files_of_a_pattern_and_of_a_folder_are_compared(inputs, path):
+    rows = inputs / "rows"
+    (rows / ".cache").mkdir(parents=True)
+    for name in ("a.jsonl", "ab.jsonl"):
+        (rows / name).write_text("[1]")
+
+    def again(where=path):
+        begin(inputs / "run", f"data.train=[{{path: '{where}', images: .}}]")
+
+    again()
+    (rows / ".cache" / "hidden.jsonl").touch()
+    os.utime(rows / "a.jsonl", ns=(1, 1))  # touched, but not changed
+    again()
+    (rows / "a.jsonl").write_text("[2]")
+    with pytest.raises(UserError, match=r"data.train.0.path: rows/a.jsonl has another content than when"):
+        again()
+    (rows / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"data.train.0.path: rows/a.jsonl is missing"):
+        again()
+    (rows / "a.jsonl").write_text("[1]")
+    (rows / "ac.jsonl").write_text("[1]")
+    with pytest.raises(UserError, match=r"data.train.0.path: rows/ac.jsonl was not there when this run was begun"):
+        again()
+    (rows / "ac.jsonl").unlink()
+    if path.startswith("rows"):
+        rows.rename(inputs / "moved")
+        again(path.replace("rows", "moved"))
+
+
 def test_a_name_on_the_hub_is_not_exchanged_for_a_folder(inputs):
     begin(inputs / "run", "model.path=someone/model")
     with pytest.raises(UserError, match="model.path: got 'dense', before 'someone/model'"):
@@ -191,7 +258,7 @@ def test_large_weights_are_sampled_and_a_change_anywhere_in_a_block_is_seen(tmp_
     monkeypatch.setattr("training.fingerprints.SAMPLED", 100)
     monkeypatch.setattr("training.fingerprints.BLOCK", 4)
     monkeypatch.setattr("training.fingerprints.BLOCKS", 5)
-    for name, is_sampled in (("x.safetensors", True), ("x.json", False)):
+    for name, is_sampled in (("x.safetensors", True), ("x.parquet", True), ("x.json", False)):
         content = bytearray(range(200))
         path = tmp_path / name
         path.write_bytes(content)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from data.shapes.world import WorldSettings
 from training.recipe.base import BaseRecipe
-from training.schema import MayChange, Strict
+from training.schema import AUTO, MayChange, Precision, Strict
 
 
 class TinyLlavaSettings(Strict):
@@ -51,8 +51,9 @@ class OptimizerSettings(Strict):
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger L2 norm than this are scaled down to it."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
+    precision: Precision = AUTO
+    """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast). auto: bfloat16 where the GPU,
+    or without one the CPU, has instructions for it, else float32. A run keeps what it was begun with."""
     save_steps: Annotated[int, MayChange.ALWAYS] = Field(default=250, ge=1)
     """Steps from one checkpoint to the next. A run that was killed continues from its last checkpoint."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from training.schema import FROM_ANYWHERE, MayChange, Strict
+from training.schema import FROM_ANYWHERE, MayChange, Precision, Strict
 
 
 class TrainingSettings(Strict):
@@ -34,8 +34,9 @@ class TrainingSettings(Strict):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger L2 norm than this are scaled down to it. While gates are learned, those of gates and
     multipliers are scaled apart from those of the adapters."""
-    precision: Literal["bfloat16", "float32"]
-    """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast)."""
+    precision: Precision
+    """Data type of the forward and backward pass. bfloat16 is mixed precision (autocast). auto: bfloat16 where the GPU,
+    or without one the CPU, has instructions for it, else float32. A run keeps what it was begun with."""
     gradient_checkpointing: Annotated[bool, MayChange.ALWAYS] = False
     """Compute activations again in the backward pass rather than hold them: less memory, more time."""
     deepspeed: Annotated[str | None, FROM_ANYWHERE, MayChange.WITH_EQUAL_CONTENT]

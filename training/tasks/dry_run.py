@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from checkpoints.families import PICTURE, reference_images
 from modeling.visual_layout import num_tokens
 from modeling.visual_plan import VisualPlan
+from training.changes import decided, undecided
 from training.distillation.students import limited_config
 from training.measure.costs import TEXT_TOKENS, cost_sheet
 from training.recipe.dense import DenseRecipe
@@ -25,6 +26,9 @@ from training.tasks.forecast.budget_costs import budget_costs
 from training.tasks.forecast.sizes import Sizes, build_on_meta, num_parameters, sizes_of
 from training.tasks.forecast.stage_hours import Hours, hours_by_stage
 from training.tasks.forecast.stage_memory import ESTIMATES, HEADROOM, PROCESSES_PER_MACHINE, memory_by_stage
+
+PRECISION = "bfloat16"
+"""What `precision: auto` is counted as."""
 
 console = Console()
 
@@ -42,6 +46,15 @@ def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assu
         return
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
     if isinstance(recipe, StudentRecipe):
+        for field in undecided(recipe):
+            console.print(f"{field}: auto is counted as {PRECISION}", soft_wrap=True)
+        recipe = decided(recipe, dict.fromkeys(undecided(recipe), PRECISION))
+        if recipe.model.max_frames is not None:
+            console.print(
+                f"model.max_frames is {recipe.model.max_frames}, but videos are not counted: hours are of samples with "
+                "one picture, memory is of samples of data.max_length tokens",
+                soft_wrap=True,
+            )
         config = limited_config(recipe.model, recipe.model.config)
         student = build_on_meta(recipe.lora, config)
         console.print(parameter_table(student))

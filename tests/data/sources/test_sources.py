@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from data.sources import json_rows, shards
+from data.sources import json_rows, row_table, shards
 from data.sources.reading import load_samples, open_source
 from data.sources.source import Source
 from modeling.user_error import UserError
@@ -108,6 +108,20 @@ def test_columns_of_two_schemas(tmp_path):
 def test_a_column_that_is_missing(tmp_path, form, setting):
     path = write_rows(RATED, tmp_path, form)
     assert f"{next(iter(setting))}.topc: no column is called 'topc'; they are" in refused(path=path, **setting)
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "jsonl.gz", "tar"])
+def test_columns_are_those_of_every_row(tmp_path, monkeypatch, form):
+    """However few rows are in memory at once, and whatever a name is made of."""
+    kind = shards.ShardRows if form == "tar" else json_rows.JsonRows
+    monkeypatch.setattr(kind, "ROWS_AT_ONCE", 2)
+    path = write_rows([ROW, ROW | {"\ud800": 1}, ROW, ROW, ROW | {"topic": "maps"}], tmp_path, form)
+    for _ in range(2):  # the second time from the cache
+        table, columns = row_table.open_table(kind, [path], "rows")
+        assert columns == ["?", "completion", "prompt", "topic"]
+        assert table.column_names == list(kind.FEATURES) and len(table) == 5
+    samples, bad = load_samples(Source(path=path, where={"topic": "maps"}))
+    assert [sample.turns for sample in samples] == [(("a", "b"),)] and bad == []
 
 
 def test_pictures_by_path_need_their_folder(tmp_path):
