@@ -21,7 +21,7 @@ from training.distillation.outputs import StudentOutputs, TeacherOutputs
 from training.recipe.distillation import DistillationSettings
 
 CHUNK_VALUES = 2**24
-"""Logits of a chunk at most. In fp32 they are 64 MiB, and some five such tensors are in memory together."""
+"""Logits of a chunk at most. In fp32 they are 64 MiB, and some seven such tensors are in memory together."""
 
 
 class TokenLosses(NamedTuple):

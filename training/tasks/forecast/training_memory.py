@@ -75,11 +75,11 @@ def activation_bytes(settings: TrainingSettings, sizes: Sizes) -> float:
 def logits_bytes(settings: TrainingSettings, sizes: Sizes) -> float:
     """Returns the bytes of logits at supervised tokens.
 
-    They are the student's, and some five fp32 tensors of the chunk whose losses are being computed
+    They are the student's, and some seven fp32 tensors of the chunk whose losses are being computed
     (training/distillation/losses.py).
     """
     values = settings.micro_batch_size * min(sizes.text_tokens, sizes.longest) * sizes.vocabulary
-    return values * training_width(settings) + 5 * 4 * min(values, CHUNK_VALUES)
+    return values * training_width(settings) + 7 * 4 * min(values, CHUNK_VALUES)
 
 
 def training_width(settings: TrainingSettings) -> int:

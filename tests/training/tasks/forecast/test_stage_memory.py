@@ -153,8 +153,7 @@ def test_logits_and_their_losses(chunk, monkeypatch):
         student = StudentOutputs(hidden @ head.T, hidden)
         teacher = TeacherOutputs(lambda rows: (hidden[rows] @ head.T).detach(), None)
         losses.token_losses(settings.distillation, labels, student, teacher).total.backward()
-    print(chunk, live.peak, logits_bytes(settings.training, expected))
-    assert 0.6 * logits_bytes(settings.training, expected) < live.peak < 1.2 * logits_bytes(settings.training, expected)
+    assert 0.8 * logits_bytes(settings.training, expected) < live.peak < 1.2 * logits_bytes(settings.training, expected)
 
 
 def test_zero_divides_what_it_divides():
