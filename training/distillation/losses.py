@@ -4,37 +4,39 @@ Logits are given only for supervised positions, which are those whose next token
 is computed in fp32 and is 0 for identical logits. It is multiplied by temperature^2, so that its gradient keeps its
 size when the temperature changes (arXiv 1503.02531, section 2).
 
-N supervised positions, V vocab, D hidden_size.
+One tensor [N, V] is held, the student's logits. Positions are taken in chunks: the teacher's logits are computed for a
+chunk alone, and the gradient of the losses is computed at once and written over the student's logits.
+
+N supervised positions, V vocab, D hidden_size, n positions of a chunk.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
+from training.distillation.outputs import StudentOutputs, TeacherOutputs
 from training.recipe.distillation import DistillationSettings
 
-CHUNK_ROWS = 1024
-"""Positions whose fp32 log-probabilities are in memory together. With 32,000 tokens in the vocabulary, that is 128
-MB."""
+CHUNK_VALUES = 2**24
+"""Logits of a chunk at most. In fp32 they are 64 MiB, and some seven such tensors are in memory together."""
 
 
-class SupervisedOutputs(NamedTuple):
-    """What a model computes at the supervised positions."""
+class TokenLosses(NamedTuple):
+    """The losses of a batch."""
 
-    logits: torch.Tensor
-    """[N, V]."""
-    hidden: torch.Tensor | None
-    """[N, D], the last hidden states; None for stored answers (training/distillation/teacher_answers.py)."""
+    total: torch.Tensor
+    """Their weighted sum, an fp32 scalar. It has a gradient, for one backward pass."""
+    sums: dict[str, torch.Tensor]
+    """Each loss whose weight is not 0, an fp32 scalar without its weight and without a gradient."""
 
 
-def weighted_token_sums(
-    settings: DistillationSettings, labels: torch.Tensor, student: SupervisedOutputs, teacher: SupervisedOutputs | None
-) -> Iterator[tuple[str, float, torch.Tensor]]:
-    """Yields name, weight and token sum (fp32 scalar) of each loss whose weight is not 0.
+def token_losses(
+    settings: DistillationSettings, labels: torch.Tensor, student: StudentOutputs, teacher: TeacherOutputs | None
+) -> TokenLosses:
+    """Returns the losses of the settings, summed over tokens.
 
     Args:
         settings: weights of the losses.
@@ -42,53 +44,109 @@ def weighted_token_sums(
         student: the student's outputs at these positions.
         teacher: the teacher's outputs at the same positions; None if no loss needs it.
     """
-    temperature = settings.distill_temperature
-    if settings.cross_entropy_weight:
-        yield "cross_entropy", settings.cross_entropy_weight, cross_entropy(student.logits, labels)
-    if settings.forward_kl_weight:
-        token_sum = forward_kl(student.logits, teacher.logits, distill_temperature=temperature)
-        yield "forward_kl", settings.forward_kl_weight, token_sum
-    if settings.reverse_kl_weight:
-        token_sum = reverse_kl(student.logits, teacher.logits, distill_temperature=temperature)
-        yield "reverse_kl", settings.reverse_kl_weight, token_sum
-    if settings.jsd_weight:
-        token_sum = jensen_shannon(
-            student.logits, teacher.logits, jsd_beta=settings.jsd_beta, distill_temperature=temperature
-        )
-        yield "jensen_shannon", settings.jsd_weight, token_sum
+    weights = _weights_of_logit_losses(settings)
+    total, sums = _LogitLosses.apply(student.logits, labels, settings, weights, teacher)
+    losses = dict(zip(weights, sums, strict=True))
     if settings.hidden_cosine_weight:
-        yield "hidden_cosine", settings.hidden_cosine_weight, hidden_cosine(student.hidden, teacher.hidden)
+        cosine = hidden_cosine(student.hidden, teacher.hidden)
+        losses["hidden_cosine"] = cosine.detach()
+        total = total + settings.hidden_cosine_weight * cosine
+    return TokenLosses(total, losses)
+
+
+def chunks(logits: torch.Tensor) -> Iterator[slice]:
+    """Yields the chunks of positions of logits [N, V]."""
+    size = max(1, CHUNK_VALUES // logits.shape[1])
+    return (slice(begin, begin + size) for begin in range(0, len(logits), size))
+
+
+class _LogitLosses(torch.autograd.Function):
+    """The losses that are computed from logits. The forward also computes their gradient, which the backward scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        settings: DistillationSettings,
+        weights: dict[str, float],
+        teacher: TeacherOutputs | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the weighted sum of the losses, and each loss [losses] in the order of `weights`."""
+        differentiable = ctx.needs_input_grad[0]
+        sums = torch.zeros(len(weights), device=logits.device)
+        weighed = sums.new_tensor(list(weights.values()))
+        for rows in chunks(logits) if weights else ():
+            answers = teacher.logits(rows) if settings.needs_teacher_logits else None
+            with torch.set_grad_enabled(differentiable):
+                chunk = logits[rows].detach().requires_grad_(differentiable)
+                losses = torch.stack([_logit_loss(name, settings, labels[rows], chunk, answers) for name in weights])
+                weighted = losses @ weighed
+            if differentiable:
+                logits[rows] = torch.autograd.grad(weighted, chunk)[0]
+            sums += losses.detach()
+        ctx.gradient = logits.detach() if weights else torch.zeros_like(logits)
+        ctx.mark_non_differentiable(sums)
+        return sums @ weighed, sums
+
+    @staticmethod
+    def backward(ctx: Any, total: torch.Tensor, _: None) -> tuple[torch.Tensor, None, None, None, None]:
+        return ctx.gradient.mul_(total), None, None, None, None
+
+
+def _weights_of_logit_losses(settings: DistillationSettings) -> dict[str, float]:
+    """Returns the losses that are computed from logits, and their weights, which are not 0."""
+    weights = {
+        "cross_entropy": settings.cross_entropy_weight,
+        "forward_kl": settings.forward_kl_weight,
+        "reverse_kl": settings.reverse_kl_weight,
+        "jensen_shannon": settings.jsd_weight,
+    }
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def _logit_loss(
+    name: str,
+    settings: DistillationSettings,
+    labels: torch.Tensor,
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+) -> torch.Tensor:
+    """Returns one of the losses, an fp32 scalar, of logits [n, V] and labels [n]."""
+    if name == "cross_entropy":
+        return cross_entropy(student_logits, labels)
+    temperature = settings.distill_temperature
+    if name == "forward_kl":
+        return forward_kl(student_logits, teacher_logits, distill_temperature=temperature)
+    if name == "reverse_kl":
+        return reverse_kl(student_logits, teacher_logits, distill_temperature=temperature)
+    return jensen_shannon(student_logits, teacher_logits, jsd_beta=settings.jsd_beta, distill_temperature=temperature)
 
 
 def cross_entropy(student_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns -sum log p_student(label), an fp32 scalar.
 
     Args:
-        student_logits: [N, V].
-        labels: [N] int64. None of them is ignored.
+        student_logits: [n, V].
+        labels: [n] int64. None of them is ignored.
     """
-    return _sum_chunks(
-        lambda logits, targets: F.cross_entropy(logits.float(), targets, reduction="sum"), student_logits, labels
-    )
+    return F.cross_entropy(student_logits.float(), labels, reduction="sum")
 
 
 def forward_kl(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float
 ) -> torch.Tensor:
-    """Returns temperature^2 * sum KL(teacher || student), an fp32 scalar. Logits are [N, V]."""
-    return _divergence(_kl_teacher_student, student_logits, teacher_logits, distill_temperature)
+    """Returns temperature^2 * sum KL(teacher || student), an fp32 scalar. Logits are [n, V]."""
+    student, teacher = _log_probabilities(student_logits, teacher_logits, distill_temperature)
+    return _kl_teacher_student(student, teacher) * distill_temperature**2
 
 
 def reverse_kl(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, distill_temperature: float
 ) -> torch.Tensor:
-    """Returns temperature^2 * sum KL(student || teacher), an fp32 scalar. Logits are [N, V]."""
-    return _divergence(
-        lambda student, teacher: _kl_teacher_student(teacher, student),
-        student_logits,
-        teacher_logits,
-        distill_temperature,
-    )
+    """Returns temperature^2 * sum KL(student || teacher), an fp32 scalar. Logits are [n, V]."""
+    student, teacher = _log_probabilities(student_logits, teacher_logits, distill_temperature)
+    return _kl_teacher_student(teacher, student) * distill_temperature**2
 
 
 def jensen_shannon(
@@ -100,20 +158,20 @@ def jensen_shannon(
     2306.13649, equation 1.
 
     Args:
-        student_logits: [N, V].
-        teacher_logits: [N, V].
+        student_logits: [n, V].
+        teacher_logits: [n, V].
         jsd_beta: beta, between 0 and 1.
         distill_temperature: logits are divided by it.
 
     Returns:
         An fp32 scalar.
     """
-
-    def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        mixture = torch.logaddexp(teacher + math.log(jsd_beta), student + math.log1p(-jsd_beta))
-        return jsd_beta * _kl_teacher_student(mixture, teacher) + (1 - jsd_beta) * _kl_teacher_student(mixture, student)
-
-    return _divergence(divergence, student_logits, teacher_logits, distill_temperature)
+    student, teacher = _log_probabilities(student_logits, teacher_logits, distill_temperature)
+    mixture = torch.logaddexp(teacher + math.log(jsd_beta), student + math.log1p(-jsd_beta))
+    divergence = jsd_beta * _kl_teacher_student(mixture, teacher) + (1 - jsd_beta) * _kl_teacher_student(
+        mixture, student
+    )
+    return divergence * distill_temperature**2
 
 
 def hidden_cosine(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> torch.Tensor:
@@ -121,34 +179,16 @@ def hidden_cosine(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) ->
     return (1 - F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)).sum()
 
 
+def _log_probabilities(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns both models' log-probabilities [n, V] at a temperature, in fp32."""
+    student, teacher = (
+        (logits.float() / temperature).log_softmax(dim=-1) for logits in (student_logits, teacher_logits)
+    )
+    return student, teacher
+
+
 def _kl_teacher_student(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Returns sum KL(teacher || student) from log-probabilities [N, V]."""
+    """Returns sum KL(teacher || student) from log-probabilities [n, V]."""
     return F.kl_div(student, teacher, reduction="sum", log_target=True)
-
-
-def _divergence(
-    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    distill_temperature: float,
-) -> torch.Tensor:
-    """Returns temperature^2 * `divergence` of the two models' log-probabilities [N, V], summed over positions."""
-
-    def on_chunk(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        scaled = ((logits.float() / distill_temperature).log_softmax(dim=-1) for logits in (student, teacher))
-        return divergence(*scaled) * distill_temperature**2
-
-    return _sum_chunks(on_chunk, student_logits, teacher_logits)
-
-
-def _sum_chunks(
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], first: torch.Tensor, second: torch.Tensor
-) -> torch.Tensor:
-    """Returns the sum of `function` over chunks of positions.
-
-    The fp32 tensors of one chunk at a time are in memory, in the forward and in the backward pass.
-    """
-    if len(first) <= CHUNK_ROWS:
-        return function(first, second)
-    chunks = zip(first.split(CHUNK_ROWS), second.split(CHUNK_ROWS), strict=True)
-    return torch.stack([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]).sum()

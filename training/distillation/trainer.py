@@ -37,11 +37,12 @@ from training import stops
 from training.distillation.callbacks import MetricsFile, TrainingProgress, ValidateEvery
 from training.distillation.datasets import conversations_of
 from training.distillation.lora import adapters_off
-from training.distillation.losses import SupervisedOutputs, weighted_token_sums
+from training.distillation.losses import chunks, token_losses
 from training.distillation.monitoring.loss_watch import LossWatch
 from training.distillation.monitoring.throughput import Throughput
 from training.distillation.monitoring.trackers import tracker_run
 from training.distillation.monitoring.validation import Validation
+from training.distillation.outputs import StudentOutputs, TeacherOutputs, gathered, student_outputs, teacher_outputs
 from training.distillation.sample_order import GroupedOrder, OrderedTrainer, SampleOrder
 from training.distillation.teacher_answers import encoded_pictures
 from training.distillation.trainer_checkpoints import TrainerCheckpoints, last_checkpoint
@@ -118,13 +119,11 @@ class DistillationTrainer(OrderedTrainer):
         It is multiplied by the number of ranks, as gradients are averaged over ranks.
         """
         assert not return_outputs, "the evaluation of this trainer needs the losses alone"
-        targets, student, teacher = self._outputs(model, inputs, with_teacher=self.distillation.needs_teacher)
-        loss = torch.zeros((), device=targets.device)
-        for name, weight, token_sum in weighted_token_sums(self.distillation, targets, student, teacher):
-            mean = token_sum / num_items_in_batch
-            self.accumulate_metric(name, mean.detach())
-            loss = loss + weight * mean
-        return loss * self.accelerator.num_processes
+        with self._outputs(model, inputs, with_teacher=self.distillation.needs_teacher) as (targets, student, teacher):
+            losses = token_losses(self.distillation, targets, student, teacher)
+        for name, token_sum in losses.sums.items():
+            self.accumulate_metric(name, token_sum / num_items_in_batch)
+        return losses.total / num_items_in_batch * self.accelerator.num_processes
 
     @torch.no_grad()
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -149,21 +148,26 @@ class DistillationTrainer(OrderedTrainer):
     def _token_sums(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns sums over the supervised tokens of a held-out batch, and as `tokens` their number."""
         has_teacher = self.teacher is not None or isinstance(self.model, PeftModel)
-        with self.compute_loss_context_manager():
-            # The bare model is called, as DDP and DeepSpeed expect a backward pass after each forward pass.
-            targets, student, teacher = self._outputs(self.model, self._prepare_inputs(batch), has_teacher)
-            losses = list(weighted_token_sums(self.distillation, targets, student, teacher))
-        sums = {name: token_sum for name, _, token_sum in losses}
-        sums["loss"] = torch.stack([weight * token_sum for _, weight, token_sum in losses]).sum()
-        sums["tokens"] = torch.tensor(len(targets), device=targets.device)
-        if teacher is not None:
-            sums["agreement"] = (student.logits.argmax(dim=-1) == teacher.logits.argmax(dim=-1)).sum()
+        # The bare model is called, as DDP and DeepSpeed expect a backward pass after each forward pass.
+        batch = self._prepare_inputs(batch)
+        with (
+            self.compute_loss_context_manager(),
+            self._outputs(self.model, batch, has_teacher) as (targets, student, teacher),
+        ):
+            losses = token_losses(self.distillation, targets, student, teacher)
+            sums = {**losses.sums, "loss": losses.total, "tokens": torch.tensor(len(targets), device=targets.device)}
+            if teacher is not None:
+                sums["agreement"] = torch.zeros((), dtype=torch.long, device=targets.device)
+                for rows in chunks(student.logits):
+                    agrees = student.logits[rows].argmax(dim=-1) == teacher.logits(rows).argmax(dim=-1)
+                    sums["agreement"] += agrees.sum()
         return sums
 
+    @contextmanager
     def _outputs(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], with_teacher: bool
-    ) -> tuple[torch.Tensor, SupervisedOutputs, SupervisedOutputs | None]:
-        """Returns the next token at each supervised position [N], and what student and teacher compute there.
+    ) -> Iterator[tuple[torch.Tensor, StudentOutputs, TeacherOutputs | None]]:
+        """Yields the next token at each supervised position [N], and what student and teacher compute there.
 
         Args:
             model: the student, perhaps wrapped by DDP or DeepSpeed.
@@ -183,13 +187,15 @@ class DistillationTrainer(OrderedTrainer):
         if isinstance(self.model, PeftModel):
             inputs = self._with_encoded_pictures(inputs, stored=stored_logits is not None)
         inputs |= {name: value for name, value in on_host.items() if name in inputs}
-        teacher_outputs = None
-        if stored_logits is not None:
-            teacher_outputs = SupervisedOutputs(stored_logits, None)
-        elif with_teacher:
-            with self._teacher_context() as teacher:
-                teacher_outputs = _supervised_outputs(teacher, teacher, inputs)
-        return targets, _supervised_outputs(self.student_forward(model), self.model, inputs), teacher_outputs
+        if stored_logits is not None or not with_teacher:
+            stored = None if stored_logits is None else TeacherOutputs(stored_logits.__getitem__, None)
+            yield targets, student_outputs(self.student_forward(model), self.model, inputs), stored
+            return
+        with self._teacher_context() as teacher:
+            answers = teacher_outputs(teacher, inputs)
+        student = student_outputs(self.student_forward(model), self.model, inputs)
+        with gathered(teacher.get_output_embeddings()):
+            yield targets, student, answers
 
     def student_forward(self, model: nn.Module) -> Callable[..., Any]:
         """Returns the student's forward. A subclass may give it more arguments."""
@@ -316,24 +322,6 @@ class DistillationTrainer(OrderedTrainer):
             with adapters_off(student), base.use_plan(VisualPlan.dense(len(base.visual_plan))):
                 yield student
             student.train(training)
-
-
-def _supervised_outputs(forward: Callable[..., Any], bare_model: nn.Module, inputs: dict) -> SupervisedOutputs:
-    """Runs the forward pass and returns logits and hidden states at the supervised positions.
-
-    Args:
-        forward: the forward of the model, perhaps wrapped by DDP or DeepSpeed.
-        bare_model: the model without such a wrapper. Its lm_head is called for the supervised positions only.
-        inputs: arguments of the forward, with `logits_mask`.
-    """
-    hidden: list[torch.Tensor] = []
-    head = bare_model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
-    try:
-        logits = forward(**inputs, use_cache=False).logits
-    finally:
-        hook.remove()
-    return SupervisedOutputs(logits, *hidden)
 
 
 def _check_vocabulary(teacher: nn.Module, student: nn.Module) -> None:

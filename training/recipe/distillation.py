@@ -45,4 +45,9 @@ class DistillationSettings(Strict):
     @property
     def needs_teacher(self) -> bool:
         """Whether any loss compares the student with the teacher."""
-        return bool(self.forward_kl_weight or self.reverse_kl_weight or self.jsd_weight or self.hidden_cosine_weight)
+        return self.needs_teacher_logits or bool(self.hidden_cosine_weight)
+
+    @property
+    def needs_teacher_logits(self) -> bool:
+        """Whether any loss compares what the student and the teacher say."""
+        return bool(self.forward_kl_weight or self.reverse_kl_weight or self.jsd_weight)

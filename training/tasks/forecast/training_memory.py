@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from training.distillation.losses import CHUNK_VALUES
 from training.recipe.training import TrainingSettings
 from training.tasks.forecast.sizes import Sizes
 
@@ -72,12 +73,13 @@ def activation_bytes(settings: TrainingSettings, sizes: Sizes) -> float:
 
 
 def logits_bytes(settings: TrainingSettings, sizes: Sizes) -> float:
-    """Returns the bytes of logits at supervised tokens: the teacher's, the student's and their gradient.
+    """Returns the bytes of logits at supervised tokens.
 
-    Losses are computed by chunks (training/distillation/losses.py), which need little beside these.
+    They are the student's, and some seven fp32 tensors of the chunk whose losses are being computed
+    (training/distillation/losses.py).
     """
-    tokens = settings.micro_batch_size * min(sizes.text_tokens, sizes.longest)
-    return 3 * tokens * sizes.vocabulary * training_width(settings)
+    values = settings.micro_batch_size * min(sizes.text_tokens, sizes.longest) * sizes.vocabulary
+    return values * training_width(settings) + 7 * 4 * min(values, CHUNK_VALUES)
 
 
 def training_width(settings: TrainingSettings) -> int:

@@ -6,11 +6,14 @@ from transformers import DynamicCache
 
 from tests.live_bytes import LiveBytes
 from tests.training.tasks.forecast.big_enough import IMAGE, LENGTH, batch, model, recipe, sizes
+from training.distillation import losses
 from training.distillation.lora import add_lora
+from training.distillation.outputs import StudentOutputs, TeacherOutputs
 from training.measure.answer_kl import OwnAnswers
 from training.measure.clock.benchmark import stock_twin
 from training.recipe.file import RECIPES, load_recipe
 from training.tasks.dry_run import stages_of
+from training.tasks.forecast import training_memory
 from training.tasks.forecast.stage_memory import (
     ESTIMATES,
     cache_bytes,
@@ -132,9 +135,25 @@ def test_activations(checkpointing):
     with LiveBytes() as live:
         student(**inputs, logits_mask=mask.roll(-1, dims=1), use_cache=False).logits.sum()
         forward = live.peak
-    logits = logits_bytes(settings.training, expected) / 3
+    logits = int(mask.sum()) * expected.vocabulary * 4
     estimate = activation_bytes(settings.training, expected) + logits
     assert 0.3 * estimate < forward < 1.5 * estimate
+
+
+@pytest.mark.parametrize("chunk", [2**12, 2**24])
+def test_logits_and_their_losses(chunk, monkeypatch):
+    settings = recipe("training.micro_batch_size=2")
+    expected = sizes(settings, model())
+    monkeypatch.setattr(losses, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(training_memory, "CHUNK_VALUES", chunk)
+    tokens, width = 2 * expected.text_tokens, 8
+    hidden, head = torch.randn(tokens, width, requires_grad=True), torch.randn(expected.vocabulary, width)
+    labels = torch.arange(tokens) % expected.vocabulary
+    with LiveBytes() as live:
+        student = StudentOutputs(hidden @ head.T, hidden)
+        teacher = TeacherOutputs(lambda rows: (hidden[rows] @ head.T).detach(), None)
+        losses.token_losses(settings.distillation, labels, student, teacher).total.backward()
+    assert 0.8 * logits_bytes(settings.training, expected) < live.peak < 1.2 * logits_bytes(settings.training, expected)
 
 
 def test_zero_divides_what_it_divides():
