@@ -172,7 +172,8 @@ class SparseLlavaNextModel(PlannedModelMixin, ClassAttentionMixin, SparseLlavaNe
     def _images(self, pictures: Sequence[torch.Tensor], image_sizes: torch.Tensor | None) -> Images:
         """Returns the grids of pictures.
 
-        Without sizes, which generation drops, they follow from the newlines among the features, of which one is last.
+        Without sizes, which generation drops, they follow from the newlines among the features, of which one is last. A
+        picture that is too thin has none, and is whole alone.
 
         Args:
             pictures: each one's features [N, D].
@@ -184,8 +185,10 @@ class SparseLlavaNextModel(PlannedModelMixin, ClassAttentionMixin, SparseLlavaNe
         # Not this model's newline, as an assistant is given the features of the model that it assists.
         newlines = to_host(*((picture == picture[-1]).all(-1) for picture in pictures))
         for picture, is_newline in zip(pictures, newlines, strict=True):
-            rows, num_cut = int(is_newline.sum()), len(picture) - whole[0] * whole[1]
-            image = (whole, (rows, num_cut // rows - 1 if rows else 0))
+            num_cut = len(picture) - whole[0] * whole[1]
+            is_newline = is_newline if num_cut > 0 else torch.zeros_like(is_newline)
+            rows = int(is_newline.sum())
+            image = (whole, (rows, max(0, num_cut // rows - 1) if rows else 0))
             if not torch.equal(visual_rows(image), ~is_newline):
                 raise UserError("image_sizes: got none, and the features are not those of one picture each")
             images.append(image)
