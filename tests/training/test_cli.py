@@ -34,10 +34,10 @@ def test_our_own_bugs_keep_their_traceback():
 def test_a_reader_that_has_gone_ends_it_without_a_word(monkeypatch, capsys):
     reader, writer = os.pipe()
     os.close(reader)
-    monkeypatch.setattr(sys, "stdout", open(writer, "w"))
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(lambda: print("done"))
-    sys.stdout.close()
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(lambda: print("done"))
     assert exit_.value.code == 141 and capsys.readouterr().err == ""
 
 
