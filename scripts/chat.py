@@ -64,8 +64,8 @@ class Conversation:
         """Prints the answer as it is made, and keeps both.
 
         Raises:
-            UserError: the question holds the token that stands for a picture, the processor refuses the conversation, or
-                it and the longest answer are longer than the model can read.
+            UserError: the question holds the token that stands for a picture, the processor refuses the conversation,
+                or it and the longest answer are longer than the model can read.
         """
         for kind in sparse_class(self.model.config).visual_tokens(self.model.config):
             token = getattr(self.processor, f"{kind}_token")

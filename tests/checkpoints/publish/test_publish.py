@@ -242,7 +242,7 @@ def header_with_path(folder: Path) -> None:
         (write_png("", size=100_000), r"picture.png: is not what its name says \(Image size"),
         (write("picture.png", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"),
          r"picture.png: is not what its name says"),
-        (write("README.md", "---\nmodel-index: 7\n---\n"), r"README.md: not a model card that can be read"),
+        (write("README.md", "---\ntags: 3\n---\n"), r"README.md: not a model card that can be read"),
         (write("other.json", "{"), r"other.json: is not what its name says"),
         (header_with_path, r"model.safetensors: __metadata__.from: got '/home/alice/run'"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 16), r"model.safetensors: is not what"),
