@@ -10,14 +10,13 @@ import os
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.initialization import no_init_weights
 from transformers.utils import find_adapter_config_file
 
-from checkpoints.config import LOADING_ERRORS, read_config
+from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS, read_config
 from checkpoints.families import sparse_class, sparse_classes, supported
 from checkpoints.picture_limits import limit_config, own_limits
 from checkpoints.processor import load_processor
@@ -60,7 +59,7 @@ def load_dense(
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: no readable safetensors weights, the only kind read here ({error})") from None
-    except (*LOADING_ERRORS, KeyError) as error:  # KeyError: the name of an activation or of a RoPE scaling
+    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
         raise UserError(f"{path}: transformers cannot build this model ({error})") from None
     # transformers fills what is missing with random numbers and says so only in a log line.
     absent = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
@@ -89,8 +88,7 @@ def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
         raise UserError(f"{path}: got a {fields.get('model_type')!r} model, supported: {supported()}")
     try:
         config = cls.stock_class.config_class.from_dict(fields)
-    except (StrictDataclassError, ValueError, KeyError, AttributeError) as error:
-        # KeyError: a missing field of RoPE's scaling. AttributeError: a dtype that torch does not have.
+    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
         raise UserError(f"{path}: not a config that transformers accepts ({error})") from None
     text_type = config.text_config.model_type
     if text_type not in cls.text_types:
@@ -112,7 +110,7 @@ def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return sparse_class(config).stock_class(config)
-    except (ValueError, KeyError) as error:
+    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
         raise UserError(f"{config_path}: transformers cannot build this model ({error})") from None
 
 

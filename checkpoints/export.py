@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from checkpoints.config import read_config
 from checkpoints.families import is_sparse
-from checkpoints.json_file import read_json
 from checkpoints.whole_folder import whole_folder
 from modeling.user_error import UserError
 
@@ -93,8 +93,7 @@ def check_output(output_dir: Path) -> None:
 
 def is_sparse_checkpoint(folder: Path) -> bool:
     """Returns whether the config in a folder is that of a sparse model."""
-    config = folder / "config.json"
-    return config.is_file() and is_sparse(read_json(config))
+    return (folder / "config.json").is_file() and is_sparse(read_config(folder))
 
 
 def write_model(model: PreTrainedModel, folder: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import load_dense
-from checkpoints.config import LOADING_ERRORS, read_config
+from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS, read_config
 from checkpoints.families import class_of_type, is_sparse
 from checkpoints.processor import load_processor
 from modeling.user_error import UserError
@@ -48,7 +48,7 @@ def load_checkpoint(
         model, report = loader.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (*LOADING_ERRORS, SafetensorError) as error:
+    except (*LOADING_ERRORS, *BROKEN_FIELDS, SafetensorError) as error:
         raise UserError(f"{path}: not a whole sparse checkpoint ({error})") from None
     # transformers fills what is missing with random numbers and says so only in a log line.
     if report["missing_keys"]:

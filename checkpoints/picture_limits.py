@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import SizeDict
 
-from checkpoints.config import LOADING_ERRORS
+from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS
 from checkpoints.families import sparse_class
 from modeling.user_error import UserError
 
@@ -62,7 +62,7 @@ def own_limits(path: str | os.PathLike, config: PreTrainedConfig) -> PictureLimi
     """
     try:
         fields, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    except (*LOADING_ERRORS, KeyError, TypeError):  # there is none, or it is refused where it is loaded
+    except (*LOADING_ERRORS, *BROKEN_FIELDS):  # there is none, or it is refused where it is loaded
         return PictureLimits()
     if not isinstance(fields, dict):
         return PictureLimits()

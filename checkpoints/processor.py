@@ -7,7 +7,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from checkpoints.config import LOADING_ERRORS, read_config
+from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS, read_config
 from checkpoints.families import class_of_type
 from modeling.user_error import UserError
 
@@ -33,11 +33,7 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
         else:
             processor = without_videos(processor_class).from_pretrained(path, trust_remote_code=trust_remote_code)
             processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(path)
-    except (
-        *LOADING_ERRORS,
-        KeyError,
-        TypeError,
-    ) as error:  # KeyError, TypeError: a field is missing or of another type
+    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
         raise UserError(f"{path}: no readable processor and tokenizer ({error})") from None
     if not isinstance(processor, ProcessorMixin):  # what AutoProcessor gives for a class that it does not know
         raise UserError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin, TextStreamer
 
@@ -63,13 +64,21 @@ class Conversation:
         """Prints the answer as it is made, and keeps both.
 
         Raises:
-            UserError: the conversation and the longest answer are longer than the model can read.
+            UserError: the question holds the token that stands for a picture, the processor refuses the conversation,
+                or it and the longest answer are longer than the model can read.
         """
+        for kind in sparse_class(self.model.config).visual_tokens(self.model.config):
+            token = getattr(self.processor, f"{kind}_token")
+            if token in question:
+                raise UserError(f"a question holds {token}, which stands for a picture here; /image PATH shows one")
         content = [{"type": "image", "image": picture} for picture in pictures]
         asked = [*self.messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-        inputs = self.processor.apply_chat_template(
-            asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device, self.model.dtype)
+        try:
+            inputs = self.processor.apply_chat_template(
+                asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(self.model.device, self.model.dtype)
+        except (ValueError, TemplateError) as error:
+            raise UserError(f"the model's processor refuses this conversation ({error})") from None
         length, config = inputs["input_ids"].shape[1], self.model.config
         longest = config.text_config.max_position_embeddings
         if length + max_new_tokens > longest:
@@ -91,6 +100,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: got {arguments.max_new_tokens}, allowed: 1 or more")
+    if sys.stdin is None:
+        raise UserError("the input is closed, expected a terminal, a file or a pipe with questions")
     pictures = [open_image(path) for path in arguments.image]
     paths = (
         {"dense": arguments.dense, "sparse": arguments.checkpoint} if arguments.dense else {"": arguments.checkpoint}
@@ -118,10 +129,15 @@ def load(path: str, arguments: argparse.Namespace) -> Conversation:
 
 
 def next_line(at_terminal: bool) -> str | None:
-    """Returns the next line; None at the end of the input."""
+    """Returns the next line; None at the end of the input. Raises UserError if it is not UTF-8."""
     if at_terminal:
         print("> ", end="", flush=True)
-    return sys.stdin.readline() or None
+    try:
+        line = sys.stdin.readline()
+        line.encode()  # in some locales Python reads other bytes as lone surrogates
+    except UnicodeError as error:
+        raise UserError(f"the input is not UTF-8 text ({error.reason})") from None
+    return line or None
 
 
 def take(
@@ -133,7 +149,7 @@ def take(
         UserError: there is no such command or picture, or the conversation is too long.
         EOFError: the line ends the conversation.
     """
-    command, _, rest = line.partition(" ")
+    command, rest = (*line.split(maxsplit=1), "", "")[:2]
     if command == "/quit":
         raise EOFError
     if command == "/reset":
@@ -141,7 +157,9 @@ def take(
             conversation.messages = []
         return []
     if command == "/image":
-        return [*pictures, open_image(Path(rest.strip()))]
+        if not rest:
+            raise UserError("/image: got no path, expected /image PATH")
+        return [*pictures, open_image(Path(rest))]
     if command.startswith("/"):
         raise UserError(f"{command}: no such command, allowed: /image PATH, /reset, /quit")
     if not line:

@@ -1,9 +1,11 @@
 """How every command line ends: a user's mistake gives one line and exit code 2, and a stop one line and its own code.
 
-Any other error is a mistake in this project, and keeps its traceback.
+A reader of the output that has gone, as `head` does, ends it without a word. Any other error is a mistake in this
+project, and keeps its traceback.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -20,6 +22,13 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     try:
         main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_broken():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere as Python ends
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -30,3 +39,12 @@ def run(main: Callable[[], None]) -> NoReturn:
             print(f"\nstopped: {' '.join(map(str, stop.args)) or 'Ctrl-C'}", file=sys.stderr)
         sys.exit(STOPPED if isinstance(stop, Stopped) else INTERRUPTED)
     sys.exit(0)
+
+
+def _output_is_broken() -> bool:
+    """Returns whether it was this process's output that nobody reads, and no other pipe."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False

@@ -118,5 +118,5 @@ def load_card(source: str | os.PathLike) -> ModelCard:
         return ModelCard.load(source)
     except HFValidationError:
         raise
-    except (ValueError, YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, YAMLError) as error:
         raise UserError(f"{source}: not a model card that can be read ({error})") from None

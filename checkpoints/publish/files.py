@@ -16,7 +16,8 @@ def files_to_send(folder: Path) -> dict[str, Path]:
     """Returns the files of a checkpoint by their paths in the repository, sorted.
 
     Raises:
-        UserError: there is a file of another kind, a link, or something that cannot be read.
+        UserError: there is a file of another kind, a link, a hidden file or folder, a name that cannot be printed, or
+            something that cannot be read.
     """
     found: dict[str, Path] = {}
 
@@ -28,6 +29,8 @@ def files_to_send(folder: Path) -> dict[str, Path]:
             path = Path(parent, name)
             if path.is_symlink():
                 raise UserError(f"{path}: is a link, allowed: files of the checkpoint's own")
+            if name.startswith(".") or not name.isprintable():  # the Hub's client leaves out .git and .cache
+                raise UserError(f"{parent}: got {name!r}, allowed: names that can be printed and are not hidden")
             if name in names:
                 found[PurePosixPath(path.relative_to(folder)).as_posix()] = path
                 _check(path)

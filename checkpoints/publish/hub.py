@@ -22,7 +22,7 @@ from modeling.user_error import UserError
 MAIN = "main"
 STALE = ("model*.safetensors", "model*.safetensors.index.json")
 """Weights of an earlier upload, which are deleted where the new one has none of their name."""
-TAG = re.compile(r"[\w][\w.+-]*")
+TAG = re.compile(r"(?!.*(?:\.\.|\.$|\.lock$))\w[\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,7 @@ class Destination:
 
     def check(self) -> None:
         """Raises UserError where the fields do not go together. Nobody is asked."""
-        try:
-            validate_repo_id(self.repo_id)
-        except HFValidationError as error:
-            raise UserError(f"{self.repo_id}: not a name on the Hub ({error})") from None
+        check_name(self.repo_id)
         if self.repo_id.count("/") != 1:
             raise UserError(f"{self.repo_id}: got no owner, expected OWNER/NAME")
         if self.pull_request and self.revision != MAIN:
@@ -61,7 +58,19 @@ class Destination:
         if self.tag is not None and (self.pull_request or self.revision.startswith("refs/")):
             raise UserError(f"{self.repo_id}: got a tag and a pull request, allowed: a tag of what is merged")
         if self.tag is not None and not TAG.fullmatch(self.tag):
-            raise UserError(f"{self.repo_id}: got tag {self.tag!r}, allowed: letters, digits and . _ + -")
+            raise UserError(
+                f"{self.repo_id}: got tag {self.tag!r}, allowed: letters, digits and . _ + -, as git takes them"
+            )
+        if not self.revision:
+            raise UserError(f"{self.repo_id}: got an empty revision, expected a branch or refs/pr/N")
+
+
+def check_name(name: str) -> None:
+    """Raises UserError if no repository on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name}: not a name on the Hub ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,8 @@ def look(destination: Destination) -> Found:
     """Asks the Hub whether this user may write there. Nothing is changed.
 
     Raises:
-        UserError: there is no valid token, no right, no such revision, the name is a data set's or a Space's, the tag
-            is taken, or the Hub does not answer.
+        UserError: there is no valid token, no right, no such revision, the name is a data set's or a Space's, the model
+            is public and was to be private, the tag is taken, or the Hub does not answer.
     """
     destination.check()
     if get_token() is None:
@@ -92,7 +101,10 @@ def look(destination: Destination) -> Found:
         except RepositoryNotFoundError:
             _check_new(api, destination, {user["name"], *(one["name"] for one in user.get("orgs", []))})
             return Found(exists=False)
-        head = api.repo_info(repo_id, revision=destination.revision).sha
+        info = api.repo_info(repo_id, revision=destination.revision)
+        head = info.sha
+        if destination.private and info.private is False:
+            raise UserError(f"{repo_id}: is public, and was to be private; make it so on the Hub first")
         if destination.tag is None:
             return Found(exists=True)
         tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}

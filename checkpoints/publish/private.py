@@ -1,4 +1,4 @@
-"""Finds what tells of the machine that a file was written on: paths of its disks, and the name of its user.
+"""Finds what others must not read: secrets, paths of the disks that a file was written on, and the name of its user.
 
 Every text that is sent is looked through, and so are the heads of safetensors and the notes in pictures.
 """
@@ -30,6 +30,12 @@ ABSOLUTE = re.compile(
 )
 """A path from the root of a disk, a home or a share. A place on the web has a host in front."""
 
+SECRET = re.compile(
+    r"(?<!\w)(?:hf_[A-Za-z0-9]{30,}|gh[oprsu]_\w{36,}|github_pat_\w{22,}|glpat-[\w-]{20,}|sk-[\w-]{32,}|xox[abeprs]-[\w-]{10,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|-----BEGIN [A-Z ]*PRIVATE KEY-----)"
+)
+"""Tokens of the Hub, GitHub, GitLab, OpenAI, Slack, Amazon and Google, and private keys."""
+
 
 def refuse_private(files: Mapping[str, Path], own_names: Iterable[str] = ()) -> None:
     """Looks through the files.
@@ -39,16 +45,22 @@ def refuse_private(files: Mapping[str, Path], own_names: Iterable[str] = ()) -> 
         own_names: names that the files may hold, even if the user has one of them here.
 
     Raises:
-        UserError: a text holds a path of this machine or the user's name, a file is not what its ending says, or one is
-            too large to be looked through.
+        UserError: a text or a file's name holds a secret, a path of this machine or the user's name, a file is not what
+            its ending says, or one is too large to be looked through.
     """
     private = _private_words(set(own_names))
     for name, path in files.items():
         try:
-            texts = list(_texts(path))
-        except (ValueError, OSError, RecursionError) as error:
+            texts = [("its name", name), *_texts(path)]
+        except (ValueError, OSError, RecursionError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{name}: is not what its name says ({error})") from None
         for field, text in texts:
+            secret = SECRET.search(text)
+            if secret is not None:
+                raise UserError(
+                    f"{name}: {field}: got what looks like a secret, '{secret[0][:5]}...'; others must not read it, so "
+                    "remove it, and replace it where it is valid"
+                )
             found = ABSOLUTE.search(text) or private.search(text)
             if found is not None:
                 raise UserError(
@@ -80,7 +92,8 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix == ".safetensors":
         yield from _fields(_header(path))
     elif path.suffix == ".png":
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()  # notes may stand behind the pixels
             yield from _fields({key: str(value) for key, value in picture.info.items()})
     elif path.name not in TOKENS:
         if path.stat().st_size > MOST_TEXT:

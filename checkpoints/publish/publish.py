@@ -19,11 +19,13 @@ from checkpoints.export import is_sparse_checkpoint, verify
 from checkpoints.load import load_checkpoint
 from checkpoints.probe import probe_batch
 from checkpoints.publish.files import files_to_send
-from checkpoints.publish.hub import Destination, check_card, look, send
+from checkpoints.publish.hub import Destination, check_card, check_name, look, send
 from checkpoints.publish.private import refuse_private
 from modeling.user_error import UserError
 
 CARD = "README.md"
+UNNAMED = ("other", "unknown")
+"""Licences of the Hub that say nothing without a name."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class Origin:
     """Hub id of the dense model, where its weights lay in a local folder."""
     datasets: tuple[str, ...] = ()
     """Hub ids of the training data, where they lay in local files."""
+
+    def check(self) -> None:
+        """Raises UserError where a name cannot be on the Hub, or a licence has a name of its own and is not `other`."""
+        for name in (*filter(None, [self.base_model]), *self.datasets):
+            check_name(name)
+        licence = self.licence
+        if licence is not None and (licence.name or licence.link) and licence.id not in UNNAMED:
+            raise UserError(f"got licence {licence.id!r} with a name or a link of its own, which go with 'other'")
 
 
 def publish(
@@ -62,6 +72,7 @@ def publish(
             licence is unknown, or the Hub refuses it.
     """
     destination.check()
+    origin.check()
     if not folder.is_dir() or not is_sparse_checkpoint(folder):
         raise UserError(f"{folder}: not a sparse checkpoint, which is a folder with a config of a sparse model")
     card = published_card(folder / CARD, destination, origin)
@@ -125,7 +136,7 @@ def known_licence(stated: Licence | None, base_model: str | os.PathLike | None, 
         raise UserError(
             f"{where}: the licence is unknown; name it (--license, publish.license), as the base model's card"
         )
-    if licence.id in ("other", "unknown") and licence.name is None:
+    if licence.id in UNNAMED and not licence.name:
         raise UserError(f"{where}: got licence {licence.id!r} without its name, expected --license-name as well")
     return licence
 

@@ -120,3 +120,31 @@ def test_nobody_is_asked_whether_code_may_run():
         for path in (Path(__file__).parents[2] / room).rglob("*.py"):
             assert asks_at_a_terminal(path.read_text(encoding="utf-8")) == [], path
     assert asks_at_a_terminal("AutoProcessor.from_pretrained(path)") == ["AutoProcessor.from_pretrained(path)"]
+
+
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        ("config.json", {"model_type": []}, r"model_type: got \[\], expected a text"),
+        ("config.json", {"dtype": "x"}, r"not a whole sparse checkpoint \(.*no attribute 'x'"),
+        ("config.json", {"dtype": []}, r"not a whole sparse checkpoint"),
+        ("config.json", {"text_config": {"model_type": -1}}, r"not a whole sparse checkpoint"),
+        ("config.json", {"text_config": {"num_hidden_layers": 10**9}},
+         r"text_config.num_hidden_layers: got 1000000000, allowed: 1 to 10,000"),
+        ("processor_config.json", {"image_processor": []}, r"no readable processor and tokenizer"),
+    ],
+)  # fmt: skip
+def test_fields_of_other_types_and_sizes_are_one_error(folder, file, change, message):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(folder, "auto")
+
+
+@pytest.mark.parametrize("fields", [{"model_type": {}}, {"vision_config": []}, {"text_config": 3}, {"dtype": []}])
+def test_fields_of_a_dense_model_of_other_types_are_one_error(tmp_path, fields):
+    save_tiny_dense(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_checkpoint(tmp_path, "auto")

@@ -1,6 +1,7 @@
 """A conversation: its answers are those of `generate` on all that was said, and mistakes are one line."""
 
 import io
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from PIL import Image
 from checkpoints.build import build_student, load_dense
 from checkpoints.export import export_checkpoint
 from checkpoints.load import load_checkpoint
+from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "chat.py"
 QUESTIONS = ("Is there a red circle ?", "What colour is the square ?", "What do you see ?")
 
 
@@ -91,6 +94,9 @@ def test_a_conversation_begins_anew_and_the_dense_model_answers_beside(chat, fol
     [
         (["/picture a.png"], "/picture: no such command, allowed: /image PATH, /reset, /quit"),
         (["/image absent.png"], "absent.png"),
+        (["/image"], "/image: got no path, expected /image PATH"),
+        (["What is <image> ?"], "a question holds <image>, which stands for a picture here"),
+        (["what \udcff"], "the input is not UTF-8 text"),
         ([" ".join(["what"] * 5000)], r"the conversation has 5,"),
     ],
 )
@@ -106,3 +112,28 @@ def test_at_a_terminal_a_mistake_is_told_and_the_conversation_goes_on(chat, fold
     assert done.returncode == 0 and "error: /picture: no such command" in done.stderr
     (answer,) = expected(folder / "sparse", [(QUESTIONS[0], ["red.png"])])
     assert done.stdout.startswith("> > ") and answer in done.stdout
+
+
+def test_input_that_is_no_text_or_closed(run, folder, monkeypatch):
+    for stdin, message in (
+        (io.TextIOWrapper(io.BytesIO(b"what \xff\n"), encoding="utf-8"), "the input is not UTF-8 text"),
+        (None, "the input is closed"),
+    ):
+        monkeypatch.setattr("sys.stdin", stdin)
+        done = run(folder / "sparse")
+        assert done.returncode == 2 and message in done.stderr and done.stdout == ""
+
+
+def test_a_path_may_have_spaces(folder):
+    (folder / "a red one.png").write_bytes((folder / "red.png").read_bytes())
+    take = runpy.run_path(str(SCRIPT))["take"]
+    (picture,) = take(f"/image\t{folder / 'a red one.png'}", [], {}, 12)
+    assert picture.size == (64, 48)
+
+
+def test_a_template_that_refuses_is_one_line(folder):
+    model, processor = load_checkpoint(folder / "sparse", "auto")
+    processor.chat_template = "{{ raise_exception('roles must alternate') }}"
+    conversation = runpy.run_path(str(SCRIPT))["Conversation"](model, processor)
+    with pytest.raises(UserError, match=r"refuses this conversation \(roles must alternate\)"):
+        conversation.ask("what", [], 12)

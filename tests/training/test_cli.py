@@ -1,3 +1,6 @@
+import os
+import sys
+
 import pytest
 
 from modeling.user_error import UserError
@@ -26,3 +29,21 @@ def test_our_own_bugs_keep_their_traceback():
         cli.run(lambda: {}["missing"])
     with pytest.raises(ValueError, match="invalid literal"):
         cli.run(lambda: int("a library's own complaint"))
+
+
+def test_a_reader_that_has_gone_ends_it_without_a_word(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(lambda: print("done"))
+    assert exit_.value.code == 141 and capsys.readouterr().err == ""
+
+
+def test_another_pipe_that_breaks_keeps_its_traceback():
+    def write():
+        raise BrokenPipeError("a worker has died")
+
+    with pytest.raises(BrokenPipeError, match="a worker has died"):
+        cli.run(write)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from training.schema import MayChange, Strict
 
@@ -31,3 +31,9 @@ class PublishSettings(Strict):
     """Hub id of the dense model, if `model.path` is a folder. null: as `model.path`."""
     datasets: Annotated[tuple[str, ...], MayChange.ALWAYS] = Field(default=())
     """Hub ids of the training data, if they are files. Empty: those of `data.train`."""
+
+    @model_validator(mode="after")
+    def _a_name_goes_with_a_licence(self):
+        if self.license is None and (self.license_name or self.license_link):
+            raise ValueError("license_name, license_link: go with license other")
+        return self

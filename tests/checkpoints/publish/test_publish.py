@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,13 @@ from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import tiny_batch, tiny_dense
 from tests.hub_server import Repo, hub_server
+from training.recipe.publish import PublishSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAN = VisualPlan(layers=(LayerPlan(heads=(1,), ffn=(5, 60)), LayerPlan(ffn=0), LayerPlan(tokens=0.5)))
 CPU = torch.device("cpu")
-LICENSED = Origin(Licence("apache-2.0"), base_model="llava-hf/tiny")
+LICENCE = Licence("apache-2.0")
+LICENSED = Origin(LICENCE, base_model="llava-hf/tiny")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,11 @@ def with_model(hub, monkeypatch):
     repo.commit("main", {"config.json": b"{}"})
 
 
+def with_public_model(hub, monkeypatch):
+    hub.repos["models", "me/tiny"] = repo = Repo()
+    repo.commit("main", {})
+
+
 def as_reader_of_model(hub, monkeypatch):
     with_model(hub, monkeypatch)
     as_reader(hub, monkeypatch)
@@ -167,6 +176,10 @@ TINY = Destination("me/tiny")
         (Destination("me/t!"), nothing, r"me/t!: not a name on the Hub"),
         (Destination("me/tiny", revision="a", pull_request=True), nothing, r"got a pull request and revision a"),
         (Destination("me/tiny", tag="v1", pull_request=True), nothing, r"me/tiny: got a tag and a pull request"),
+        (Destination("me/tiny", private=True), with_public_model, r"me/tiny: is public, and was to be private"),
+        (Destination("me/tiny", revision=""), nothing, r"me/tiny: got an empty revision"),
+        (Destination("me/tiny", tag="v1..2"), nothing, r"me/tiny: got tag 'v1..2', allowed:"),
+        (Destination("me/tiny", tag="v1.lock"), nothing, r"me/tiny: got tag 'v1.lock', allowed:"),
         (Destination("me/tiny", tag="v 1"), nothing, r"me/tiny: got tag 'v 1', allowed:"),
     ],
     ids=lambda value: getattr(value, "__name__", None) or str(value)[:40],
@@ -183,6 +196,27 @@ def write(name: str, text: str):
     return lambda folder: (folder / name).write_text(text)
 
 
+def write_png(note: str, before: bool = False, size: int = 1):
+    """A picture with a note before or behind its pixels."""
+
+    def spoil(folder: Path) -> None:
+        note_chunk = (b"tEXt", b"Source\0" + note.encode())
+        pixels = (b"IDAT", zlib.compress(b"\0" * 4))
+        chunks = [(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0))]
+        chunks += [note_chunk, pixels] if before else [pixels, note_chunk]
+        data = b"\x89PNG\r\n\x1a\n"
+        for kind, content in (*chunks, (b"IEND", b"")):
+            data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        (folder / "picture.png").write_bytes(data)
+
+    return spoil
+
+
+def hidden(folder: Path) -> None:
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config.json").write_text("{}")
+
+
 def header_with_path(folder: Path) -> None:
     save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", {"from": "/home/alice/run"})
 
@@ -197,6 +231,18 @@ def header_with_path(folder: Path) -> None:
         (write("notes.md", "one\nsee ~/runs/7"), r"notes.md: line 2: got '~/runs'"),
         (write("notes.md", "C:\\Users\\alice"), r"notes.md: line 1: got 'C:"),
         (write("notes.md", "by carol-the-user."), r"notes.md: line 1: got 'carol-the-user'"),
+        (write("notes.md", "by hf_" + "a" * 34), r"notes.md: line 1: got what looks like a secret, 'hf_aa\.\.\.'"),
+        (write("a.py", "'AKIA" + "A" * 16 + "'"), r"a.py: line 1: got what looks like a secret, 'AKIAA\.\.\.'"),
+        (write("key.txt", "-----BEGIN OPENSSH PRIVATE KEY-----"), r"key.txt: line 1: got what looks like a secret"),
+        (write("carol-the-user.md", ""), r"carol-the-user.md: its name: got 'carol-the-user'"),
+        (write("a\nb.md", ""), r"got 'a\\nb.md', allowed: names that can be printed"),
+        (hidden, r"got '.git', allowed: names that can be printed and are not hidden"),
+        (write_png("/home/alice/run", before=True), r"picture.png: Source: got '/home/alice/run'"),
+        (write_png("/home/alice/run"), r"picture.png: Source: got '/home/alice/run'"),
+        (write_png("", size=100_000), r"picture.png: is not what its name says \(Image size"),
+        (write("picture.png", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"),
+         r"picture.png: is not what its name says"),
+        (write("README.md", "---\ntags: 3\n---\n"), r"README.md: not a model card that can be read"),
         (write("other.json", "{"), r"other.json: is not what its name says"),
         (header_with_path, r"model.safetensors: __metadata__.from: got '/home/alice/run'"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 16), r"model.safetensors: is not what"),
@@ -217,6 +263,21 @@ def test_an_unknown_licence_is_refused(exported, hub):
         send(exported[0], origin=Origin())
     with pytest.raises(UserError, match=r"got licence 'other' without its name, expected --license-name"):
         send(exported[0], origin=Origin(Licence("other")))
+    with pytest.raises(UserError, match=r"got licence 'mit' with a name or a link of its own, which go with 'other'"):
+        send(exported[0], origin=Origin(Licence("mit", "mine")))
+
+
+@pytest.mark.parametrize("origin", [Origin(LICENCE, base_model="./base"), Origin(LICENCE, datasets=("a b",))])
+def test_an_origin_that_cannot_be_on_the_hub_is_refused(exported, hub, origin):
+    with pytest.raises(UserError, match=r"(\./base|a b): not a name on the Hub"):
+        send(exported[0], origin=origin)
+    assert hub.log == []
+
+
+def test_a_name_without_a_licence_is_refused_in_a_recipe():
+    assert PublishSettings(repo_id="me/tiny", license="other", license_name="mine").license_name == "mine"
+    with pytest.raises(ValueError, match="license_name, license_link: go with license other"):
+        PublishSettings(repo_id="me/tiny", license_name="mine")
 
 
 def test_metadata_that_the_hub_refuses_are_told_before_anything_is_sent(exported, hub):

@@ -26,7 +26,9 @@ def check_publishing(recipe: SparsifyRecipe) -> None:
     """
     settings = recipe.publish
     if settings is not None:
-        known_licence(_origin(settings).licence, settings.base_model or recipe.model.path, "publish")
+        origin = _origin(settings)
+        origin.check()
+        known_licence(origin.licence, settings.base_model or recipe.model.path, "publish")
         look(_destination(settings))
 
 
