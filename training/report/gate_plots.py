@@ -69,6 +69,7 @@ def budget_plot(metrics: Sequence[Mapping], budget: float, hard_cost: float) -> 
     axes.set(xlabel="optimizer step", ylabel="cost left", yscale="log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_minor_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(frameon=False, loc="upper right")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     plain(axes, grid="y")
     return figure

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from training.evaluation.intervals import Accuracy
 from training.report.numbers import percent
@@ -30,8 +30,10 @@ def curves_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
         axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
         axes.plot(steps, _smooth(values), color=color, linewidth=2, label=name)
     axes.set(xlabel="optimizer step", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside upper right", ncols=len(curves), frameon=False)
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    figure.legend(loc="outside upper right", ncols=4, frameon=False)
     plain(axes, grid="y")
     return figure
 
