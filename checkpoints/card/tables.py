@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -21,6 +22,7 @@ CONVENTIONS = (
 )
 
 BENCHMARK_COLUMNS = ("benchmark", "metric", "questions", "dense", "sparse", "difference", "kept", "p", "blind")
+RANGE, UNBROKEN = r"(?<=[\d%]) to (?=[-+\d])", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}"
 SPEED_PHASES = {
     "prefill": "prefill",
     "prefill_in_graph": "prefill as a CUDA graph",
@@ -150,7 +152,9 @@ def speed_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
             dense, sparse = (row["peak_memory_bytes"][model] / 2**20 for model in ("dense", "sparse"))
             table.append((batch, "peak memory", f"{dense:,.0f} MiB", f"{sparse:,.0f} MiB", f"{sparse / dense:.1%}"))
     dense, sparse = (figures["kv_bytes"]["measured"][model] / 2**10 for model in ("dense", "sparse"))
-    table.append(("", "keys and values of a prompt", f"{dense:,.0f} KiB", f"{sparse:,.0f} KiB", f"{sparse / dense:.1%}"))
+    table.append(
+        ("", "keys and values of a prompt", f"{dense:,.0f} KiB", f"{sparse:,.0f} KiB", f"{sparse / dense:.1%}")
+    )
     return table
 
 
@@ -165,8 +169,8 @@ def speed_conditions(figures: Mapping[str, Any]) -> str:
 
 
 def markdown(table: list[tuple[str, ...]]) -> str:
-    """Returns a table as Markdown. Its first row is the head."""
-    header, *body = ("| " + " | ".join(row) + " |" for row in table)
+    """Returns a table as Markdown. Its first row is the head. An interval, as "1 to 2", stands on one line."""
+    header, *body = ("| " + " | ".join(re.sub(RANGE, UNBROKEN, cell) for cell in row) + " |" for row in table)
     return "\n".join((header, "|" + "---|" * len(table[0]), *body))
 
 

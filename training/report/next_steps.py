@@ -24,7 +24,11 @@ def commands(folder: Path) -> list[tuple[str, str, str]]:
     checkpoint = shlex.quote(str(folder / "checkpoint"))
     return [
         ("Chat", f"python scripts/chat.py {checkpoint} --image picture.png", "using.md"),
-        ("Ask a benchmark", f"python scripts/evaluate.py --model {checkpoint} --benchmarks pope --hub lmms-lab", "benchmarks.md"),
+        (
+            "Ask a benchmark",
+            f"python scripts/evaluate.py --model {checkpoint} --benchmarks pope --hub lmms-lab",
+            "benchmarks.md",
+        ),
         ("Measure speed", f"python scripts/benchmark.py --model {checkpoint}", "costs.md"),
         ("Publish", f"python scripts/publish.py {checkpoint} OWNER/NAME --dry-run", "publishing.md"),
     ]
