@@ -20,7 +20,7 @@ def links(folder: Path) -> dict[str, str]:
 
 
 def commands(folder: Path) -> list[tuple[str, str, str]]:
-    """Returns what can be done with the checkpoint of a run: three texts each, what, its command, and its page in docs/."""
+    """Returns what can be done with the checkpoint of a run. Each has a name, a command and its page in docs/."""
     checkpoint = shlex.quote(str(folder / "checkpoint"))
     return [
         ("Chat", f"python scripts/chat.py {checkpoint} --image picture.png", "using.md"),
