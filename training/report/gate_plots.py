@@ -35,7 +35,7 @@ def gates_plot(history: Sequence[Mapping]) -> Figure:
             extent=(steps[0], max(steps[-1], steps[0] + 1), num_layers - 0.5, -0.5),
         )
         axes.set_title(title, fontsize=9, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         axes.tick_params(colors=INK, labelsize=8)
     panels[0].set_ylabel("decoder layer", fontsize=9, color=INK)

@@ -31,7 +31,7 @@ def curves_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
         axes.plot(steps, _smooth(values), color=color, linewidth=2, label=name)
     steps_across(axes)
     axes.yaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     plain(axes, grid="y")
     return figure
 

@@ -50,7 +50,7 @@ def label(name: str) -> str:
 def steps_across(axes: Axes) -> None:
     """Makes x the steps of a training, at whole numbers, and y logarithmic, with few ticks and all of them named."""
     axes.set(xlabel="optimizer step", yscale="log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.minorticks_off()
 
