@@ -28,7 +28,7 @@ from training.measure.clock.neighbors import time_neighbor_attention
 from training.measure.clock.shapes import carried_plan, random_model, shape_of_file, shape_of_sizes
 
 try:
-    from training.report.benchmark_plot import benchmark_plot
+    from training.measure.clock.benchmark_plot import benchmark_plot
 except ModuleNotFoundError:  # matplotlib is not installed
     benchmark_plot = None
 

@@ -2,7 +2,15 @@
 
 from checkpoints.card.card import model_card
 from checkpoints.card.metadata import Licence, base_license
-from checkpoints.card.tables import CONVENTIONS, benchmark_rows, cost_table, mean_share, plan_table
+from checkpoints.card.tables import (
+    CONVENTIONS,
+    benchmark_rows,
+    cost_table,
+    mean_share,
+    plan_table,
+    speed_conditions,
+    speed_rows,
+)
 
 __all__ = [
     "CONVENTIONS",
@@ -13,4 +21,6 @@ __all__ = [
     "mean_share",
     "model_card",
     "plan_table",
+    "speed_conditions",
+    "speed_rows",
 ]

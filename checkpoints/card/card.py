@@ -20,7 +20,8 @@ from checkpoints.card.tables import (
     cost_table,
     markdown,
     plan_table,
-    speed_table,
+    speed_conditions,
+    speed_rows,
 )
 from modeling.visual_plan import VisualPlan
 
@@ -91,7 +92,7 @@ def model_card(
             `high`, `relative_accuracy` and `families`, a mapping from a family's name to its accuracy. Shares and
             accuracies are fractions. `relative_accuracy` is None where the dense model answers nothing right.
         benchmarks: name of each benchmark -> its comparison, as `benchmark_rows` takes it.
-        speed: what was measured on the clock, as `speed_table` takes it, with its `environment`.
+        speed: what was measured on the clock, as `speed_rows` takes it, with its `environment`.
         picture: file name of the plan's picture beside the card.
 
     Raises:
@@ -130,7 +131,7 @@ def model_card(
     if benchmarks:
         sections += ["## Benchmarks", BENCHMARKS_CAPTION, markdown(benchmark_rows(benchmarks))]
     if speed is not None:
-        sections += ["## Speed and memory", _machine(speed), speed_table(speed)]
+        sections += ["## Speed and memory", speed_conditions(speed), markdown(speed_rows(speed))]
     return "\n\n".join([*sections, "## Limits", LIMITS]) + "\n"
 
 
@@ -152,12 +153,3 @@ def _versions() -> str:
     made_with = {"transformers": transformers.__version__, "torch": torch.__version__}
     needs = ", ".join(f"{name} ≥ {oldest} (made with {made_with[name]})" for name, oldest in OLDEST.items())
     return f"Needs {needs}."
-
-
-def _machine(speed: Mapping[str, Any]) -> str:
-    found = speed["environment"]
-    threads = f" with {found['threads']} threads" if found["device"] == "cpu" else ""
-    return (
-        f"One picture and {speed['shape']['text_tokens']} text tokens a prompt, {found['dtype']}, {found['device']}"
-        f"{threads}, torch {found['torch']}, transformers {found['transformers']}. They took turns in one process."
-    )

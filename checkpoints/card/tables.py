@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -21,7 +22,13 @@ CONVENTIONS = (
 )
 
 BENCHMARK_COLUMNS = ("benchmark", "metric", "questions", "dense", "sparse", "difference", "kept", "p", "blind")
-SPEED_PHASES = {"prefill": "prefill", "prefill_with_vision": "prefill with vision tower"}
+RANGE, UNBROKEN = r"(?<=[\d%]) to (?=[-+\d])", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}"
+SPEED_PHASES = {
+    "prefill": "prefill",
+    "prefill_in_graph": "prefill as a CUDA graph",
+    "prefill_with_vision": "prefill with vision tower",
+}
+"""Key of a phase in benchmark.json -> its name. A phase that was not measured is null there."""
 
 
 def plan_table(plan: VisualPlan, config: PreTrainedConfig) -> str:
@@ -121,17 +128,21 @@ def comparison_table(rows: Sequence[dict]) -> str:
     return markdown(table)
 
 
-def speed_table(figures: Mapping[str, Any]) -> str:
-    """Returns what was measured on the clock as a Markdown table: a row for each batch size and phase.
+def speed_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns what was measured on the clock as a table of texts: its head, and a row for each batch size and phase.
+
+    What was not measured has no row.
 
     Args:
         figures: as in benchmark.json of a run. Times are medians in seconds. Peak memory, in bytes, is None where it
-            was not measured.
+            was not measured, as is `prefill_in_graph`.
     """
     table = [("batch", "measured", "dense", "this model", "ratio")]
     for row in figures["batches"]:
         batch = str(row["batch_size"])
         for phase, label in SPEED_PHASES.items():
+            if row[phase] is None:
+                continue
             dense, sparse = (f"{1000 * row[phase][model]['median']:.1f} ms" for model in ("dense", "sparse"))
             table.append((batch, label, dense, sparse, f"× {row[phase]['speedup']:.2f}"))
         rate = row["decode"]["tokens_per_second"]
@@ -141,13 +152,25 @@ def speed_table(figures: Mapping[str, Any]) -> str:
             dense, sparse = (row["peak_memory_bytes"][model] / 2**20 for model in ("dense", "sparse"))
             table.append((batch, "peak memory", f"{dense:,.0f} MiB", f"{sparse:,.0f} MiB", f"{sparse / dense:.1%}"))
     dense, sparse = (figures["kv_bytes"]["measured"][model] / 2**10 for model in ("dense", "sparse"))
-    table.append(("1", "keys and values", f"{dense:,.0f} KiB", f"{sparse:,.0f} KiB", f"{sparse / dense:.1%}"))
-    return markdown(table)
+    table.append(
+        ("", "keys and values of a prompt", f"{dense:,.0f} KiB", f"{sparse:,.0f} KiB", f"{sparse / dense:.1%}")
+    )
+    return table
+
+
+def speed_conditions(figures: Mapping[str, Any]) -> str:
+    """Returns in words on what the figures of `speed_rows` were measured."""
+    found = figures["environment"]
+    threads = "" if found["device"] != "cpu" else f" with {found['threads']} thread{'s' * (found['threads'] != 1)}"
+    return (
+        f"One picture and {figures['shape']['text_tokens']} text tokens a prompt, {found['dtype']}, {found['device']}"
+        f"{threads}, torch {found['torch']}, transformers {found['transformers']}. They took turns in one process."
+    )
 
 
 def markdown(table: list[tuple[str, ...]]) -> str:
-    """Returns a table as Markdown. Its first row is the head."""
-    header, *body = ("| " + " | ".join(row) + " |" for row in table)
+    """Returns a table as Markdown. Its first row is the head. An interval, as "1 to 2", stands on one line."""
+    header, *body = ("| " + " | ".join(re.sub(RANGE, UNBROKEN, cell) for cell in row) + " |" for row in table)
     return "\n".join((header, "|" + "---|" * len(table[0]), *body))
 
 

@@ -66,7 +66,7 @@ def test_shape_mode_writes_whole_figures(run, plan_file, tmp_path):
 
 
 def test_without_matplotlib_there_is_no_plot_and_a_line_says_so(run, plan_file, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "training.report.benchmark_plot", raising=False)
+    monkeypatch.delitem(sys.modules, "training.measure.clock.benchmark_plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run(*SHAPE, *QUICK, "--plan", plan_file, "--json", tmp_path / "out.json")
     assert done.returncode == 0 and "no plot: matplotlib is not installed" in done.stdout

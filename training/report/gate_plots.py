@@ -6,10 +6,10 @@ Every function returns a matplotlib `Figure` and keeps no global state.
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from training.report.numbers import percent
-from training.report.style import BLUE, GREY, INK, ORANGE, WIDTH, plain
+from training.report.style import BLUE, GREY, INK, ORANGE, WIDTH, plain, steps_across
 
 TITLES = {"read": "heads read by text", "attend": "heads that update visual tokens", "ffn": "FFN neurons"}
 
@@ -35,7 +35,7 @@ def gates_plot(history: Sequence[Mapping]) -> Figure:
             extent=(steps[0], max(steps[-1], steps[0] + 1), num_layers - 0.5, -0.5),
         )
         axes.set_title(title, fontsize=9, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         axes.tick_params(colors=INK, labelsize=8)
     panels[0].set_ylabel("decoder layer", fontsize=9, color=INK)
@@ -61,14 +61,11 @@ def budget_plot(metrics: Sequence[Mapping], budget: float, hard_cost: float) -> 
     steps = [row["step"] for row in metrics]
     axes.plot(steps, [row["target"] for row in metrics], color=GREY, linewidth=1.5, linestyle="--", label="target")
     axes.plot(steps, [row["cost"] for row in metrics], color=BLUE, linewidth=2, label="gates, expected")
-    axes.axhline(budget, color=INK, linewidth=0.8)
-    axes.annotate(
-        f"budget {percent(budget)}", (steps[0], budget), (0, -10), textcoords="offset points", fontsize=8, color=INK
-    )
+    axes.axhline(budget, color=INK, linewidth=0.8, label=f"budget, {percent(budget)}")
     axes.plot(steps[-1], hard_cost, "o", color=ORANGE, label=f"hard plan, {percent(hard_cost)}")
-    axes.set(xlabel="optimizer step", ylabel="cost left", yscale="log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.yaxis.set_minor_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(frameon=False, loc="upper right")
+    steps_across(axes)
+    axes.set_ylabel("cost left")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    figure.legend(loc="outside upper right", ncols=4, frameon=False)
     plain(axes, grid="y")
     return figure

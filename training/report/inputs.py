@@ -9,6 +9,7 @@ All of these are needed, except for the folders search/ and gates/, which not ev
     plan.json                  the student's VisualPlan
     cost.json                  {"num_units", "intermediate_size", "layers": [visual FLOPs left in each layer],
                                "dense" and "plan": {"A", "B", "C", "D" (or null), "kv_bytes"}}
+    benchmark.json             what was measured on the clock (training/measure/clock/benchmark.py)
     table.json                 the rows of the comparison, the dense model first: {name, plan, distilled, visual_flops,
                                model_flops, accuracy, low, high, relative_accuracy, families: {family: accuracy}}
     metrics.jsonl              one object per logged step: `step`, `loss` and the single losses
@@ -41,6 +42,8 @@ EVALUATIONS = {"dense": "teacher", "student": "student", "dense, grey pictures":
 class Inputs:
     """The content of a run's folder."""
 
+    folder: Path
+    """The folder."""
     recipe: dict
     """The content of recipe.yaml."""
     environment: dict
@@ -53,6 +56,8 @@ class Inputs:
     """The student's plan."""
     cost: dict
     """The content of cost.json."""
+    speed: dict
+    """The content of benchmark.json."""
     rows: list[dict]
     """The content of table.json."""
     metrics: list[dict]
@@ -108,12 +113,14 @@ def read_inputs(run_directory: Path) -> Inputs:
             if row_plan not in plans.values():
                 plans[row["name"]] = row_plan
     return Inputs(
+        folder=run_directory,
         recipe=recipe,
         environment=parsed("env.json"),
         result=result,
         data=parsed("stages/data.json"),
         plan=plan,
         cost=parsed("cost.json"),
+        speed=parsed("benchmark.json"),
         rows=rows,
         metrics=read_metrics(run_directory / "metrics.jsonl"),
         evaluations={

@@ -4,7 +4,7 @@ The page needs no other file. Everything that comes from the run is escaped, and
 anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -12,16 +12,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
-from checkpoints.card import benchmark_rows
+from checkpoints.card import benchmark_rows, speed_conditions, speed_rows
 from training.files import write_text
 from training.recipe.gates import PlannerSettings
 from training.report.data_uris import figure_uri
 from training.report.gate_plots import budget_plot, gates_plot
 from training.report.inputs import Inputs, read_inputs
+from training.report.next_steps import commands, links, trackers
 from training.report.numbers import COST_LABELS, percent, quantity
 from training.report.plan_plots import plan_plot, plans_plot
 from training.report.result_plots import comparison_plot, curves_plot, families_plot
-from training.report.samples import choose_samples, sample_card
+from training.report.samples import choose_samples, own_answers, sample_card
 from training.report.search_plots import search_plot
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -48,27 +49,35 @@ CURVES = {
 """Key in metrics.jsonl -> name of the curve."""
 
 
-def write_report(run_directory: Path) -> Path:
+def write_report(run_directory: Path, made: Mapping[str, str]) -> Path:
     """Writes `report.html` into the run's folder, and returns its path.
+
+    Args:
+        made: what is said of the training, by its label, as `render` takes it.
 
     Raises:
         UserError: a file that the report needs is missing or broken, or a picture cannot be opened.
     """
     path = run_directory / "report.html"
-    write_text(path, render(read_inputs(run_directory)))
+    write_text(path, render(read_inputs(run_directory), made))
     return path
 
 
-def render(inputs: Inputs) -> str:
+def render(inputs: Inputs, made: Mapping[str, str]) -> str:
     """Returns the page as HTML.
+
+    Args:
+        made: what is said of the training, by its label: `training_rows` of training/tasks/publishing/card.py. The
+            page begins with some of it: `plan`, `trained on`, `steps`, `asked` and `machine`.
 
     Raises:
         UserError: a picture cannot be opened.
     """
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters["percent"] = percent
+    environment.filters["percent"] = lambda share: percent(share).replace(" ", "\N{NO-BREAK SPACE}")
     evaluations, cost = inputs.evaluations, inputs.cost
     dense, student = evaluations["dense"], evaluations["student"]
+    answers = (own_answers(evaluation.records, inputs.recipe) for evaluation in (dense, student))
     sizes = cost["num_units"], cost["intermediate_size"]
     plots = {
         "plan": plan_plot(inputs.plan, *sizes, cost["layers"]),
@@ -79,6 +88,15 @@ def render(inputs: Inputs) -> str:
     }
     return environment.get_template("report.html").render(
         name=inputs.recipe["name"],
+        model=inputs.recipe["model"]["path"],
+        shape=inputs.speed["shape"],
+        made={label: text.replace("`", "") for label, text in made.items()},  # the card has Markdown
+        result=inputs.result,
+        links=links(inputs.folder),
+        commands=commands(inputs.folder),
+        trackers=trackers(inputs.recipe, inputs.folder),
+        speed=speed_rows(inputs.speed),
+        speed_conditions=speed_conditions(inputs.speed),
         figures=[(label, figure_text(inputs.result[key], unit)) for key, (label, unit) in FIGURES.items()],
         plots={name: figure_uri(plot) for name, plot in plots.items()},
         search=None if inputs.search_folder is None else figure_uri(plot_search(inputs, inputs.search_folder)),
@@ -96,7 +114,7 @@ def render(inputs: Inputs) -> str:
         ],
         benchmarks=benchmark_rows(inputs.result["benchmarks"]),
         prompts=prompts_of(inputs.recipe),
-        samples=[sample_card(*pair) for pair in choose_samples(dense.records, student.records)],
+        samples=[sample_card(*pair) for pair in choose_samples(*answers)],
         data=data_rows(inputs.data),
         stages=stage_rows(inputs.result["seconds"]),
         recipe=yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from training.evaluation.intervals import Accuracy
 from training.report.numbers import percent
-from training.report.style import BLUE, GREY, INK, ORANGE, SERIES, WIDTH, label, plain
+from training.report.style import BLUE, GREY, INK, ORANGE, SERIES, WIDTH, label, plain, steps_across
 
 CROWDED = 8
 """Families in a plot, beyond which their names and values stand aslant, so as not to overlap."""
@@ -29,9 +29,9 @@ def curves_plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
         axes.plot(steps, _smooth(values), color=color, linewidth=2, label=name)
-    axes.set(xlabel="optimizer step", yscale="log")
+    steps_across(axes)
     axes.yaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside upper right", ncols=len(curves), frameon=False)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     plain(axes, grid="y")
     return figure
 

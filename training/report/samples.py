@@ -8,6 +8,14 @@ from training.report.data_uris import thumbnail_uri
 
 NUM_SAMPLES = 12
 """How many questions are shown."""
+OWN_ROWS = "shapes"
+"""The benchmark by which rows of one's own are scored (training/evaluation/questions.py)."""
+
+
+def own_answers(records: Sequence[Record], recipe: dict) -> list[Record]:
+    """Returns the answers to rows of one's own, if a resolved recipe asks any; else all answers."""
+    asks_rows = any("benchmarks" not in entry for entry in recipe["data"]["evaluation"])
+    return [record for record in records if not asks_rows or record.benchmark == OWN_ROWS]
 
 
 def choose_samples(dense: Sequence[Record], student: Sequence[Record]) -> list[tuple[Record, Record]]:

@@ -80,7 +80,7 @@ def _withdrawals(axes: Axes, curve: Sequence[dict], plan: VisualPlan, settings: 
     axes.axvline(chosen, color=GREEN, linewidth=1.2, label=f"chosen: {chosen}")
     axes.set(xlabel="first layer without visual tokens", ylabel="KL of the answers, nats", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=9)
+    axes.figure.legend(loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     plain(axes, grid="y")
 
 
@@ -112,7 +112,7 @@ def _shares_tried(axes: Axes, searches: dict[str, list[tuple[float, float]]]) ->
     axes.set(xlabel="trials, of each layer's share", ylabel="share tried", ylim=(-0.03, 1.05))
     axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.legend(frameon=False, fontsize=9)
+    axes.figure.legend(loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     plain(axes)
 
 
@@ -134,5 +134,5 @@ def _slopes_tried(axes: Axes, trials: list[tuple[float, float]]) -> None:
     scale = "log" if min(divergences) > 0 else "linear"  # where the budget lets all tokens stay, every KL is 0
     axes.set(xlabel="k, how steeply shares fall", ylabel="KL of the answers, nats", xscale="log", yscale=scale)
     axes.figure.colorbar(points, ax=axes, label="trial")
-    axes.legend(frameon=False, fontsize=9)
+    axes.figure.legend(loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     plain(axes, grid="y")

@@ -8,6 +8,7 @@ import os
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from modeling.whole_file import whole_file
 
@@ -44,6 +45,14 @@ def shade(share: float) -> tuple[float, float, float]:
 def label(name: str) -> str:
     """Returns a name as matplotlib shows it: at most 40 characters, and no dollar sign begins a formula."""
     return (name if len(name) <= 40 else name[:39] + "…").replace("$", r"\$")
+
+
+def steps_across(axes: Axes) -> None:
+    """Makes x the steps of a training, at whole numbers, and y logarithmic, with few ticks and all of them named."""
+    axes.set(xlabel="optimizer step", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.minorticks_off()
 
 
 def plain(axes: Axes, grid: str | None = None) -> None:

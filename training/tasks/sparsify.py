@@ -27,12 +27,14 @@ from training.report.plan_plots import plan_plot
 from training.report.style import save
 from training.report.tables import models_table
 from training.run import Run, Stage, console, device, is_main_process
-from training.tasks.publishing.card import card_of
+from training.tasks.publishing.card import card_of, training_rows
 from training.tasks.publishing.publish import add_record, publish_checkpoint
 from training.tasks.run_folder import DENSE, GREY, data_folder, evaluation_path, load_plan, plan_path, student_folder
 from training.tasks.stages import stages_before_students
 from training.tasks.student_stages import distil, evaluate_once, load_student, questions_of
 
+BATCH_SIZES = (1, 4)
+"""Prompts in a batch, of the timings."""
 DENSE_COST = {"visual_flops": 1.0, "model_flops": 1.0}
 """Cost of the stock model. The dense plan costs less, as it leaves out work whose result nothing reads."""
 
@@ -119,7 +121,7 @@ def benchmark_checkpoint(run: Run) -> dict:
     figures = benchmark(
         model.to(device()),
         text_tokens=TEXT_TOKENS,
-        batch_sizes=[1],
+        batch_sizes=BATCH_SIZES,
         decode_tokens=16,
         repeats=5,
         print_line=console.print,
@@ -146,7 +148,7 @@ def report(run: Run) -> dict:
     }
     write_json(run.directory / "result.json", result)
     add_record(run)
-    path = write_report(run.directory)
+    path = write_report(run.directory, training_rows(run, compared(run)))
     console.print(models_table(read_json(run.directory / "table.json")))
     console.print(f"report: {path}", soft_wrap=True)
     return {"report": path.name}

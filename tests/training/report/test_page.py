@@ -4,12 +4,14 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from checkpoints.card import speed_rows
 from data.benchmarks.benchmark import Record
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples
@@ -19,9 +21,11 @@ from modeling.visual_plan import VisualPlan
 from training.evaluation.comparison import as_dict, compare
 from training.evaluation.results import Evaluation
 from training.report.inputs import read_inputs
+from training.report.next_steps import commands, links, trackers
 from training.report.numbers import quantity
 from training.report.page import cost_rows, curves, figure_text, stage_rows, write_report
-from training.report.samples import NUM_SAMPLES, choose_samples, is_right
+from training.report.samples import NUM_SAMPLES, choose_samples, is_right, own_answers
+from training.schema import CHECKOUT
 
 HOSTILE = "<script>alert(1)</script><img src=http://example.org/a.png> $\\frac{a}{$ & \"q\" 'r'"
 
@@ -37,6 +41,52 @@ PLAN = VisualPlan(
         LayerPlan(tokens=0.0),
     )
 )
+
+RECIPE = {
+    "name": "tiny_sparse",
+    "model": {"path": "llava-hf/llava-1.5-7b-hf"},
+    "data": {"evaluation": [{"prompts": "lmms"}]},
+    "training": {"report_to": ["tensorboard", "wandb"]},
+}
+MADE = {
+    "plan": "`greedy` within 12.0% of the visual FLOPs",
+    "trained on": "24 samples of vqa.json",
+    "steps": "300 steps of 32 samples",
+    "asked": "48 questions of mine.json",
+    "machine": "2 × NVIDIA H100",
+}
+
+
+def spread(dense: float, sparse: float) -> dict:
+    return {"dense": {"median": dense}, "sparse": {"median": sparse}, "speedup": dense / sparse}
+
+
+def timings(batch_size: int, on_gpu: bool) -> dict:
+    """Returns what benchmark.json has of one batch size."""
+    return {
+        "batch_size": batch_size,
+        "prefill": spread(0.4, 0.1),
+        "prefill_in_graph": spread(0.3, 0.15) if on_gpu else None,
+        "prefill_with_vision": spread(0.5, 0.2),
+        "decode": spread(1, 1) | {"tokens_per_second": {"dense": 20.0, "sparse": 25.0}},
+        "peak_memory_bytes": {"dense": 2**31, "sparse": 2**30} if on_gpu else None,
+    }
+
+
+def speed(device: str) -> dict:
+    """Returns a benchmark.json of two batch sizes."""
+    return {
+        "environment": {
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+            "device": device,
+            "threads": 1,
+            "dtype": "bfloat16",
+        },
+        "shape": {"num_layers": 8, "visual_tokens": 1144, "text_tokens": 64},
+        "kv_bytes": {"measured": {"dense": 2**21, "sparse": 2**20}},
+        "batches": [timings(batch_size, device != "cpu") for batch_size in (1, 4)],
+    }
 
 
 def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
@@ -108,9 +158,7 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
     }
     PLAN.save(directory / "plan.json")
     (directory / "stages").mkdir()
-    (directory / "recipe.yaml").write_text(
-        yaml.safe_dump({"name": "tiny_sparse", "note": "as told" + text, "data": {"evaluation": [{"prompts": "lmms"}]}})
-    )
+    (directory / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "note": "as told" + text}))
     for name, value in {
         "env.json": {"commit": "0123abc" + text, "packages": {"torch": "2.13.0"}, "gpus": []},
         "result.json": result,
@@ -118,6 +166,7 @@ def made_up_run(directory: Path, num_questions: int, text: str = "") -> Path:
             "used": {"validation": 8, "train": 12160, "evaluation": 48},
             "left_out": {"train": {"more than 1024 tokens": 31, "turn … is empty" + text: 1207}, "evaluation": {}},
         },
+        "benchmark.json": speed("cuda"),
         "table.json": rows,
         "cost.json": {
             "num_units": 4,
@@ -169,6 +218,11 @@ def run(tmp_path_factory) -> Path:
     return made_up_run(tmp_path_factory.mktemp("run"), num_questions=48)
 
 
+@pytest.fixture(scope="module")
+def page(run) -> str:
+    return write_report(run, MADE).read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def broken(run, tmp_path) -> Path:
     """A copy of the run to break."""
@@ -181,7 +235,7 @@ def broken(run, tmp_path) -> Path:
 
 
 def test_the_page_holds_the_run_and_needs_nothing_else(run):
-    path = write_report(run)
+    path = write_report(run, MADE)
     page = path.read_text(encoding="utf-8")
     assert path == run / "report.html" and not list(run.glob("*.partial"))
     for expected in (
@@ -199,7 +253,7 @@ def test_the_page_holds_the_run_and_needs_nothing_else(run):
         "reading",
         "48",
         "as told",
-        "1.1 % of the budget is unused",
+        "1.1\N{NO-BREAK SPACE}% of the budget is unused",
         "0.0173",
     ):
         assert expected in page, expected
@@ -210,15 +264,83 @@ def test_the_page_holds_the_run_and_needs_nothing_else(run):
 
 
 def test_hostile_text_stays_text(tmp_path):
-    page = write_report(made_up_run(tmp_path, num_questions=24, text=HOSTILE)).read_text(encoding="utf-8")
+    page = write_report(made_up_run(tmp_path, num_questions=24, text=HOSTILE), {**MADE, "steps": HOSTILE}).read_text(
+        encoding="utf-8"
+    )
     assert "<script" not in page
     assert "<img src=http" not in page
-    # Recipe, environment, stage, reason, table row, and each sample's question, truth and two answers.
-    assert page.count("&lt;script&gt;alert(1)") >= 5 + 4 * NUM_SAMPLES
+    # Recipe, environment, stage, reason, table row, the steps twice, and each sample's question, truth and two answers.
+    assert page.count("&lt;script&gt;alert(1)") >= 7 + 4 * NUM_SAMPLES
 
 
-def test_what_was_left_out_is_counted_by_reason(run):
-    page = write_report(run).read_text(encoding="utf-8")
+def test_the_page_says_in_words_what_was_done(page):
+    first = " ".join(re.search(r"<h1>.*?</h1>\s*<p>(.*?)</p>", page, re.DOTALL)[1].split())
+    assert first == (
+        "The dense model llava-hf/llava-1.5-7b-hf (8 decoder layers, 1,144 visual tokens for a picture) was made "
+        "sparse. The student does 11.8 % of the dense model's work for visual tokens. Its plan: greedy within 12.0% of "
+        "the visual FLOPs. It was trained for 300 steps of 32 samples, on 24 samples of vqa.json. Both models were "
+        "asked 48 questions of mine.json. All this ran on 2 × NVIDIA H100."
+    )
+
+
+def test_the_page_links_to_what_is_there_and_names_what_is_next(page, run, tmp_path):
+    assert re.findall(r'href="([^"]*)"', page) == ["plan.json", "result.json", "recipe.yaml", "evaluation/"]
+    (tmp_path / "checkpoint").mkdir()
+    assert links(tmp_path) == {"checkpoint": "checkpoint/"}
+    for _, command, _ in commands(run):
+        assert f"<code>{command}</code>" in page
+    assert f"<code>tensorboard --logdir {run / 'students'}</code>" in page
+    assert "wandb, run tiny_sparse/student" in page
+    assert trackers({**RECIPE, "training": {"report_to": []}}, run) == []
+
+
+def test_commands_that_are_named_exist_and_take_any_folder():
+    for _, command, page in commands(Path("runs/it's mine")):
+        words = shlex.split(command)
+        script = (CHECKOUT / words[1]).read_text(encoding="utf-8")
+        assert "runs/it's mine/checkpoint" in words and (CHECKOUT / "docs" / page).is_file()
+        assert all(f'"{word}"' in script for word in words if word.startswith("--")), command
+
+
+def test_speed_and_memory_are_shown_where_they_were_measured(page):
+    on_gpu, on_cpu = (speed_rows(speed(device))[1:] for device in ("cuda", "cpu"))
+    for batch in ("1", "4"):
+        assert (batch, "prefill", "400.0 ms", "100.0 ms", "× 4.00") in on_cpu
+        assert (batch, "decode", "20.0 tokens/s", "25.0 tokens/s", "× 1.00") in on_cpu
+        assert (batch, "peak memory", "2,048 MiB", "1,024 MiB", "50.0%") in on_gpu
+    only_on_gpu = {(batch, name) for batch in ("1", "4") for name in ("prefill as a CUDA graph", "peak memory")}
+    assert {row[:2] for row in on_gpu} - {row[:2] for row in on_cpu} == only_on_gpu
+    for row in on_gpu:
+        assert f"<tr>{''.join(f'<td>{text}</td>' for text in row)}</tr>" in page
+    assert "bfloat16, cuda, torch 2.13.0" in page
+
+
+def test_figures_do_not_wrap(page):
+    for style in (r"\.tile b", "th, td"):
+        assert re.search(rf"  {style} {{[^}}]*white-space: nowrap", page), style
+    paragraphs = "".join(re.findall(r"<p>.*?</p>", page, re.DOTALL))
+    assert "11.8\N{NO-BREAK SPACE}%" in paragraphs and not re.search(r"\d %", paragraphs)
+
+
+def test_plots_stay_readable_on_a_narrow_screen(page):
+    assert page.count('<div class="scroll"><img alt="') == 7 and ".scroll img { min-width:" in page
+
+
+def test_answers_shown_are_to_rows_of_ones_own():
+    records = [
+        Record(name, str(number), "", "", str(number), "?", ("a",), "a", "a", 1.0, None)
+        for number, name in enumerate(("pope", "shapes", "pope", "shapes"))
+    ]
+    rows, public = {"split": "test"}, {"benchmarks": ["pope"]}
+
+    def shown(*entries):
+        return [record.benchmark for record in own_answers(records, {"data": {"evaluation": list(entries)}})]
+
+    assert shown(public, rows) == ["shapes", "shapes"]
+    assert shown(public) == [record.benchmark for record in records]
+
+
+def test_what_was_left_out_is_counted_by_reason(page):
     assert "<td>train</td><td>12,160</td><td>31: more than 1024 tokens; 1,207: turn … is empty</td>" in page
     assert "<td>evaluation</td><td>48</td><td>none</td>" in page
 
@@ -232,6 +354,7 @@ def test_what_was_left_out_is_counted_by_reason(run):
         "stages/data.json",
         "plan.json",
         "cost.json",
+        "benchmark.json",
         "table.json",
         "metrics.jsonl",
         "evaluation/teacher.json",
@@ -243,7 +366,7 @@ def test_what_was_left_out_is_counted_by_reason(run):
 def test_a_missing_file_is_named_and_no_page_is_written(broken, name):
     (broken / name).unlink()
     with pytest.raises(ValueError, match=re.escape(str(broken / name))):
-        write_report(broken)
+        write_report(broken, MADE)
     assert not list(broken.glob("report.html*"))
 
 
@@ -257,28 +380,28 @@ def test_the_plan_shown_is_the_students_own_and_not_that_of_another_row(broken):
     assert inputs.plan == PLAN and VisualPlan.dense(len(PLAN)) in inputs.plans.values()
 
 
-def test_a_searched_plan_is_shown_with_what_was_measured(broken):
-    before = write_report(broken).read_text(encoding="utf-8")
+def test_a_searched_plan_is_shown_with_what_was_measured(page, broken):
+    before = page
     assert "How the plan was searched" not in before
-    recipe = {"name": "searched", "data": {"evaluation": []}, "plan": {"planner": "vtw", "tolerance": 0.1}}
+    recipe = {**RECIPE, "plan": {"planner": "vtw", "tolerance": 0.1}}
     (broken / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     curve = [{"layer": layer, "kl": 1.0 / layer, "kl_hold_out": None} for layer in range(1, 9)]
     (broken / "search" / "student").mkdir(parents=True)
     (broken / "search" / "student" / "curve.json").write_text(json.dumps(curve))
-    page = write_report(broken).read_text(encoding="utf-8")
+    page = write_report(broken, MADE).read_text(encoding="utf-8")
     assert "How the plan was searched" in page and page.count("data:image/png") == before.count("data:image/png") + 1
 
 
 def test_a_plan_that_was_not_learned_has_no_such_section(broken):
     shutil.rmtree(broken / "gates")
-    page = write_report(broken).read_text(encoding="utf-8")
+    page = write_report(broken, MADE).read_text(encoding="utf-8")
     assert "How the plan was learned" not in page and "The plans compared" in page
 
 
 def test_a_broken_file_is_named(broken):
     (broken / "table.json").write_text("[{")
     with pytest.raises(ValueError, match="table.json: not JSON"):
-        write_report(broken)
+        write_report(broken, MADE)
 
 
 def test_samples_show_right_and_wrong_answers_of_all_families():

@@ -5,7 +5,9 @@ import pytest
 from modeling.layer_plan import LayerPlan
 from modeling.visual_plan import VisualPlan
 from training.evaluation.intervals import Accuracy
+from training.report.gate_plots import budget_plot
 from training.report.numbers import percent
+from training.report.page import CURVES
 from training.report.plan_plots import _plan_rows, plan_plot
 from training.report.result_plots import curves_plot, families_plot
 from training.report.style import png, save
@@ -65,6 +67,29 @@ def test_names_of_many_families_do_not_overlap():
 def test_curves_of_any_length():
     for length in (1, 2, 50):
         assert png(curves_plot({"loss": [(step, 1 / step) for step in range(1, length + 1)]})).startswith(b"\x89PNG")
+
+
+def many_curves(steps: int):
+    names = (*CURVES.values(),)
+    return curves_plot({name: [(step, 1 / step) for step in range(1, steps + 1)] for name in names})
+
+
+def gates(steps: int):
+    return budget_plot([{"step": s, "cost": 1 / s, "target": 1 / s} for s in range(1, steps + 1)], 0.12, 0.11)
+
+
+@pytest.mark.parametrize("plot", [many_curves, gates])
+@pytest.mark.parametrize("steps", [1, 2, 3, 300])
+def test_steps_are_whole_and_legends_lie_beside_the_curves(plot, steps):
+    figure = plot(steps)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    shown = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    assert shown and all(tick == round(tick) for tick in shown)
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert axes.get_legend() is None and not box.overlaps(axes.get_window_extent())
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.1234, "12.3 %"), (1, "100.0 %"), (None, "–")])

@@ -29,7 +29,8 @@ def plot(settings, folder):
 
 
 def legend(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+    (below,) = axes.figure.legends  # of the figure, so that it lies on no curve
+    return [text.get_text() for text in below.get_texts()]
 
 
 def test_a_schedule_without_a_search_stands_alone(tmp_path):

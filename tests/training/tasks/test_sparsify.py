@@ -125,7 +125,8 @@ def test_the_card_says_what_was_done_and_measured(run):
     assert [(result.dataset_type, result.metric_type) for result in data.eval_results] == [("shapes", "accuracy")]
     assert data.eval_results[0].metric_value == pytest.approx(100 * run.result("evaluate")["student"], abs=0.01)
     assert "| trained on | 24 samples of embedded world (train) |" in text
-    assert "| steps | 3 of 4 samples |" in text and "| asked | shapes (12 questions) |" in text
+    assert "| steps | 3 steps of 4 samples |" in text and "| asked | 12 questions of embedded world (test) |" in text
+    assert "trained for 3 steps of 4 samples" in (run.directory / "report.html").read_text(encoding="utf-8")
     figures = json.loads((run.directory / "benchmark.json").read_text())
     assert f"× {figures['batches'][0]['prefill']['speedup']:.2f} |" in text, "the figures come after the export"
 

@@ -13,6 +13,7 @@ from training.files import read_json
 from training.recipe.data import SourceSettings
 from training.recipe.student import SparsifyRecipe
 from training.report.page import prompts_of
+from training.report.samples import OWN_ROWS
 from training.run import Run
 from training.starts import ENVIRONMENT
 
@@ -53,7 +54,7 @@ def card_of(
 
 
 def training_rows(run: Run, compared: Mapping[str, Comparison]) -> dict[str, str]:
-    """Returns what the card says of the training, by its label."""
+    """Returns what card and report say of the training, by its label. It has no folder of this machine."""
     recipe, environment = run.recipe, read_json(run.directory / ENVIRONMENT)
     used, asked = run.result("data")["used"], as_dict(dict(compared))
     steps = max((row["step"] for row in read_metrics(run.directory / "metrics.jsonl")), default=0)
@@ -66,19 +67,20 @@ def training_rows(run: Run, compared: Mapping[str, Comparison]) -> dict[str, str
         "cosine distance of last states": recipe.distillation.hidden_cosine_weight,
     }
     prompts = prompts_of(recipe.model_dump(mode="json"))
-    devices = environment["gpus"] or [f"{environment['cpu_count']} CPU cores"]
+    processes, cores = environment["world_size"], f"{environment['cpu_count']} CPU cores"
+    on_cpu = f"{cores} ({processes} processes)" if processes > 1 else cores
     commit = environment["commit"] and environment["commit"][:7]
     return {
         "trained on": _samples(used, "train", recipe.data.train),
-        "steps": f"{steps:,} of {batch:,} samples",
+        "steps": f"{steps:,} {'step' if steps == 1 else 'steps'} of {batch:,} samples",
         "losses": ", ".join(f"{weight:g} × {name}" for name, weight in losses.items() if weight),
         "weights trained": "decoder and projector" if recipe.lora is None else f"LoRA, rank {recipe.lora.rank}",
         "learning rate": f"{recipe.training.learning_rate:g}, {recipe.training.lr_schedule}",
         "plan": f"`{recipe.plan.planner}`{_budget(recipe)}",
         "plan found on": _samples(used, "calibration", recipe.data.calibration),
-        "asked": ", ".join(f"{row['title']} ({row['count']:,} questions)" for row in asked.values())
+        "asked": ", ".join(f"{row['count']:,} questions of {_title(name, row, recipe)}" for name, row in asked.items())
         + (f", prompts of {prompts}" if prompts else ""),
-        "machine": f"{environment['world_size']} × {devices[0]}",
+        "machine": f"{processes} × {environment['gpus'][0]}" if environment["gpus"] else on_cpu,
         "code": f"Squint {environment['packages']['squint'] or ''} {commit or ''}".strip(),
     }
 
@@ -91,10 +93,20 @@ def _budget(recipe: SparsifyRecipe) -> str:
     return f" within {bound.share:.1%} of the {measure}"
 
 
+def _title(benchmark: str, row: Mapping[str, Any], recipe: SparsifyRecipe) -> str:
+    """Returns the name of a benchmark; of rows of one's own the names of their sources."""
+    rows = recipe.data.rows_to_ask
+    return _names(rows) if rows and benchmark == OWN_ROWS else row["title"]
+
+
 def _samples(used: Mapping[str, int], role: str, sources: tuple[SourceSettings, ...]) -> str:
-    """Returns how many samples were used, and the names of their sources. Folders of this machine are not named."""
+    """Returns how many samples were used, and the names of their sources."""
+    return (f"{used[role]:,} samples of " if role in used else "") + _names(sources)  # a stream is not counted
+
+
+def _names(sources: tuple[SourceSettings, ...]) -> str:
+    """Returns the names of sources. Folders of this machine are not named."""
     names = [
         source.hub or (source.path and source.path.name) or f"embedded world ({source.split})" for source in sources
     ]
-    count = f"{used[role]:,} samples of " if role in used else ""  # a stream is not counted
-    return count + ", ".join(dict.fromkeys(names))
+    return ", ".join(dict.fromkeys(names))

@@ -54,7 +54,8 @@ def benchmark_plot(report: dict) -> Figure:
         axes[2].minorticks_off()
         axes[2].set_title(f"Attention within radius {neighbours[0]['radius']}, ms a layer", fontsize=10)
         axes[2].set_xlabel("visual tokens")
-        axes[2].legend(frameon=False, fontsize=8)
+    named = {text: line for panel in axes for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
@@ -68,5 +69,4 @@ def _bars(axes, batches: list[dict], series: dict[str, list[float]], notes: list
     axes.set_xticks(range(len(batches)), [f"batch {row['batch_size']}" for row in batches])
     axes.margins(y=0.15)
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
