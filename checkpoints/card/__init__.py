@@ -1,7 +1,7 @@
 """The model card of a sparse checkpoint."""
 
 from checkpoints.card.card import model_card
-from checkpoints.card.metadata import Licence, base_license
+from checkpoints.card.metadata import Licence, base_license, stated_base_model
 from checkpoints.card.tables import CONVENTIONS, benchmark_rows, cost_table, mean_share, plan_table
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "mean_share",
     "model_card",
     "plan_table",
+    "stated_base_model",
 ]
