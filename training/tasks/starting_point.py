@@ -57,6 +57,8 @@ def check_starting_point(recipe: StudentRecipe, config_path: str | None = None) 
     config = limited_config(settings, config_path)
     if settings.teacher is not None:
         _check_teacher(settings, config)
+        if config_path is None:
+            _check_words(settings)
     for student in recipe.students:
         plan = student.plan.plan_of_config(config)
         if plan is not None:
@@ -87,16 +89,19 @@ def name_of(path: str) -> str:
 
 
 def _check_teacher(settings: ModelSettings, config: PreTrainedConfig) -> None:
-    """Raises UserError where the teacher is not of the same sizes, tokens and pictures as the checkpoint."""
-    teacher = limited_config(settings.of_teacher) if starting_plan(settings.teacher) is None else None
-    if teacher is None:
+    """Raises UserError where the teacher is not dense, or differs from the checkpoint in its sizes or its pictures."""
+    if starting_plan(settings.teacher) is not None:
         raise UserError(f"model.teacher: {settings.teacher} is a sparse checkpoint, allowed: a dense model")
-    found, expected = _sizes(teacher), _sizes(config)
+    found, expected = _sizes(limited_config(settings.of_teacher)), _sizes(config)
     for name, value in found.items():
         if value != expected[name]:
             raise UserError(
                 f"model.teacher: {settings.teacher}: {name}: got {value}, {settings.path} has {expected[name]}"
             )
+
+
+def _check_words(settings: ModelSettings) -> None:
+    """Raises UserError where a token has another number in the teacher's tokenizer than in the checkpoint's."""
     ours, theirs = (
         load_processor(path, settings.trust_remote_code).tokenizer.get_vocab()
         for path in (settings.path, settings.teacher)

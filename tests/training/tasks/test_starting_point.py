@@ -19,9 +19,10 @@ from modeling.visual_plan import VisualPlan
 from tests.checkpoints.tiny_dense import save_tiny_dense, tiny_dense
 from training.distillation.callbacks import read_metrics
 from training.distillation.datasets import index_data, mixture
-from training.distillation.students import dense_processor, dense_student, train_student
+from training.distillation.students import dense_processor, dense_student, load_model, train_student
 from training.recipe.file import load_recipe
 from training.run import execute
+from training.tasks import sparsify
 from training.tasks.dry_run import dry_run
 from training.tasks.run_folder import load_plan
 from training.tasks.sparsify import stages
@@ -65,50 +66,53 @@ def same_weights(sparse, dense_folder, tmp_path_factory):
     return folder
 
 
-def trained(recipe, folder):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folder of the indexes of the data, which all recipes here share."""
+    return tmp_path_factory.mktemp("data")
+
+
+def trained(recipe, folder, data):
     """Trains the student of a recipe, and returns its weights and its metrics."""
     model = dense_student(recipe.model)
     plan = recipe.plan.find(SimpleNamespace(config=model.config, latency=None))
     processor = dense_processor(recipe.model)
-    index_data(recipe, processor, folder / "data")
-    train_student(recipe, plan, mixture(recipe, "train", processor, folder / "data"), Collator(processor), folder)
+    index_data(recipe, processor, data)
+    train_student(recipe, plan, mixture(recipe, "train", processor, data), Collator(processor), folder)
     (weights,) = (folder / "weights").glob("*.safetensors")
     return load_file(weights), [row for row in read_metrics(folder / "trainer" / "metrics.jsonl") if "loss" in row]
 
 
-@pytest.mark.parametrize("lora", ["{rank: 4, alpha: 8}", "null"])
-def test_training_goes_on_as_from_the_dense_model_with_these_weights(
-    sparse, same_weights, dense_folder, tmp_path, lora
-):
+@pytest.mark.parametrize("lora", ["{rank: 4, alpha: 8}", pytest.param("null", marks=pytest.mark.slow)])
+def test_training_goes_on_as_from_the_dense_model_with_these_weights(sparse, same_weights, lora, data, tmp_path):
     lora = f"lora={lora}"
-    got, rows = trained(recipe_of(sparse, lora), tmp_path / "sparse")
+    got, rows = trained(recipe_of(sparse, lora), tmp_path / "sparse", data)
     plan = f"plan={{planner: file, path: {same_weights.parent / 'plan.json'}}}"
-    expected, expected_rows = trained(recipe_of(same_weights, lora, plan), tmp_path / "dense")
+    expected, expected_rows = trained(recipe_of(same_weights, lora, plan), tmp_path / "dense", data)
     assert got.keys() == expected.keys() and len(rows) == 3
     for name, value in got.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7)
     assert [row["loss"] for row in rows] == [row["loss"] for row in expected_rows]
 
-    # The dense model that the checkpoint was made of computes what the checkpoint does under the full plan.
-    _, named_rows = trained(recipe_of(sparse, lora, f"model.teacher={dense_folder}"), tmp_path / "named")
-    for row, same in zip(named_rows, rows, strict=True):
-        assert row["forward_kl"] == pytest.approx(same["forward_kl"], rel=1e-3)
 
-
-def test_a_named_teacher_teaches(sparse, dense_folder, tmp_path):
-    """Its tower and projector are its own: with other ones alone, it says something else."""
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["{rank: 4, alpha: 8}", "null"])
+def test_a_named_teacher_teaches(sparse, dense_folder, lora, data, tmp_path):
+    """The model that the checkpoint was made of teaches as its own weights do. With another projector, one does not."""
     other, _ = load_dense(dense_folder, torch.float32)
     with torch.no_grad():
         for parameter in other.model.multi_modal_projector.parameters():
             parameter.mul_(-1.0)
     other_folder = save_tiny_dense(tmp_path / "other", biases=False)
     other.save_pretrained(other_folder)
-    own, named = (
-        trained(recipe_of(sparse, *extra), tmp_path / name)[1][0]
-        for name, extra in (("own", []), ("named", [f"model.teacher={other_folder}"]))
+    teachers = {"own": [], "same": [f"model.teacher={dense_folder}"], "other": [f"model.teacher={other_folder}"]}
+    own, same, another = (
+        trained(recipe_of(sparse, f"lora={lora}", *extra), tmp_path / name, data)[1] for name, extra in teachers.items()
     )
-    assert named["forward_kl"] != pytest.approx(own["forward_kl"], rel=1e-2)
-    assert named["cross_entropy"] == pytest.approx(own["cross_entropy"], rel=1e-5), "the student is the same"
+    for row, other_row in zip(own, same, strict=True):
+        assert other_row["forward_kl"] == pytest.approx(row["forward_kl"], rel=1e-3)
+    assert another[0]["forward_kl"] != pytest.approx(own[0]["forward_kl"], rel=1e-2)
+    assert another[0]["cross_entropy"] == pytest.approx(own[0]["cross_entropy"], rel=1e-5), "the student is the same"
 
 
 # ---- what is refused ----
@@ -220,12 +224,15 @@ def test_the_first_stage_says_what_the_dense_model_is(sparse, dense_folder, tmp_
 
 
 @pytest.mark.slow
-def test_from_a_checkpoint_to_a_checkpoint(sparse, dense_folder, tmp_path):
+def test_from_a_checkpoint_to_a_checkpoint(sparse, dense_folder, tmp_path, monkeypatch):
     tighter = "plan={planner: stack, of: [{planner: keep}, {planner: greedy, budget: {visual_flops: 0.4}}]}"
     compare = "compare=[{name: first, plan: {planner: keep}, distil: false}]"
     recipe = recipe_of(sparse, tighter, compare, f"model.teacher={dense_folder}", "name=second")
     dry_run(recipe)
+    compared = []
+    monkeypatch.setattr(sparsify, "load_model", lambda settings: compared.append(settings.path) or load_model(settings))
     run = execute(recipe, stages(recipe), tmp_path / "run")
+    assert compared == [str(dense_folder)], "the teacher is what the student is compared with"
     first, second = load_plan(run, "first"), load_plan(run, "student")
     assert run.result("plan")["student"]["visual_flops"] <= 0.4 < run.result("plan")["first"]["visual_flops"]
     for layer, before in zip(second.live(2, 64), first.live(2, 64), strict=True):

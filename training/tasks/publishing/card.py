@@ -60,7 +60,8 @@ def base_model(settings: ModelSettings) -> str:
     A sparse checkpoint in a folder hands on the base model of its own card. One on the Hub is the base model, and its
     card there names its own.
     """
-    return stated_base_model(settings.path) or settings.path if starting_plan(settings.path) else settings.path
+    stated = None if starting_plan(settings.path) is None else stated_base_model(settings.path)
+    return stated or settings.path
 
 
 def training_rows(run: Run, compared: Mapping[str, Comparison]) -> dict[str, str]:
