@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import find_adapter_config_file
 
 from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS, read_config
-from checkpoints.families import sparse_class, sparse_classes, supported
+from checkpoints.families import SPARSE, is_sparse, sparse_class, sparse_classes, supported
 from checkpoints.picture_limits import limit_config, own_limits
 from checkpoints.processor import load_processor
 from modeling.sparse_layer import Projection
@@ -29,7 +29,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cuto
 
 
 def load_dense(
-    path: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False
+    path: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False, or_sparse: bool = False
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Loads a dense model and its processor with the stock classes.
 
@@ -37,12 +37,13 @@ def load_dense(
         path: a folder or a model id on the Hub.
         dtype: of the weights in memory. "auto" means as stored.
         trust_remote_code: lets a processor or tokenizer run code that comes with it. The model never does.
+        or_sparse: takes a sparse checkpoint, too. Its weights under the full plan are a dense model.
 
     Raises:
         UserError: there is no such model, its type is not supported, its weights are incomplete or not safetensors, or
             its tokenizer does not fit.
     """
-    config = dense_config(path)
+    config = dense_config(path, or_sparse)
     if find_adapter_config_file(path) is not None:
         raise UserError(
             f"{path}: holds adapter_config.json, so that transformers would load an adapter on top of the model; "
@@ -73,16 +74,19 @@ def load_dense(
     return model, processor
 
 
-def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
+def dense_config(path: str | os.PathLike, or_sparse: bool = False) -> PreTrainedConfig:
     """Returns the config of a supported dense model, with the limits of its image processor if there is one.
 
     Args:
         path: a model folder, a config's JSON file, or a model id on the Hub.
+        or_sparse: takes that of a sparse checkpoint, too, as the config of its stock class. It keeps `visual_plan`.
 
     Raises:
         UserError: there is no config, transformers does not accept it, or the model is not supported.
     """
     fields = read_config(path)
+    if or_sparse and is_sparse(fields):
+        fields = _stock_fields(fields)
     cls = sparse_classes().get(fields.get("model_type"))
     if cls is None:
         raise UserError(f"{path}: got a {fields.get('model_type')!r} model, supported: {supported()}")
@@ -98,6 +102,42 @@ def dense_config(path: str | os.PathLike) -> PreTrainedConfig:
     if not os.path.isfile(path):
         limit_config(config, own_limits(path, config))
     return config
+
+
+def _stock_fields(fields: dict) -> dict:
+    """Returns the fields of a sparse checkpoint's config as the stock class takes them, and `visual_plan`."""
+    stock = {name: value for name, value in fields.items() if name not in ("architectures", "auto_map")}
+    stock["model_type"] = stock["model_type"].removeprefix(SPARSE)
+    text = stock.get("text_config")
+    if isinstance(text, dict):
+        text = stock["text_config"] = dict(text)
+        text["model_type"] = str(text.get("model_type")).removeprefix(SPARSE)
+        if isinstance(text.get("layer_types"), list):  # Qwen2-VL's
+            text["layer_types"] = [str(kind).removeprefix(SPARSE) for kind in text["layer_types"]]
+    return stock
+
+
+def starting_plan(path: str | os.PathLike) -> VisualPlan | None:
+    """Returns the plan in force in a sparse checkpoint; None for a dense model. Units are in the checkpoint's order.
+
+    Args:
+        path: a model folder, a config's JSON file, or a model id on the Hub.
+
+    Raises:
+        UserError: as `dense_config`, or the checkpoint's plan is none or does not fit it.
+    """
+    if not is_sparse(read_config(path)):
+        return None
+    config = dense_config(path, or_sparse=True)
+    text = config.text_config
+    try:
+        if config.visual_plan is None:
+            return VisualPlan.dense(text.num_hidden_layers)
+        plan = VisualPlan.from_dict(config.visual_plan)
+        plan.check(text.num_hidden_layers, text.num_key_value_heads, text.intermediate_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return plan
 
 
 def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
@@ -157,7 +197,11 @@ def build_student(dense: PreTrainedModel, plan: VisualPlan) -> PreTrainedModel:
     cls = sparse_class(dense.config)
     dense_fields = dense.config.to_dict()
     config = cls.config_class.from_dict(
-        {name: value for name, value in dense_fields.items() if name not in ("model_type", "architectures")}
+        {
+            name: value
+            for name, value in dense_fields.items()
+            if name not in ("model_type", "architectures", "visual_plan")
+        }
     )
     # Parameters need no memory, because they are replaced at once. Buffers that no state dict holds (RoPE) are real.
     with no_init_weights(), init_empty_weights(include_buffers=False):

@@ -1,7 +1,7 @@
 """The model card of a sparse checkpoint."""
 
 from checkpoints.card.card import model_card
-from checkpoints.card.metadata import Licence, base_license
+from checkpoints.card.metadata import Licence, base_license, stated_base_model
 from checkpoints.card.tables import (
     CONVENTIONS,
     benchmark_rows,
@@ -23,4 +23,5 @@ __all__ = [
     "plan_table",
     "speed_conditions",
     "speed_rows",
+    "stated_base_model",
 ]

@@ -103,6 +103,17 @@ def base_license(path: str | os.PathLike) -> Licence | None:
         return None
 
 
+def stated_base_model(folder: str | os.PathLike) -> str | None:
+    """Returns the Hub id of the base model that the card in a folder states; None where it states none.
+
+    Raises:
+        UserError: there is a card, and its metadata cannot be read.
+    """
+    path = Path(folder) / "README.md"
+    base = load_card(path).data.base_model if path.is_file() else None
+    return base if isinstance(base, str) else None
+
+
 def load_card(source: str | os.PathLike) -> ModelCard:
     """Returns a model card.
 

@@ -87,6 +87,6 @@ def gathered(head: nn.Module) -> AbstractContextManager:
     weights = list(head.parameters())
     if not hasattr(weights[0], "ds_id"):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters  # slow to import, and only ever needed under ZeRO-3
+    import deepspeed  # slow, and only ever needed under ZeRO-3
 
-    return GatheredParameters(weights)
+    return deepspeed.zero.GatheredParameters(weights)

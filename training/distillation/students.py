@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
 
-from checkpoints.build import build_student, dense_config, load_dense
+from checkpoints.build import build_student, dense_config, load_dense, starting_plan
 from checkpoints.families import sparse_class
 from checkpoints.picture_limits import PictureLimits, limit_config, limit_processor
 from checkpoints.processor import load_processor
@@ -38,10 +38,14 @@ from training.run import device, is_main_process
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Returns the dense model and its processor, in the recipe's dtype and on the CPU. Both have the recipe's limits.
 
+    A sparse checkpoint's weights under the full plan are a dense model.
+
     Raises:
         UserError: as `checkpoints.build.load_dense`, or as `dense_processor`.
     """
-    model, processor = load_dense(settings.path, getattr(torch, settings.dtype), settings.trust_remote_code)
+    model, processor = load_dense(
+        settings.path, getattr(torch, settings.dtype), settings.trust_remote_code, or_sparse=True
+    )
     limit_config(model.config, picture_limits(settings))
     limit_processor(processor, model.config, picture_limits(settings))
     return model, processor
@@ -57,7 +61,7 @@ def limited_config(settings: ModelSettings, path: str | None = None) -> PreTrain
     Raises:
         UserError: as `checkpoints.build.dense_config`, or the model has no such limit.
     """
-    config = dense_config(path or settings.path)
+    config = dense_config(path or settings.path, or_sparse=True)
     limit_config(config, picture_limits(settings))
     return config
 
@@ -94,16 +98,21 @@ def untrained_student(settings: ModelSettings, plan: VisualPlan) -> PreTrainedMo
 
 
 def dense_student(settings: ModelSettings) -> PreTrainedModel:
-    """Returns the dense model as a sparse class under the dense plan, so that it can run any plan."""
-    num_layers = dense_config(settings.path).text_config.num_hidden_layers
-    return untrained_student(settings, VisualPlan.dense(num_layers)).to(device())
+    """Returns the dense model as a sparse class under the dense plan, so that it can run any plan.
+
+    The config of a sparse checkpoint's weights keeps the checkpoint's plan.
+    """
+    num_layers = limited_config(settings).text_config.num_hidden_layers
+    student, start = untrained_student(settings, VisualPlan.dense(num_layers)), starting_plan(settings.path)
+    student.config.visual_plan = start and start.to_dict()
+    return student.to(device())
 
 
 def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> PreTrainedModel:
     """Returns the student that `train_student` saved in `folder`, on the CPU, with its adapters merged."""
     weights = folder / "weights"
     if recipe.lora is None:
-        cls = sparse_class(dense_config(recipe.model.path))
+        cls = sparse_class(limited_config(recipe.model))
         return cls.from_pretrained(weights, dtype=getattr(torch, recipe.model.dtype))
     model = add_lora(untrained_student(recipe.model, plan), recipe.lora)
     outcome = set_peft_model_state_dict(model, load_file(weights / "adapter_model.safetensors"))
@@ -151,8 +160,8 @@ def train_student(
             assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     else:
         student.vision_tower.requires_grad_(False)
-        if recipe.distillation.needs_teacher:
-            teacher = untrained_student(recipe.model, VisualPlan.dense(len(plan)))
+    if recipe.distillation.needs_teacher and (recipe.lora is None or recipe.model.teacher is not None):
+        teacher = untrained_student(recipe.model.of_teacher, VisualPlan.dense(len(plan)))
     trainer = DistillationTrainer(
         model=student,
         args=training_arguments(

@@ -1,9 +1,9 @@
 """The trainer: transformers.Trainer with a distillation loss.
 
 Teacher and student get the same batch. With LoRA the teacher is the student itself, with its adapters off and under the
-dense plan. For full fine-tuning it is a second model. If the batches hold stored answers of the teacher
-(training/distillation/teacher_answers.py), it is not run at all. Logits are computed only where the next token is
-supervised (`predicts_answer`).
+dense plan. For full fine-tuning, and where the recipe names a teacher, it is a second model. If the batches hold stored
+answers of the teacher (training/distillation/teacher_answers.py), it is not run at all. Logits are computed only where
+the next token is supervised (`predicts_answer`).
 
 The loss of a step is a sum over the supervised tokens of all its micro-batches and ranks, divided by the number of
 these tokens. So it does not matter how a global batch is divided into micro-batches and ranks.
@@ -53,9 +53,9 @@ class DistillationTrainer(OrderedTrainer):
     """Trains a sparse student on the answers in the data and on the teacher's distributions.
 
     Args:
-        model: the student. It is a PeftModel, which is its own teacher, or the bare model for full fine-tuning.
+        model: the student. It is a PeftModel, or the bare model for full fine-tuning.
         distillation: the losses and their weights.
-        teacher: a model of the same class under the dense plan, for full fine-tuning; None with a PeftModel.
+        teacher: a model of the same class under the dense plan. None means that a PeftModel is its own teacher.
         validation: held-out samples that are looked at meanwhile, if any.
         **kwargs: other arguments of transformers.Trainer. Batches are those of `data.collator.Collator`.
 
@@ -184,7 +184,7 @@ class DistillationTrainer(OrderedTrainer):
 
         inputs = {**inputs, "logits_mask": supervised}
         stored_logits = inputs.pop("teacher_logits", None)
-        if isinstance(self.model, PeftModel):
+        if isinstance(self.model, PeftModel) and self.teacher is None:  # which may have a tower of its own
             inputs = self._with_encoded_pictures(inputs, stored=stored_logits is not None)
         inputs |= {name: value for name, value in on_host.items() if name in inputs}
         if stored_logits is not None or not with_teacher:

@@ -44,6 +44,11 @@ class Planner(Strict):
     """Whether it combines the plans of other planners. Such a class has fields of type `StackablePlanner`."""
 
     @property
+    def keeps_plan(self) -> bool:
+        """Whether the plan opens nothing that the plan of a sparse checkpoint in `model.path` has shut."""
+        return False
+
+    @property
     def bound(self) -> Budget | None:
         """The budget that the plan must meet. None where other settings decide what the plan costs."""
         return None

@@ -56,6 +56,10 @@ class StackPlanner(Planner):
         return tuple(bound for planner in self.of for bound in planner.bounds)
 
     @property
+    def keeps_plan(self) -> bool:
+        return any(planner.keeps_plan for planner in self.of)
+
+    @property
     def needs_statistics(self) -> bool:
         return any(planner.needs_statistics for planner in self.of)
 

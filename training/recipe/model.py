@@ -8,10 +8,19 @@ from training.schema import FROM_ANYWHERE, MayChange, Strict
 
 
 class ModelSettings(Strict):
-    """The dense model. It is the teacher, and students start from its weights."""
+    """The model that students start from: a dense model, or a sparse checkpoint that is worked on further.
+
+    A dense model is the teacher, too. A sparse checkpoint's teacher is `teacher`, or its own weights under the full
+    plan.
+    """
 
     path: Annotated[str, FROM_ANYWHERE, MayChange.WITH_EQUAL_CONTENT]
-    """Folder of the dense model, or its name on the Hugging Face Hub."""
+    """Folder of the dense model or the sparse checkpoint, or its name on the Hugging Face Hub. Units and neurons of
+    plans are counted in the order of its weights."""
+    teacher: Annotated[str | None, FROM_ANYWHERE, MayChange.WITH_EQUAL_CONTENT] = None
+    """Folder or Hub name of the dense model that teaches, and that students are compared with, where `path` is a sparse
+    checkpoint. It has the checkpoint's sizes and vocabulary. null: the teacher is the checkpoint's own weights under
+    the full plan."""
     config: Annotated[str | None, FROM_ANYWHERE] = None
     """JSON file of the model's config, for --dry-run without the weights. null: the config at `path` is read."""
     dtype: Literal["float32", "bfloat16"]
@@ -37,6 +46,11 @@ class ModelSettings(Strict):
     checkpoint says, else 2."""
     max_frame_pixels: int | None = Field(default=None, ge=1, le=64_000_000)
     """A frame of a video of more pixels is reduced to about as many, for Qwen2-VL. null: as `max_pixels`."""
+
+    @property
+    def of_teacher(self) -> "ModelSettings":
+        """The same settings of the dense model that teaches."""
+        return self.model_copy(update={"path": self.teacher or self.path, "teacher": None})
 
     @model_validator(mode="after")
     def _in_order(self) -> "ModelSettings":

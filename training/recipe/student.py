@@ -71,7 +71,7 @@ class StudentRecipe(BaseRecipe):
     """
 
     model: ModelSettings
-    """The dense model."""
+    """The model that students start from, and their teacher."""
     data: DataSettings
     """What is trained, calibrated and evaluated on."""
     calibration: CalibrationSettings
@@ -121,6 +121,12 @@ class StudentRecipe(BaseRecipe):
             raise ValueError(
                 "distillation.keep_answers goes with lora: full fine-tuning changes the image features it keeps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_features_are_those_of_the_students(self):
+        if self.distillation.keep_answers and self.model.teacher is not None:
+            raise ValueError("distillation.keep_answers goes without model.teacher, whose image features it would keep")
         return self
 
     @model_validator(mode="after")

@@ -97,6 +97,7 @@ def render(inputs: Inputs, made: Mapping[str, str]) -> str:
         trackers=trackers(inputs.recipe, inputs.folder),
         speed=speed_rows(inputs.speed),
         speed_conditions=speed_conditions(inputs.speed),
+        goes_on=inputs.data.get("goes_on"),
         figures=[(label, figure_text(inputs.result[key], unit)) for key, (label, unit) in FIGURES.items()],
         plots={name: figure_uri(plot) for name, plot in plots.items()},
         search=None if inputs.search_folder is None else figure_uri(plot_search(inputs, inputs.search_folder)),

@@ -26,6 +26,7 @@ from training.tasks.forecast.budget_costs import budget_costs
 from training.tasks.forecast.sizes import Sizes, build_on_meta, num_parameters, sizes_of
 from training.tasks.forecast.stage_hours import Hours, hours_by_stage
 from training.tasks.forecast.stage_memory import ESTIMATES, HEADROOM, PROCESSES_PER_MACHINE, memory_by_stage
+from training.tasks.starting_point import check_starting_point
 
 PRECISION = "bfloat16"
 """What `precision: auto` is counted as."""
@@ -40,7 +41,7 @@ def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assu
         assumed: what is assumed of devices and data. None takes the defaults.
 
     Raises:
-        UserError: its model is not supported, or its plan does not fit the model.
+        UserError: its model is not supported, its plan does not fit the model, or as `check_starting_point`.
     """
     if os.environ.get("RANK", "0") != "0":
         return
@@ -56,6 +57,7 @@ def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assu
                 soft_wrap=True,
             )
         config = limited_config(recipe.model, recipe.model.config)
+        check_starting_point(recipe, recipe.model.config)
         student = build_on_meta(recipe.lora, config)
         console.print(parameter_table(student))
         console.print(cost_table(recipe, config) if isinstance(recipe, SparsifyRecipe) else points_table(recipe))

@@ -80,7 +80,7 @@ def evaluate_all(run: Run) -> dict:
     recipe = run.recipe
     config, processor = limited_config(recipe.model), dense_processor(recipe.model)
     asked = questions_of(run, processor)
-    load_dense = cache(lambda: load_model(recipe.model)[0])  # once for both
+    load_dense = cache(lambda: load_model(recipe.model.of_teacher)[0])  # once for both
     dense = evaluate_once(run, DENSE, load_dense, processor, asked)
     grey = evaluate_once(run, GREY, load_dense, processor, asked)
     del load_dense

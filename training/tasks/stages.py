@@ -19,6 +19,7 @@ from training.tasks.plan_stages import find_plans, harden_plans, learn_plans, me
 from training.tasks.publishing.publish import check_publishing
 from training.tasks.run_folder import data_folder
 from training.tasks.shared_plans import bounds_latency, reads_statistics, students_to_learn
+from training.tasks.starting_point import check_starting_point, dense_in_words, name_of
 from training.tasks.student_stages import ask_teacher, questions_of
 
 
@@ -48,10 +49,15 @@ def read_data(run: Run) -> dict:
     """Reads, checks and encodes every row that a later stage reads. Writes which rows are left out, and counts them.
 
     Raises:
-        UserError: the data is bad, an answer could not be scored, a tracker of the training is not installed, the
-            checkpoint could not be published, or the disk is too small for the answers that are to be kept.
+        UserError: as `check_starting_point`, or the data is bad, an answer could not be scored, a tracker of the
+            training is not installed, the checkpoint could not be published, or the disk is too small for the answers
+            that are to be kept.
     """
     recipe = run.recipe
+    check_starting_point(recipe)
+    teacher = dense_in_words(recipe.model)
+    if teacher is not None:
+        console.print(f"goes on from {name_of(recipe.model.path)}; its dense model: {teacher}", soft_wrap=True)
     if isinstance(recipe, SparsifyRecipe):
         check_publishing(recipe)
     refuse_missing_trackers(recipe.training.report_to)
@@ -82,7 +88,12 @@ def read_data(run: Run) -> dict:
         used[role], left_out[role] = len(dataset), {"counts": rest.counts(), "rows": rest.rows()}
         console.print(f"{role}: {len(dataset):,} samples{_in_words(rest.counts())}", soft_wrap=True)
     write_json(run.directory / "left_out.json", left_out)
-    return {"used": used, "left_out": {role: rest["counts"] for role, rest in left_out.items()}}
+    counts = {role: rest["counts"] for role, rest in left_out.items()}
+    return {
+        "used": used,
+        "left_out": counts,
+        "goes_on": teacher and {"from": name_of(recipe.model.path), "dense": teacher},
+    }
 
 
 def _in_words(counts: dict[str, int]) -> str:

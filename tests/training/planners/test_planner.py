@@ -137,9 +137,9 @@ def search(tmp_path_factory) -> Search:
     return Search(MODEL, BATCHES, statistics, TIMINGS)
 
 
-def test_all_planners_but_three_take_a_budget():
+def test_all_planners_but_four_take_a_budget():
     names = {planner.model_fields["planner"].annotation.__args__[0] for planner in PLANNERS}
-    assert names - set(BOUNDED) == {"file", "g_search", "stack"}
+    assert names - set(BOUNDED) == {"file", "g_search", "keep", "stack"}
     assert all(
         issubclass(planner, BudgetPlanner | SolvingPlanner) or name == "yopo" for name, planner in BOUNDED.items()
     )

@@ -147,7 +147,8 @@ class SampleCost:
             return flops
         if recipe.distillation.needs_teacher:
             flops += self._dense.flops_prefill + self._head
-            flops += 0 if lora else self._vision  # with adapters, teacher and student share the encoded pictures
+            # A model that is its own teacher encodes pictures once.
+            flops += 0 if lora and recipe.model.teacher is None else self._vision
         return flops + self._vision
 
     @property

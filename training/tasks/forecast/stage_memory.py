@@ -123,9 +123,9 @@ def _learn(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:
 
 
 def _distil(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:
-    """`distil`: a training of adapters, or of decoder and projector beside a second model."""
+    """`distil`: a training of adapters, or of decoder and projector. The teacher may be a second model."""
     lora = recipe.lora is not None
-    second_model = not lora and recipe.distillation.needs_teacher
+    second_model = (not lora or recipe.model.teacher is not None) and recipe.distillation.needs_teacher
     return _training(recipe, sizes, sizes.trained, lora=lora, second_model=second_model, processes=processes)
 
 

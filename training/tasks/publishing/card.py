@@ -5,12 +5,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from checkpoints.card import base_license, model_card
+from checkpoints.build import starting_plan
+from checkpoints.card import base_license, model_card, stated_base_model
 from modeling.visual_plan import VisualPlan
 from training.distillation.callbacks import read_metrics
 from training.evaluation.comparison import Comparison, as_dict
 from training.files import read_json
 from training.recipe.data import SourceSettings
+from training.recipe.model import ModelSettings
 from training.recipe.student import SparsifyRecipe
 from training.report.page import prompts_of
 from training.report.samples import OWN_ROWS
@@ -42,7 +44,7 @@ def card_of(
         recipe.name,
         plan,
         config,
-        base_model=recipe.model.path,
+        base_model=base_model(recipe.model),
         base_license=base_license(recipe.model.path),
         datasets=list(dict.fromkeys(hub)),
         training=training_rows(run, compared),
@@ -51,6 +53,16 @@ def card_of(
         speed=speed,
         picture=picture,
     )
+
+
+def base_model(settings: ModelSettings) -> str:
+    """Returns what the card names as the base model: a folder or a Hub id.
+
+    A sparse checkpoint in a folder hands on the base model of its own card. One on the Hub is the base model, and its
+    card there names its own.
+    """
+    stated = None if starting_plan(settings.path) is None else stated_base_model(settings.path)
+    return stated or settings.path
 
 
 def training_rows(run: Run, compared: Mapping[str, Comparison]) -> dict[str, str]:
@@ -70,7 +82,10 @@ def training_rows(run: Run, compared: Mapping[str, Comparison]) -> dict[str, str
     processes, cores = environment["world_size"], f"{environment['cpu_count']} CPU cores"
     on_cpu = f"{cores} ({processes} processes)" if processes > 1 else cores
     commit = environment["commit"] and environment["commit"][:7]
+    goes_on = run.result("data").get("goes_on")
+    beginning = {"goes on from": f"`{goes_on['from']}`", "dense model": goes_on["dense"]} if goes_on else {}
     return {
+        **beginning,
         "trained on": _samples(used, "train", recipe.data.train),
         "steps": f"{steps:,} {'step' if steps == 1 else 'steps'} of {batch:,} samples",
         "losses": ", ".join(f"{weight:g} × {name}" for name, weight in losses.items() if weight),
