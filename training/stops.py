@@ -10,6 +10,9 @@ transformers has `enable_jit_checkpoint` for this. It is not used, as each rank 
 saves, and saving is a collective. It also knows SIGTERM only, and lets the script go on as if the training had ended.
 """
 
+import atexit
+import multiprocessing
+import multiprocessing.util  # registers its own end, before which ours must come
 import os
 import signal
 import threading
@@ -48,6 +51,7 @@ def listen(launcher_has_died: Callable[[], bool]) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, _receive)
+    atexit.register(_end_workers)
     global _watcher
     _watcher = threading.Thread(target=_watch, args=(launcher_has_died,), daemon=True)
     _watcher.start()
@@ -111,6 +115,13 @@ def wait_until_all_know() -> None:
         except RuntimeError:  # rank 0 holds the store, and has left
             return
         time.sleep(INTERVAL / 5)
+
+
+def _end_workers() -> None:
+    """Kills workers that an error has left behind. The interpreter would wait for them, as they hear no signal."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their ends for another error
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def deaf(worker_init: Any, number: int) -> None:
