@@ -49,7 +49,7 @@ def full_layers(decoder, inputs):
         normed = layer.input_layernorm(hidden_states)
         query, key, value = (
             projected.view(B, T, -1, attention.head_dim).transpose(1, 2)
-            for projected in (layer.queries(normed), layer.keys(normed), layer.values(normed))
+            for projected in layer.queries_keys_values(normed)
         )
         query, key = apply_rotary_pos_emb(query, key, *inputs.rope)
         groups = query.shape[1] // key.shape[1]
