@@ -249,8 +249,8 @@ def questions(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "family",
     [
-        # Two families in every run of the tests, the others where there is time. Tests of each command ask a LLaVA.
-        pytest.param(family, id=family.name, marks=[] if family in (QWEN2_VL, INTERNVL[0]) else [pytest.mark.slow])
+        # One family in every run of the tests, the others where there is time. Tests of each command ask a LLaVA.
+        pytest.param(family, id=family.name, marks=[] if family is QWEN2_VL else [pytest.mark.slow])
         for family in FAMILIES
     ],
 )

@@ -67,7 +67,7 @@ run(lambda: execute(BaseRecipe(name="run", seed=0), [stages[sys.argv[2]]], Path(
 """
 
 
-@pytest.mark.parametrize("kind", ["alone", "led"])
+@pytest.mark.parametrize("kind", [pytest.param("alone", marks=pytest.mark.slow), "led"])
 def test_what_rank_0_refuses_is_one_line_of_all_ranks(tmp_path, kind):
     """The others would die of a closed connection otherwise, each with a traceback."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

@@ -370,7 +370,9 @@ run(main)
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_a_run_in_one_line(tmp_path, number, code):
     run = subprocess.Popen(
         [sys.executable, "-c", WAITS, "run"],

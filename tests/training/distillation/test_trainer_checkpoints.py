@@ -173,6 +173,7 @@ def test_a_changed_interval_holds_after_a_checkpoint(tmp_path):
     assert [step for (step,) in rows(tmp_path, "step")] == [2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_another_micro_batch_goes_on_with_the_same_samples(tmp_path):
     """Three steps an epoch, the last of them with two samples, and a stop within the second epoch."""
     data, before = DATASET + DATASET[:2], {"max_steps": 7, "micro_batch_size": 2, "gradient_accumulation_steps": 2}

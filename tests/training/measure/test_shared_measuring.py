@@ -43,6 +43,7 @@ def measured(folder: Path) -> tuple[dict, list[str]] | None:
     return led_by_rank_0(search_tasks(model, batches), story)
 
 
+@pytest.mark.slow
 def test_the_same_statistics_and_plans(tmp_path):
     alone = measured(tmp_path / "alone")
     assert run_processes(2, measured, tmp_path / "together") == [alone, None]

@@ -58,6 +58,7 @@ def slow_kl(plan: VisualPlan) -> float:
 TOLERANCE = ANSWER_KL(plain_plan([1.0, 1.0, 0.5, 0.5, 0.0]))
 
 
+@pytest.mark.slow
 def test_each_layer_takes_the_least_share_tried_with_which_the_answers_stay(tmp_path):
     plan = g_search(tmp_path, tolerance=TOLERANCE)
     searches = read_trials(tmp_path / TRIALS)

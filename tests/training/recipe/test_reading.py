@@ -31,5 +31,6 @@ def test_a_misspelt_key_is_found_without_torch():
     assert packages & SLOW_TO_IMPORT == set()
 
 
+@pytest.mark.slow
 def test_a_slow_import_would_be_noticed():
     assert "torch" in imported("-c", "import training.run")[1]

@@ -49,6 +49,7 @@ def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(tmp_path):
         assert any((old[key].bfloat16() != new[key].bfloat16()).any() for key in old), name
 
 
+@pytest.mark.slow
 def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     phase = {"name": "one", "split": "train", "steps": 4, "save_steps": 2, "micro_batch_size": 4, "learning_rate": 1e-3}
     phase |= {"tower_learning_rate": 1e-4, "word_learning_rate": 1e-4, "turns": "independent"}

@@ -148,6 +148,7 @@ def test_seeds_differ_in_gates_and_training(run):
     assert logs[0].read_text() != logs[1].read_text()
 
 
+@pytest.mark.slow
 def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(dense_folder, tmp_path):
     planners = {"vica": {"plan": {"planner": "vica", "budget": {"visual_flops": 1.0}}, "budgets": [0.5]}}
     recipe = load_recipe(str(small_recipe(tmp_path, dense_folder, planners=planners)))
@@ -155,6 +156,7 @@ def test_a_dense_model_that_knows_nothing_is_nothing_to_compare_with(dense_folde
         execute(recipe, stages(recipe), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_budget_out_of_reach_of_a_planner_stops_the_run_before_anything_is_learned(tmp_path):
     planners = {**SMALL["planners"], "uniform": {"plan": {"planner": "uniform", "budget": {"visual_flops": 1.0}}}}
     recipe = load_recipe(

@@ -49,6 +49,7 @@ def begin(dense_folder, tmp_path, monkeypatch):
     return start_in
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_twice(begin, tmp_path):
     whole = begin("whole")
     kills = (1, 9, 25)  # in calibration, in the start's search, and in the other's
