@@ -46,9 +46,12 @@ def write_model(config_file: Path, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def write_rows(folder: Path) -> Path:
-    """Writes rows and, beside them, small files of all benchmarks. Returns the file of rows."""
-    world = WorldSettings(seed=3, splits={"train": SplitSettings(part="train", rows=ROWS)})
+def write_rows(folder: Path, count: int) -> Path:
+    """Writes a LLaVA JSON, of which every third row is text alone, and small files of all benchmarks beside it.
+
+    Returns the file of rows.
+    """
+    world = WorldSettings(seed=3, splits={"train": SplitSettings(part="train", rows=count)})
     path = write_world(folder, world)["train"]
     rows = json.loads(path.read_text(encoding="utf-8"))
     for row in rows[::3]:
@@ -88,7 +91,9 @@ def main() -> None:
         recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
         write_model(RECIPES.parent / recipe["model"]["config"], folder / "dense.partial")
         os.rename(folder / "dense.partial", folder / "dense")
-    sys.exit(subprocess.run(command(name, folder, write_rows(folder / "world"), overrides), cwd=folder).returncode)
+    sys.exit(
+        subprocess.run(command(name, folder, write_rows(folder / "world", ROWS), overrides), cwd=folder).returncode
+    )
 
 
 if __name__ == "__main__":

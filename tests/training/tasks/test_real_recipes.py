@@ -19,15 +19,14 @@ import torch
 import yaml
 
 from checkpoints.load import load_checkpoint
-from data.shapes.world import SplitSettings, WorldSettings, write_world
 from modeling.visual_plan import VisualPlan
-from tests.benchmark_files.all_benchmarks import write_all
 from tests.families.family import TinyFamily
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
 from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.processes import free_port
+from tests.real_size import write_rows
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
 
@@ -80,17 +79,7 @@ def family_of(name: str) -> TinyFamily:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
-    """A LLaVA JSON of 24 rows, of which every third is text alone. Small files of all benchmarks lie beside it."""
-    world = WorldSettings(seed=3, splits={"train": SplitSettings(part="train", rows=24)})
-    path = write_world(tmp_path_factory.mktemp("world"), world)["train"]
-    content = json.loads(path.read_text(encoding="utf-8"))
-    for row in content[::3]:
-        del row["image"]
-        row["conversations"][0]["value"] = row["conversations"][0]["value"].removeprefix("<image>\n")
-    write_all(path.parent / "benchmarks", "hub")
-    mixed = path.with_name("mixed.json")
-    mixed.write_text(json.dumps(content), encoding="utf-8")
-    return mixed
+    return write_rows(tmp_path_factory.mktemp("world"), 24)
 
 
 def command_of(name: str, rows: Path, folder: Path, processes: int) -> list:
