@@ -14,7 +14,7 @@ WORKERS := --numprocesses logical --maxprocesses 8 --dist worksteal
 # lmms-eval in an environment of its own, as it asks for other versions of what .venv has.
 VENV_LMMS_EVAL := .venv-lmms-eval
 
-.PHONY: demo lint test test-slow test-gpu test-versions test-lmms-eval clean
+.PHONY: demo lint test test-slow test-gpu fuzz test-versions test-lmms-eval clean
 
 demo: $(VENV)/installed
 	deepspeed train.py --recipe tiny_sparse.yaml
@@ -25,7 +25,7 @@ lint: $(VENV)/installed
 	mypy
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not slow and not gpu and not fuzz"
 
 test-slow: $(VENV)/installed
 	pytest -m "slow and not gpu"
@@ -33,11 +33,14 @@ test-slow: $(VENV)/installed
 test-gpu: $(VENV)/installed
 	pytest -m gpu
 
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 pytest $(WORKERS) -m fuzz tests/fuzz
+
 # Every family's tests on both versions.
 FAMILIES := tests/families tests/modeling tests/checkpoints tests/scripts
 test-versions: $(VENV)/installed $(VENV_OLDEST)/installed
-	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not gpu" $(FAMILIES)
-	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/pytest $(WORKERS) -m "not gpu" $(FAMILIES)
+	OMP_NUM_THREADS=1 pytest $(WORKERS) -m "not gpu and not fuzz" $(FAMILIES)
+	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/pytest $(WORKERS) -m "not gpu and not fuzz" $(FAMILIES)
 
 test-lmms-eval: $(VENV_LMMS_EVAL)/installed
 	OMP_NUM_THREADS=1 $(VENV_LMMS_EVAL)/bin/pytest tests/lmms_eval
