@@ -8,6 +8,9 @@ export PATH := $(BIN):$(PATH)
 OLDEST := 5.17.0
 VENV_OLDEST := .venv-$(OLDEST)
 
+# Of 15,000 Python files a run imports a part, which Python compiles by itself: pip need not compile them all first.
+INSTALL := install --quiet --disable-pip-version-check --no-compile
+
 # Tiny models gain nothing from threads: one process per core, each with one.
 WORKERS := --numprocesses logical --maxprocesses 8 --dist worksteal
 
@@ -47,22 +50,22 @@ test-lmms-eval: $(VENV_LMMS_EVAL)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip $(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 $(VENV_OLDEST)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_OLDEST)
 	sed 's/^transformers==.*/transformers==$(OLDEST)/' constraints.txt > $(VENV_OLDEST)/constraints.txt
-	$(VENV_OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(VENV_OLDEST)/constraints.txt --editable '.[dev]'
+	$(VENV_OLDEST)/bin/pip $(INSTALL) --constraint $(VENV_OLDEST)/constraints.txt --editable '.[dev]'
 	touch $@
 
 # Of lmms-eval's 60 dependencies, what it needs to ask local files. torchvision has no CPU build for every torch, and
 # filelock 4 lacks a module that lmms-eval 0.7.3 imports.
 $(VENV_LMMS_EVAL)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_LMMS_EVAL)
-	$(VENV_LMMS_EVAL)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . \
+	$(VENV_LMMS_EVAL)/bin/pip $(INSTALL) --constraint constraints.txt --editable . \
 		pytest 'filelock<4' evaluate loguru pytablewriter pytz sacrebleu tenacity
-	$(VENV_LMMS_EVAL)/bin/pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	$(VENV_LMMS_EVAL)/bin/pip $(INSTALL) --no-deps lmms-eval==0.7.3
 	touch $@
 
 # What can be made again. Runs hold trained checkpoints: they are yours to delete.

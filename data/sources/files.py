@@ -8,8 +8,9 @@ from data.sample import Medium
 from modeling.user_error import UserError
 
 
+@lru_cache(maxsize=4_096)
 def find_file(folder: Path, name: str, medium: Medium) -> Path:
-    """Returns the real path of a picture or a video under a folder.
+    """Returns the real path of a picture or a video under a folder. Rows often show the one that rows before them showed.
 
     Args:
         folder: the root folder. Nothing outside it is read.
