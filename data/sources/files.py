@@ -10,7 +10,7 @@ from modeling.user_error import UserError
 
 @lru_cache(maxsize=4_096)
 def find_file(folder: Path, name: str, medium: Medium) -> Path:
-    """Returns the real path of a picture or a video under a folder. Rows often show the one that rows before them showed.
+    """Returns the real path of a picture or a video under a folder. Neighbouring rows often show the same one.
 
     Args:
         folder: the root folder. Nothing outside it is read.
