@@ -1,6 +1,6 @@
-"""What a killed compilation leaves behind.
+"""The ops that DeepSpeed compiles, and what a killed compilation leaves behind.
 
-DeepSpeed compiles an op at its first start, in a folder of torch's extension cache, and a file `lock` there makes every
+DeepSpeed compiles an op when it is first used, in a folder of torch's extension cache. A file `lock` there makes every
 other process wait. A process that is killed meanwhile leaves the lock. Every later run on that machine would then wait
 for ever, without a word. If the lock were removed alone, the next run could load a half-written library.
 """
@@ -14,6 +14,16 @@ from torch.utils.cpp_extension import get_default_build_root
 
 OLD_SECONDS = 600
 """A build that nobody has touched for so long is dead even if its process could be on another machine."""
+
+
+def compile_no_inference_op() -> None:
+    """Keeps DeepSpeed from compiling, whenever it starts on a CPU, an op that adds up over processes in inference.
+
+    No training calls it. It would take a minute, and need a C++ compiler.
+    """
+    import deepspeed  # slow, and only ever needed where a recipe asks for it
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def clear_killed_builds(several_machines: bool) -> list[Path]:

@@ -1,13 +1,15 @@
-"""Locks of killed compilations are cleared, those of living ones are not."""
+"""Training compiles no op for inference. Locks of killed compilations are cleared, those of living ones are not."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
-from training.compiled_ops import OLD_SECONDS, clear_killed_builds, on_several_machines
+from training.compiled_ops import OLD_SECONDS, clear_killed_builds, compile_no_inference_op, on_several_machines
 
 # Begins to build as torch does: its lock is open while it works.
 BUILDS = """
@@ -88,3 +90,17 @@ def test_launchers_say_whether_there_are_several_machines(launched, several, mon
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     assert on_several_machines() == several
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles nothing without a compiler")
+def test_the_op_for_inference_is_not_compiled(monkeypatch):
+    import deepspeed
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    loaded, backend = [], import_module("deepspeed.comm.torch")
+    monkeypatch.setattr(ShareMemCommBuilder, "load", lambda self: loaded.append(self.NAME))
+    monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", True)
+    backend.build_shm_op()
+    assert loaded == ["deepspeed_shm_comm"], "without us it would be"
+    compile_no_inference_op()
+    assert backend.build_shm_op() is None and len(loaded) == 1

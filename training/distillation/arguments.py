@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from training.compiled_ops import compile_no_inference_op
 from training.distillation.monitoring.trackers import PROJECT, RecipeArguments
 from training.recipe.student import StudentRecipe
 from training.recipe.training import TrainingSettings
@@ -20,6 +21,8 @@ def training_arguments(
         name: name of the training in its progress and in trackers.
         recipe: what trackers show besides; None for nothing.
     """
+    if settings.deepspeed is not None:
+        compile_no_inference_op()
     checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return RecipeArguments(
         output_dir=str(output_dir),

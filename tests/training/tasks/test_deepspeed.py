@@ -1,6 +1,7 @@
 """The command as users type it, under the deepspeed launcher: ZeRO-2 and ZeRO-3, one process and two, on the CPU."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from checkpoints.load import load_checkpoint
 from tests.families.family import TinyFamily
 from tests.families.test_families import families
+from tests.hub_server import hub_server
 from tests.processes import free_port
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
@@ -27,7 +29,7 @@ def train(dense_folder, tmp_path_factory):
     """Runs the debug recipe on a random model: train(name, processes, overrides...) gives the run's folder."""
     folder = tmp_path_factory.mktemp("deepspeed")
 
-    def run(name: str, processes: int | None, *overrides: str) -> Path:
+    def run(name: str, processes: int | None, *overrides: str, env: dict[str, str] | None = None) -> Path:
         launcher = [sys.executable]
         if processes is not None:
             launcher = [LAUNCHER, "--num_gpus", str(processes), "--master_port", str(free_port())]
@@ -40,7 +42,8 @@ def train(dense_folder, tmp_path_factory):
             f"model.path={dense_folder}",
             *overrides,
         ]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
+        environment = {**os.environ, **(env or {})}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         assert "Traceback" not in done.stderr, "a rank died on its way out"
         return folder / "runs" / name
@@ -101,6 +104,26 @@ def test_held_out_samples_are_measured_as_by_one_process(train, validated_alone,
         assert losses(run, name) == pytest.approx(losses(validated_alone, name), rel=1e-4, abs=1e-7), name
     assert losses(run, "eval_agreement") == pytest.approx(losses(validated_alone, "eval_agreement"), abs=0.05)
     assert len(losses(run, "eval_loss")) == 2
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_sparse_checkpoint_is_taught_by_a_named_dense_model_as_by_one_process(train, alone, dense_folder, stage):
+    settings = [f"model.path={alone / 'checkpoint'}", f"model.teacher={dense_folder}", "plan={planner: keep}"]
+    one = train(f"taught_alone_{stage}", None, *settings, "compare=[]")
+    zero = f"training.deepspeed={RECIPES}/deepspeed/zero{stage}.json"
+    two = train(f"taught_{stage}", 2, *settings, "compare=[]", zero, "training.micro_batch_size=2")
+    for name in ("loss", "cross_entropy", "forward_kl"):
+        assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-4, abs=1e-7), name
+
+
+def test_two_processes_publish_once(train, tmp_path):
+    with hub_server() as server:
+        hub = {"HF_ENDPOINT": server.address, "HF_TOKEN": "hf_me", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        publish = "publish={repo_id: me/tiny, license: mit, base_model: llava-hf/tiny}"
+        run = train("published", 2, publish, "compare=[]", "training.micro_batch_size=2", env=hub)
+        assert sum("/commit/" in line for line in server.log) == 1
+        weights = (run / "checkpoint" / "model.safetensors").read_bytes()
+        assert server.files("me/tiny")["model.safetensors"] == weights
 
 
 def test_adapters_are_saved_without_a_copy_of_the_frozen_weights(dense_folder, tmp_path):
