@@ -15,8 +15,9 @@ from modeling.visual_plan import VisualPlan
 from tests.families.family import PAD, TinyFamily, as_batch, batch_of, sample_of, with_telling_class_token
 from tests.families.internvl import INTERNVL
 from tests.families.llava import LLAVA
+from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
-from tests.families.test_families import LAYERS, RANKED, families
+from tests.families.test_families import LAYERS, RANKED
 
 THREADS = 4
 DENSE = VisualPlan.dense(LAYERS)
@@ -42,6 +43,9 @@ PLANS = {
     for name, rank in RANKS.items()
 }
 AT_ONCE = VisualPlan.from_dict({"layers": [{"tokens": 0.6, "rank": RANKS["class token, two blocks"]}, {}, {}]})
+families = pytest.mark.parametrize(
+    "family", [LLAVA[0], LLAVA_NEXT[0], QWEN2_VL, *INTERNVL[:2]], ids=lambda family: family.name
+)
 Question = Callable[[PreTrainedModel], list[torch.Tensor] | str]
 
 
