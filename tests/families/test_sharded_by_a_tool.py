@@ -9,9 +9,8 @@ from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, 
 from transformers.integrations import unset_hf_deepspeed_config
 
 from checkpoints.export import write_model
-from modeling.layer_plan import Rank
 from modeling.visual_plan import VisualPlan
-from tests.families.family import COLLATORS, TinyFamily, with_telling_class_token
+from tests.families.family import COLLATORS, TinyFamily
 from tests.families.internvl import INTERNVL
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.processes import run_processes
@@ -68,8 +67,7 @@ def without_and_with(folder: Path, family: TinyFamily) -> list[list[float]]:
 
 @pytest.mark.parametrize("family", [QWEN2_VL, PHI3], ids=lambda family: family.name)
 def test_zero_3_trains_a_checkpoint_as_it_is_trained_without(family: TinyFamily, tmp_path):
-    plan = PLAN if family is QWEN2_VL else PLAN.replace(2, tokens=0.6, rank=Rank(by="cls_attention"))
-    write_model(with_telling_class_token(family.sparse(plan)), tmp_path)
+    write_model(family.sparse(PLAN), tmp_path)
     AutoModelForImageTextToText.from_pretrained(tmp_path, trust_remote_code=True)  # copies the code once for all
     expected, found = run_processes(2, without_and_with, tmp_path, family)[0]
     assert len(found) == STEPS and found == pytest.approx(expected, rel=1e-4)
