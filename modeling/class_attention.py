@@ -4,14 +4,15 @@ These scores are known before the decoder's first layer.
 FasterVLM (arXiv 2412.01818) takes the attention in the block whose output is read.
 VTC-CLS (arXiv 2412.05819) takes the sum over several blocks, the last of them that one.
 The tower's own attention is fused and gives no probabilities.
-The class token's row of each block is therefore computed once more, from the queries and keys that the block makes.
+The class token's row of each block is therefore computed once more, from the states that enter the block.
+The tower returns these, so that nothing of a forward is left in the tower, which other threads use as well.
 
 Shapes: P pictures or tiles, N patches of one, W the tower's hidden size, H head_dim.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,17 +50,34 @@ def class_attention_of(features: BaseModelOutputWithPooling) -> torch.Tensor | N
 
 @dataclass(frozen=True)
 class TowerBlock:
-    """A block of a vision tower, by the modules that make its queries and keys.
+    """A block of a vision tower, by the modules that make its queries and keys of the states that enter it.
 
     Attributes:
-        queries: module whose output is the block's queries [P, 1 + N, W], the class token's first.
-        keys: the same for its keys. The block calls it after `queries`.
+        queries: modules that make the queries [P, rows, W] of states [P, rows, W], one after another.
+        keys: the same for the keys.
         num_heads: attention heads of the block.
     """
 
-    queries: nn.Module
-    keys: nn.Module
+    queries: tuple[nn.Module, ...]
+    keys: tuple[nn.Module, ...]
     num_heads: int
+
+    @torch.no_grad()
+    def class_attention(self, states: torch.Tensor) -> torch.Tensor:
+        """Returns the class token's attention to patches [P, N], fp32, mean over heads.
+
+        Args:
+            states: [P, 1 + N, W], those that enter the block, the class token's first.
+        """
+        query, keys = (
+            reduce(lambda rows, module: module(rows), modules, rows)
+            .float()
+            .unflatten(-1, (self.num_heads, -1))
+            .transpose(1, 2)
+            for modules, rows in ((self.queries, states[:, :1]), (self.keys, states))
+        )  # [P, heads, 1, H], [P, heads, 1 + N, H]
+        weights = (query @ keys.transpose(2, 3) * keys.shape[-1] ** -0.5).softmax(-1)
+        return weights[:, :, 0, 1:].mean(1)
 
 
 def llava_class_blocks(tower: nn.Module, read: int | Sequence[int]) -> list[TowerBlock]:
@@ -72,8 +90,14 @@ def llava_class_blocks(tower: nn.Module, read: int | Sequence[int]) -> list[Towe
     if CLASS_TOKENS.get(model.config.model_type) != 1:
         return []
     blocks = model.encoder.layers
-    attentions = [block.self_attn for block in blocks[: num_blocks_read(read, len(blocks))]]
-    return [TowerBlock(attention.q_proj, attention.k_proj, attention.num_heads) for attention in attentions]
+    return [
+        TowerBlock(
+            (block.layer_norm1, block.self_attn.q_proj),
+            (block.layer_norm1, block.self_attn.k_proj),
+            block.self_attn.num_heads,
+        )
+        for block in blocks[: num_blocks_read(read, len(blocks))]
+    ]
 
 
 class ClassAttentionMixin:
@@ -98,7 +122,7 @@ class ClassAttentionMixin:
 
     def scored_features(
         self,
-        encode: Callable[..., BaseModelOutputWithPooling],
+        encode: partial[BaseModelOutputWithPooling],
         to_pictures: Callable[[torch.Tensor], Sequence[torch.Tensor]],
         vision_feature_layer: int | list[int] | None,
         tower_layers: int | None,
@@ -107,49 +131,23 @@ class ClassAttentionMixin:
         for.
 
         Args:
-            encode: runs pictures through tower and projector. It takes `vision_feature_layer`.
+            encode: runs pictures through tower and projector. It takes `vision_feature_layer` and
+                `output_hidden_states`.
             to_pictures: turns attention [P, N, blocks] into one tensor [rows of its features, blocks] per picture.
             vision_feature_layer: the layer that is read. None means the config's.
             tower_layers: number of last blocks. None means as many as the plan in force asks for.
         """
         num_last = self.language_model.visual_plan.tower_layers if tower_layers is None else tower_layers
         blocks = self.class_blocks(vision_feature_layer)
-        last = blocks[max(len(blocks) - num_last, 0) :]
-        if not last:
+        entered = range(max(len(blocks) - num_last, 0), len(blocks))
+        if not entered:
             return encode(vision_feature_layer=vision_feature_layer)
-        with _recorded_class_attention(last) as attention:
-            features = encode(vision_feature_layer=vision_feature_layer)
-        return ScoredFeatures(**features, deepstack_features=[list(to_pictures(torch.stack(attention, dim=-1)))])
-
-
-@contextmanager
-def _recorded_class_attention(blocks: Sequence[TowerBlock]) -> Iterator[list[torch.Tensor]]:
-    """Yields a list to which a forward of the tower inside the block appends the class token's attention.
-
-    For each of these blocks in turn, it appends the attention to patches [P, N], fp32, mean over heads.
-    """
-    attention: list[torch.Tensor] = []
-    class_query: list[torch.Tensor] = []
-
-    def keep_query(_: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-        class_query.append(output[:, :1])
-
-    def attend_to_keys(num_heads: int) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
-        @torch.no_grad()
-        def append(_: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-            heads = (
-                part.float().unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (class_query.pop(), output)
-            )
-            query, keys = heads  # [P, heads, 1, H], [P, heads, 1 + N, H]
-            weights = (query @ keys.transpose(2, 3) * keys.shape[-1] ** -0.5).softmax(-1)
-            attention.append(weights[:, :, 0, 1:].mean(1))
-
-        return append
-
-    handles = [block.queries.register_forward_hook(keep_query) for block in blocks]
-    handles += [block.keys.register_forward_hook(attend_to_keys(block.num_heads)) for block in blocks]
-    try:
-        yield attention
-    finally:
-        for handle in handles:
-            handle.remove()
+        read = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        asked = encode.keywords.get("output_hidden_states")
+        states = True if asked else [*entered, *([read] if isinstance(read, int) else read)]
+        features = encode(vision_feature_layer=vision_feature_layer, output_hidden_states=states)
+        assert features.hidden_states is not None
+        attention = [blocks[number].class_attention(features.hidden_states[number]) for number in entered]
+        # Hidden states would stay in memory as long as the features.
+        kept = {name: value for name, value in features.items() if asked or name != "hidden_states"}
+        return ScoredFeatures(**kept, deepstack_features=[list(to_pictures(torch.stack(attention, dim=-1)))])

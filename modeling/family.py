@@ -47,7 +47,11 @@ class FamilyModel(Protocol):
         """Puts `plan` in force and writes it to the config. Raises UserError if it does not fit the model."""
 
     def use_plan(self, plan: VisualPlan) -> AbstractContextManager[None]:
-        """Puts `plan` in force inside the block. Raises UserError if it does not fit the model."""
+        """Puts `plan` in force inside the block, in this thread or task alone.
+
+        Raises:
+            UserError: the plan does not fit the model.
+        """
 
     def __call__(self, **inputs: Any) -> BaseModelOutputWithPast:
         """Runs tower, projector and decoder. It takes what the family's forward takes."""
@@ -125,7 +129,9 @@ class Family(Protocol):
         """Puts `plan` in force and writes it to the config. Raises UserError if it does not fit the model."""
 
     def use_plan(self, plan: VisualPlan) -> AbstractContextManager[None]:
-        """Puts `plan` in force inside the block, and the plan before it afterwards. The config keeps its own plan.
+        """Puts `plan` in force inside the block, in this thread or task alone. The config keeps the model's own.
+
+        A thread that is started inside the block has the model's own plan.
 
         Raises:
             UserError: the plan does not fit the model.

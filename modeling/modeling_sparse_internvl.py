@@ -44,10 +44,14 @@ def internvl_class_blocks(tower: nn.Module, read: int) -> list[TowerBlock]:
         read: as `vision_feature_layer`.
     """
     model: Any = tower
-    attentions = [block.attention for block in model.encoder.layer]
+    blocks = model.encoder.layer
     return [
-        TowerBlock(attention.q_norm, attention.k_norm, attention.num_heads)
-        for attention in attentions[: num_blocks_read(read, len(attentions))]
+        TowerBlock(
+            (block.layernorm_before, block.attention.q_proj, block.attention.q_norm),
+            (block.layernorm_before, block.attention.k_proj, block.attention.k_norm),
+            block.attention.num_heads,
+        )
+        for block in blocks[: num_blocks_read(read, len(blocks))]
     ]
 
 

@@ -42,6 +42,7 @@ from .qwen2_vl_positions import (
     prompt_positions,
     required_sizes,
 )
+from .rotary_embedding import rotary_embedding
 from .sparse_decoder import CosineAndSine, SparseDecoderMixin
 from .sparse_layer import SparseDecoderLayerMixin
 from .sparse_multimodal import (
@@ -90,7 +91,7 @@ class SparseQwen2VLTextModel(SparseDecoderMixin, SparseQwen2VLPreTrainedModel, Q
             )
         if position_ids.dim() == 2:
             position_ids = position_ids.expand(3, -1, -1)
-        return self.rotary_emb(inputs_embeds, position_ids[-3:])
+        return rotary_embedding(self.rotary_emb, inputs_embeds, position_ids[-3:])
 
 
 class SparseQwen2VLModel(PlannedModelMixin, SparseQwen2VLPreTrainedModel, Qwen2VLModel):

@@ -10,7 +10,6 @@ Shapes: B batch, S rows of a padded batch, T text rows, V visual rows, D hidden 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -21,8 +20,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .attention_kinds import SparsePreTrainedMixin, refuse_attention
 from .hidden_states import HiddenStates
-from .layer_plan import LayerPlan, Rank
+from .layer_plan import LayerPlan
 from .packed_samples import PackedSamples, refuse_bounds
+from .plan_in_force import PlanInForce, plan_in_use, using
+from .rotary_embedding import rotary_embedding
 from .sparse_layer import FusedRMSNorm, Rope, ScaledRows, SharedInputs
 from .stream_split import split_streams
 from .user_error import UserError
@@ -32,7 +33,6 @@ from .visual_layout import Images, TextTokens, VisualTokens, gather_rows
 from .visual_masks import StageMasks, TextMasks
 from .visual_plan import LiveLayer, VisualPlan
 from .visual_stream import VisualStream
-from .visual_units import UnitSplit
 
 CosineAndSine: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Of the rotary embedding, each [B, S, head_dim]."""
@@ -41,15 +41,10 @@ CosineAndSine: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
     """Forward of a decoder over two streams under a plan. It is mixed in before the transformers model class."""
 
-    visual_plan: VisualPlan
-    """The plan in force."""
-    live: tuple[LiveLayer, ...]
-    """What each layer executes under it."""
-
     if TYPE_CHECKING:  # attributes of the stock decoder; transformers reads annotations of `config` at run time
         config: PreTrainedConfig
         layers: nn.ModuleList
-        rotary_emb: Callable[[torch.Tensor, torch.Tensor], CosineAndSine]
+        rotary_emb: nn.Module
         post_init: Callable[[], None]
 
     def build(self, layer_class: type[nn.Module], rotary_emb: nn.Module) -> None:
@@ -65,31 +60,30 @@ class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
         self.set_visual_plan(VisualPlan.dense(config.num_hidden_layers))
         self.post_init()
 
+    @property
+    def in_force(self) -> PlanInForce:
+        """The plan in force, in this thread or task, and what follows from it."""
+        return plan_in_use(self) or self._own_plan
+
+    @property
+    def visual_plan(self) -> VisualPlan:
+        """The plan in force."""
+        return self.in_force.plan
+
     def set_visual_plan(self, plan: VisualPlan) -> None:
-        """Puts `plan` in force. Raises UserError if it does not fit the model."""
-        config = self.config
-        plan.check(config.num_hidden_layers, config.num_key_value_heads, config.intermediate_size)
-        self.visual_plan = plan
-        self.live = plan.live(config.num_key_value_heads, config.intermediate_size)
-        group = config.num_attention_heads // config.num_key_value_heads
-        attentions: list[Any] = [layer.self_attn for layer in self.layers]
-        self.units = [
-            UnitSplit(live.heads, config.num_key_value_heads, group, attention.head_dim)
-            for attention, live in zip(attentions, self.live, strict=True)
-        ]
-        self.neurons = [live.ffn if isinstance(live.ffn, int) else torch.tensor(live.ffn) for live in self.live]
-        self.stages = _stages(self.live)
-        self.ranks_after = [_rank_by_attention(below) for below in self.live[1:]] + [None]
+        """Makes `plan` the decoder's own. Raises UserError if it does not fit the model."""
+        self._own_plan = self._following(plan)
 
     @contextmanager
     def use_plan(self, plan: VisualPlan) -> Iterator[None]:
-        """Puts `plan` in force inside the block, and the plan before it afterwards."""
-        before = self.visual_plan
-        self.set_visual_plan(plan)
-        try:
+        """Puts `plan` in force inside the block, in this thread or task alone. Raises UserError if it does not fit."""
+        with using(self, self._following(plan)):
             yield
-        finally:
-            self.set_visual_plan(before)
+
+    def _following(self, plan: VisualPlan) -> PlanInForce:
+        """Returns what follows from a plan. Raises UserError if it does not fit the model."""
+        attentions: list[Any] = [layer.self_attn for layer in self.layers]
+        return PlanInForce.of(plan, self.config, [attention.head_dim for attention in attentions])
 
     def forward(
         self,
@@ -137,7 +131,10 @@ class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
             UserError: attention maps are asked for, the cache is not one that this model made, masks do not fit, or
                 gates come with a plan that shuts something.
         """
-        self._check_arguments(input_ids, inputs_embeds, output_attentions, gates)
+        in_force = self.in_force
+        self._check_arguments(input_ids, inputs_embeds, output_attentions)
+        if gates is not None:
+            _check_gates(gates, in_force.plan)
         refuse_bounds(kwargs, position_ids)
         embeds: torch.Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length, _ = embeds.shape
@@ -167,15 +164,19 @@ class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
         slots = _cached_slots(first, batch, embeds.device)
         shared = self._shared_by_all(text_tokens, rope, slots, cache)
         text = gather_rows(embeds, text_tokens.index)
-        visual = self._visual_stream(embeds, visual_tokens, class_attention, past_length)
+        visual = None
+        if visual_tokens is not None:
+            if past_length > 0:
+                _refuse_unseen_pictures(in_force.live)
+            visual = _visual_stream(embeds, visual_tokens, class_attention)
 
         states, scores = HiddenStates(self._asked_states(output_hidden_states), len(self.layers), length), None
-        for number, stage in enumerate(self.stages):
-            visual = None if visual is None else visual.entering(self.live[stage[0]], scores)
+        for number, stage in enumerate(in_force.stages):
+            visual = None if visual is None else visual.entering(in_force.live[stage[0]], scores)
             shared = _shared_by_stage(shared, rope, visual, slots, number)
             for index in stage:
                 text, visual = states.through(text, text_tokens, visual)
-                text, visual, scores = self._run_layer(index, text, visual, shared, gates)
+                text, visual, scores = self._run_layer(index, text, visual, in_force, shared, gates)
 
         last = text_tokens.spread(self.norm(text))
         if first is not None:
@@ -219,32 +220,20 @@ class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
         if position_ids is None:
             length = inputs_embeds.shape[1]
             position_ids = torch.arange(past_length, past_length + length, device=inputs_embeds.device).unsqueeze(0)
-        return self.rotary_emb(inputs_embeds, position_ids)
+        return rotary_embedding(self.rotary_emb, inputs_embeds, position_ids)
 
     def _check_arguments(
         self,
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         output_attentions: bool | None,
-        gates: list[LayerGates] | None,
     ) -> None:
         """Raises UserError for arguments that the forward cannot serve."""
-        if gates is not None:
-            self._check_gates(gates)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds")
         refuse_attention(self.config._attn_implementation)
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise UserError("output_attentions: a sparse model does not compute attention maps; use the dense model")
-
-    def _check_gates(self, gates: list[LayerGates]) -> None:
-        if len(gates) != len(self.layers):
-            raise UserError(f"gates: got those of {len(gates)} layers, the model has {len(self.layers)}")
-        for index, layer in enumerate(self.visual_plan.layers):
-            if replace(layer, radius=None, bidirectional=False) != LayerPlan():
-                raise UserError(
-                    f"gates: layer {index} of the plan in force is not dense; gates shut what the plan leaves open"
-                )
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """Returns the cache to fill, or None. Raises UserError for a cache of another kind."""
@@ -286,41 +275,12 @@ class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
             scaled_rows=ScaledRows(),
         )
 
-    def _visual_stream(
-        self,
-        inputs_embeds: torch.Tensor,
-        tokens: VisualTokens | None,
-        class_attention: torch.Tensor | None,
-        past_length: int,
-    ) -> VisualStream | None:
-        """Returns the visual rows of this forward, or None. Raises UserError if the cache lacks rows that they see."""
-        if tokens is None:
-            return None
-        if past_length > 0:
-            self._refuse_unseen_pictures()
-        return VisualStream(
-            states=gather_rows(inputs_embeds, tokens.index),
-            tokens=tokens,
-            class_attention=None if class_attention is None else tokens.padded(class_attention),
-        )
-
-    def _refuse_unseen_pictures(self) -> None:
-        """Raises UserError if a layer's visual rows need those of earlier pictures, which the cache does not hold.
-
-        It does not hold them where no text reads them.
-        """
-        for index, live in enumerate(self.live):
-            if live.attend and not live.read and live.radius is None:
-                raise UserError(
-                    f"visual plan: layer {index} is blind, so the cache does not hold the earlier pictures that a new "
-                    "picture attends to there; give the whole conversation without past_key_values"
-                )
-
     def _run_layer(
         self,
         index: int,
         text: torch.Tensor,
         visual: VisualStream | None,
+        in_force: PlanInForce,
         shared: SharedInputs,
         gates: list[LayerGates] | None,
     ) -> tuple[torch.Tensor, VisualStream | None, torch.Tensor | None]:
@@ -328,24 +288,49 @@ class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
         text, states, scores = self.layers[index](
             text,
             None if visual is None else visual.states,
-            live=self.live[index],
-            units=self.units[index],
-            neurons=self.neurons[index],
+            live=in_force.live[index],
+            units=in_force.units[index],
+            neurons=in_force.neurons[index],
             shared=shared,
-            rank=None if visual is None else self.ranks_after[index],
+            rank=None if visual is None else in_force.ranks_after[index],
             gates=None if gates is None else gates[index],
         )
         return text, None if visual is None else replace(visual, states=states), scores
 
 
-def _stages(live: Sequence[LiveLayer]) -> list[list[int]]:
-    """Returns the layers in stages. A stage is a run of layers that carry the same visual tokens."""
-    return [list(stage) for _, stage in groupby(range(len(live)), key=lambda index: live[index].tokens)]
+def _check_gates(gates: list[LayerGates], plan: VisualPlan) -> None:
+    """Raises UserError if the gates do not fit the plan in force."""
+    if len(gates) != len(plan):
+        raise UserError(f"gates: got those of {len(gates)} layers, the model has {len(plan)}")
+    for index, layer in enumerate(plan.layers):
+        if replace(layer, radius=None, bidirectional=False) != LayerPlan():
+            raise UserError(
+                f"gates: layer {index} of the plan in force is not dense; gates shut what the plan leaves open"
+            )
 
 
-def _rank_by_attention(live: LiveLayer) -> Rank | None:
-    """Returns how a layer ranks tokens by the attention of the layer before, or None if it does not."""
-    return live.rank if live.keep and live.rank.by_attention else None
+def _refuse_unseen_pictures(live: Sequence[LiveLayer]) -> None:
+    """Raises UserError if a layer's visual rows need those of earlier pictures, which the cache does not hold.
+
+    It does not hold them where no text reads them.
+    """
+    for index, layer in enumerate(live):
+        if layer.attend and not layer.read and layer.radius is None:
+            raise UserError(
+                f"visual plan: layer {index} is blind, so the cache does not hold the earlier pictures that a new "
+                "picture attends to there; give the whole conversation without past_key_values"
+            )
+
+
+def _visual_stream(
+    inputs_embeds: torch.Tensor, tokens: VisualTokens, class_attention: torch.Tensor | None
+) -> VisualStream:
+    """Returns the visual rows of this forward."""
+    return VisualStream(
+        states=gather_rows(inputs_embeds, tokens.index),
+        tokens=tokens,
+        class_attention=None if class_attention is None else tokens.padded(class_attention),
+    )
 
 
 def _cached_slots(first: FirstCacheLayer | None, batch: int, device: torch.device) -> CachedSlots:

@@ -120,7 +120,7 @@ class SparseGenerationMixin:
         Raises:
             UserError: they would rank visual tokens.
         """
-        for index, layer in enumerate(self.model.language_model.live):
+        for index, layer in enumerate(self.model.language_model.in_force.live):
             if layer.keep and layer.rank.by == "text_attention":
                 raise UserError(
                     f"assisted generation: layer {index} of the visual plan ranks visual tokens by the attention of "

@@ -50,7 +50,9 @@ class SparseMultimodalMixin(SparseGenerationMixin, nn.Module):
         self.model.set_visual_plan(plan)
 
     def use_plan(self, plan: VisualPlan) -> AbstractContextManager[None]:
-        """Puts `plan` in force inside the block. The config keeps the model's own.
+        """Puts `plan` in force inside the block, in this thread or task alone. The config keeps the model's own.
+
+        A thread that is started inside the block has the model's own plan.
 
         Raises:
             UserError: the plan does not fit the model.

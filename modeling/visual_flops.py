@@ -8,8 +8,8 @@ The literature counts in four ways, and a plan's cost is given in all of them:
 - D: C with vision tower and projector (DiffPrune).
 
 Attention is counted in full, not halved for the causal mask. Norms, softmax, embedding and lm_head are left out in all
-four. The class token's row of a ranking by `cls_attention` is left out too. It is one part of a tower's block in 12
-times the tower's hidden size.
+four. The class token's row of a ranking by `cls_attention` is left out too. For each block of the tower that ranks, it
+takes the block's keys once more, which is one part of the block in 12.
 
 Costs are compared with those of the *stock* model (`dense_cost`). The dense *plan* costs a little less. Nothing reads
 what the last layer would add to visual tokens, so the decoder does not compute it.

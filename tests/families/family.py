@@ -64,6 +64,16 @@ class TinyFamily:
         return build_student(dense, plan or VisualPlan.dense(dense.config.text_config.num_hidden_layers))
 
 
+def with_telling_class_token(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, its tower's class token attending to patches differently, if it has one."""
+    for name, value in model.vision_tower.named_parameters():
+        if "q_proj.weight" in name:
+            value.data *= 100  # weights as small as the tower's first ones attend to all alike
+        if "cls_token" in name:
+            nn.init.normal_(value)  # InternVL's starts at zero
+    return model
+
+
 def tiny_tokenizer(special: list[str] | dict[str, str]) -> PreTrainedTokenizerFast:
     """Returns a tokenizer of words, at most VOCAB_SIZE tokens.
 

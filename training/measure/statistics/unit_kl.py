@@ -79,12 +79,13 @@ def _run(model: PreTrainedModel, streams: _Streams, begin: int, end: int, shared
     The plan must carry all visual tokens, so that the layers share what those of the dense plan share.
     """
     decoder = model.model.language_model
+    in_force = decoder.in_force
     for index in range(begin, end):
         text, visual, _ = decoder.layers[index](
             *streams,
-            live=decoder.live[index],
-            units=decoder.units[index],
-            neurons=decoder.neurons[index],
+            live=in_force.live[index],
+            units=in_force.units[index],
+            neurons=in_force.neurons[index],
             shared=shared,
         )
         streams = _Streams(text, visual)
