@@ -137,13 +137,14 @@ class Family(Protocol):
             UserError: the plan does not fit the model.
         """
 
-    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict[str, object]:
+    def encode_pictures(self, pictures: dict[str, torch.Tensor], *, for_every_plan: bool = False) -> dict[str, object]:
         """Returns inputs of the forward that stand for pictures, so that tower and projector run once.
 
         Args:
             pictures: what the image processor gives: pixels, and sizes if the family has them. It may be empty.
+            for_every_plan: whether the inputs are for any plan, or for the one in force.
 
         Returns:
-            `mm_encoder_outputs`, for each kind of visual input the features and all that any plan asks of the tower,
+            `mm_encoder_outputs`, for each kind of visual input the features and all that these plans ask of the tower,
             and what else of `pictures` the forward needs.
         """

@@ -219,10 +219,10 @@ class SparseLlavaNextForConditionalGeneration(
         sizes = torch.tensor([picture_size(config, image) for image in images])
         return {"pixel_values": torch.randn(size, generator=generator), "image_sizes": sizes}
 
-    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict[str, object]:
+    def encode_pictures(self, pictures: dict[str, torch.Tensor], *, for_every_plan: bool = False) -> dict[str, object]:
         """Returns the features of pictures, and their sizes."""
         rest = {name: value for name, value in pictures.items() if name != "pixel_values"}
-        return {**super().encode_pictures(pictures), **rest}
+        return {**super().encode_pictures(pictures, for_every_plan=for_every_plan), **rest}
 
     def forward(
         self,

@@ -241,8 +241,8 @@ class SparseQwen2VLForConditionalGeneration(
         """Returns the image token and the video token."""
         return {"image": config.image_token_id, "video": config.video_token_id}
 
-    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict[str, object]:
-        """Returns the features of pictures and videos, and their sizes."""
+    def encode_pictures(self, pictures: dict[str, torch.Tensor], *, for_every_plan: bool = False) -> dict[str, object]:
+        """Returns the features of pictures and videos, and their sizes. The tower has no class token to rank by."""
         outputs = {}
         rest: dict[str, object] = {
             name: value for name, value in pictures.items() if not name.startswith("pixel_values")

@@ -74,11 +74,15 @@ class SparseMultimodalMixin(SparseGenerationMixin, nn.Module):
         """Returns [rows] bool, all true: in most families, all rows of a picture are visual tokens."""
         return torch.ones(num_tokens(image), dtype=torch.bool)
 
-    def encode_pictures(self, pictures: dict[str, torch.Tensor]) -> dict[str, object]:
-        """Returns the features of pictures, and the class token's attention in all blocks that have one."""
+    def encode_pictures(self, pictures: dict[str, torch.Tensor], *, for_every_plan: bool = False) -> dict[str, object]:
+        """Returns the features of pictures, and the class token's attention where the plan ranks by it.
+
+        For every plan it is that in all blocks. All states of the tower are then in memory at once.
+        """
         if not pictures:
             return {}
-        features = self.model.get_image_features(**pictures, tower_layers=len(self.model.class_blocks()))
+        tower_layers = len(self.model.class_blocks()) if for_every_plan else None
+        features = self.model.get_image_features(**pictures, tower_layers=tower_layers)
         return {"mm_encoder_outputs": {"image": features}}
 
     def build(self) -> None:

@@ -20,6 +20,7 @@ from data.images import tokens_at
 from data.shapes.world import SplitSettings, WorldSettings, write_world
 from data.sources.reading import load_samples
 from data.sources.source import Source
+from modeling.class_attention import class_attention_of
 from modeling.layer_plan import Rank
 from modeling.visual_flops import DecoderShape, kv_bytes, plan_cost
 from modeling.visual_plan import VisualPlan
@@ -179,7 +180,7 @@ def test_class_tokens_rank(family: TinyFamily, tmp_path):
     text, pictures = {name: batch[name] for name in TEXT_KEYS if name in batch}, pictures_of(batch)
     rows, found = text_rows(model, batch), []
     with torch.no_grad():
-        encoded = model.encode_pictures(pictures)
+        encoded = model.encode_pictures(pictures, for_every_plan=True)
         answered.pop("teacher_logits")
         for plan in plans:
             expected = [reference_logits(model, plan, as_batch(sample), layout=family.layout) for sample in samples]
@@ -187,9 +188,13 @@ def test_class_tokens_rank(family: TinyFamily, tmp_path):
                 [logits[text_rows(model, as_batch(one))[0]] for logits, one in zip(expected, samples, strict=True)]
             )
             with model.use_plan(plan):
-                for given in (pictures, encoded, encoded_pictures(pictures_of(answered))):
+                encoded_for_it = model.encode_pictures(pictures)
+                for given in (pictures, encoded, encoded_for_it, encoded_pictures(pictures_of(answered))):
                     assert relative_error(model(**text, **given).logits[rows], expected) < 1e-5
+                scores = class_attention_of(encoded_for_it["mm_encoder_outputs"]["image"])
+                assert scores.shape[1] == plan.tower_layers, "no state of the tower is kept that it does not need"
                 found.append(expected)
+    assert class_attention_of(model.encode_pictures(pictures)["mm_encoder_outputs"]["image"]) is None, "dense"
     assert relative_error(*found) > 1e-3
     model.set_visual_plan(plans[1])
     settings = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "pad_token_id": 0, "eos_token_id": None}

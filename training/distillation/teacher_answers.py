@@ -72,7 +72,7 @@ def write_teacher_answers(
         batch = {name: value.to(teacher.device) for name, value in collator(samples).items()}
         supervised = predicts_answer(batch["labels"])
         with torch.autocast(teacher.device.type, autocast, enabled=autocast is not None):
-            encoded = teacher.encode_pictures(pictures_of(batch))
+            encoded = teacher.encode_pictures(pictures_of(batch), for_every_plan=True)
             text = {name: batch[name] for name in ("input_ids", "attention_mask")}
             logits = teacher(**text, **encoded, logits_mask=supervised, use_cache=False).logits
         tensors["teacher_logits"].append(logits.cpu())

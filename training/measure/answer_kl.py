@@ -39,8 +39,8 @@ def samples_with_images(batch: dict, visual_token_ids: Iterable[int]) -> dict:
 def answer_inputs(model: PreTrainedModel, batch: dict) -> dict | None:
     """Returns the inputs of a forward pass for the samples of a batch that have pictures; None if these have no answer.
 
-    They lie on the model's device. The pictures have passed the vision tower and the projector. `logits_mask` [B, T]
-    bool is true at the rows that predict a token of an answer.
+    They lie on the model's device. The pictures have passed the vision tower and the projector, and are for the plan in
+    force. `logits_mask` [B, T] bool is true at the rows that predict a token of an answer.
 
     Args:
         model: a sparse model.
@@ -95,16 +95,23 @@ class OwnAnswers:
     def __init__(self, model: PreTrainedModel, batches: Sequence[tuple[int, dict]]):
         self.model = model.eval()
         self._batches = batches
+        self._dense_plan = VisualPlan.dense(model.config.text_config.num_hidden_layers)
+        self._known: list[tuple[int, dict]] | None = None
+        self._tower_layers = 0  # what is known ranks by so many layers of the tower
 
-    @cached_property
-    def _inputs(self) -> list[tuple[int, dict]]:
-        """Number and inputs of the batches that have answers."""
-        inputs = ((number, answer_inputs(self.model, batch)) for number, batch in self._batches)
-        return [(number, given) for number, given in inputs if given is not None]
+    def _inputs(self, plan: VisualPlan) -> list[tuple[int, dict]]:
+        """Returns number and inputs of the batches that have answers. Pictures are encoded again only for a plan that
+        ranks by more layers of the tower than any before."""
+        if self._known is None or plan.tower_layers > self._tower_layers:
+            with self.model.use_plan(plan):
+                inputs = [(number, answer_inputs(self.model, batch)) for number, batch in self._batches]
+            self._known = [(number, given) for number, given in inputs if given is not None]
+            self._tower_layers = plan.tower_layers
+        return self._known
 
     @cached_property
     def _dense_logits(self) -> list[torch.Tensor]:
-        return list(self._logits(VisualPlan.dense(self.model.config.text_config.num_hidden_layers)))
+        return list(self._logits(self._dense_plan))
 
     def prepare(self) -> int:
         """Computes the dense model's answers, with the weights as they are now, and returns how many batches have any.
@@ -115,20 +122,22 @@ class OwnAnswers:
 
     def dense_answers(self) -> Iterator[tuple[int, dict, torch.Tensor]]:
         """Yields the number of each batch that has answers, its inputs, and the dense model's answer logits [A, V]."""
-        for (number, inputs), dense in zip(self._inputs, self._dense_logits, strict=True):
+        for (number, inputs), dense in zip(self._inputs(self._dense_plan), self._dense_logits, strict=True):
             yield number, inputs, dense
 
     @torch.no_grad()
     def _logits(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> Iterator[torch.Tensor]:
         """Yields each batch's answer logits [A, V] under the plan."""
+        inputs_of_batches = self._inputs(plan)
         with self.model.use_plan(plan):
-            for _, inputs in self._inputs:
+            for _, inputs in inputs_of_batches:
                 yield self.model(**inputs, gates=gates, use_cache=False).logits
 
     def divergences(self, plan: VisualPlan, gates: list[LayerGates] | None = None) -> list[tuple[int, Divergence]]:
         """Returns each batch's number and divergence. `gates` lie on top of the plan, one for each layer."""
         found = []
-        for (number, _), dense, sparse in zip(self._inputs, self._dense_logits, self._logits(plan, gates), strict=True):
+        logits = self._logits(plan, gates)
+        for (number, _), dense, sparse in zip(self._inputs(plan), self._dense_logits, logits, strict=True):
             agreeing = int((dense.argmax(-1) == sparse.argmax(-1)).sum())
             found.append((number, Divergence(kl_sum(dense, sparse).item(), agreeing, len(dense))))
         return found
@@ -136,7 +145,7 @@ class OwnAnswers:
     def right_answers(self, plan: VisualPlan) -> list[tuple[int, tuple[int, int]]]:
         """Returns each batch's number, and how many of its answers are right in every token, of how many."""
         found = []
-        for (number, inputs), logits in zip(self._inputs, self._logits(plan), strict=True):
+        for (number, inputs), logits in zip(self._inputs(plan), self._logits(plan), strict=True):
             rows = inputs["logits_mask"]  # [B, T]; the rows of an answer are adjacent
             begins = rows & ~F.pad(rows, (1, 0))[:, :-1]
             answer = begins.flatten().cumsum(0)[rows.flatten()] - 1  # [A]: the number of each row's answer

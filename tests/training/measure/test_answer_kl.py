@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modeling.layer_plan import Rank
 from modeling.visual_plan import VisualPlan
 from tests.tiny_student import single_samples, tiny_batch, tiny_student
 from training.measure.answer_kl import AnswerKL
@@ -45,6 +46,15 @@ def test_equals_a_slow_count(padding_side):
     expected = sum(total for total, _ in sums) / sum(count for _, count in sums)
     assert expected > 1e-3
     assert AnswerKL(model, batches)(BLIND) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_plan_may_rank_by_the_tower_after_one_that_does_not():
+    model, batch = tiny_student(NUM_LAYERS), tiny_batch((1, 2), seed=1)
+    answer_kl = AnswerKL(model, [batch])
+    ranking = VisualPlan.dense(NUM_LAYERS).replace(0, tokens=0.4, rank=Rank(by="cls_attention"))
+    for plan in (BLIND, ranking, BLIND):
+        total, count = slow_kl(model, batch, plan)
+        assert total > 0 and answer_kl.distance(plan)["kl"] == pytest.approx(total / count, rel=1e-4)
 
 
 def test_dense_is_zero_and_needs_no_evaluation():
