@@ -49,5 +49,5 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         return Image.Image.getexif(image).get(ORIENTATION, UPRIGHT)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+    except (SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error):
         return UPRIGHT
