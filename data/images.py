@@ -205,7 +205,7 @@ def _open_checked(picture: Path | EmbeddedFile, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name!r} is too large ({error}); at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"image {name!r} is no picture of a format that is read ({', '.join(FORMATS)})") from error
+        raise UserError(f"image {name!r} is not a picture of a format that is read ({', '.join(FORMATS)})") from error
     except _BROKEN_FILE as error:
         raise UserError(f"image {name!r} cannot be read ({error})") from error
     if image.width * image.height > max_pixels:
