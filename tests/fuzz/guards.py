@@ -73,7 +73,7 @@ def _watch(event: str, arguments: tuple) -> None:
     if _watched is None:
         return
     if event == "open":
-        path, mode, flags = arguments
+        path, _, flags = arguments
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         if writes and str(path) != os.devnull:
             _watched.append(f"{path} is written")
