@@ -68,7 +68,11 @@ def mutated(row: dict, rng: random.Random) -> dict:
     parent: Any = row
     for key in above:
         parent = parent[key]
-    match rng.choice(("replace", "replace", "replace", "delete", "rename", "add", "double", "swap", "many")):
+    match rng.choice(("replace", "replace", "replace", "delete", "rename", "add", "double", "swap", "many", "name")):
+        case "name":
+            row[rng.choice(("id", "family", "system"))] = rng.choice(
+                ("\ud83d", "a\udc80", "x" * 10_000, 2**63, ["\ud83d"])
+            )
         case "replace":
             parent[last] = rng.choice(VALUES)
         case "delete":
