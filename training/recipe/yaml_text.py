@@ -27,7 +27,7 @@ def read_yaml(text: str) -> Any:
         UserError: it is no YAML, holds something that is not read here, or is too large.
     """
     if len(text) > MOST_CHARACTERS:
-        raise UserError(f"got {len(text)} characters, allowed: up to {MOST_CHARACTERS}")
+        raise UserError(f"more than {MOST_CHARACTERS} characters")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
