@@ -26,7 +26,7 @@ class Settings(BaseModel):
         for name, field in cls.model_fields.items() if isinstance(given, dict) else ():
             if _holds_boolean(given.get(name)) and not _takes_boolean(field.annotation):
                 raise ValueError(
-                    f"{name}: got {given[name]!r}, allowed: neither true nor false, which are also written yes and "
+                    f"{name}: got {given[name]!r:.100}, allowed: neither true nor false, also written yes and "
                     "no, on and off; put quotes around a text"
                 )
         return given

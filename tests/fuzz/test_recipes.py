@@ -67,7 +67,8 @@ TEXTS = (
     "x: !!int '3'\n", "1: 2\n", "? [a]\n: b\n", "&x\n", "*y\n", "%YAML 9.9\n", "---\n", "...\n", "\t- a\n", "x: 0x_\n",
     "x: 1:99:99\n", "x: 2026-13-45\n", "\0", "\x1b[2J", "\ufeff", "{", "]", "'", '"', "#", "- - - -\n", "x: .inf\n",
     "!<tag:yaml.org,2002:set> {a}\n", "x: !!python/name:os.system\n", "x: !!binary aaa\n", "x: [" * 500, "{a: " * 500,
-    "x: " + "9" * 5_000 + "\n", "x: y\n" * 30_000, "x: 1.0e+99999\n", "? \n", "x: &" + "n" * 300 + " 1\n", "x" * 300_000,
+    "x: " + "9" * 5_000 + "\n", "x: y\n" * 30_000, "x: 1.0e+99999\n", "? \n", "x: &" + "n" * 300 + " 1\n",
+    "x" * 300_000,
     "a0: &a0 [1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{','.join([f'*a{n}'] * 10)}]\n" for n in range(9)),  # a bomb
 )  # fmt: skip
 """What is put between lines."""

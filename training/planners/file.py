@@ -32,7 +32,7 @@ class FilePlanner(Planner):
     @model_validator(mode="after")
     def _is_a_plan(self) -> FilePlanner:
         if not os.path.isfile(self.path):
-            raise ValueError(f"{str(self.path)!r}: no such plan file")
+            raise ValueError(f"{str(self.path)!r:.100}: no such plan file")
         VisualPlan.load(self.path)
         return self
 

@@ -18,7 +18,9 @@ def check_deepspeed(path: str) -> None:
         with open(path, encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
     except (OSError, ValueError) as error:  # ValueError: its name cannot be one, or it is no text
-        raise UserError(f"no file {path!r} that can be read ({error})") from None
+        raise UserError(
+            f"no file {path!r:.100} that can be read ({error.strerror if isinstance(error, OSError) else error})"
+        ) from None
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"{path}: more than {MOST_CHARACTERS} characters, a DeepSpeed config is expected")
     try:

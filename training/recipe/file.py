@@ -56,7 +56,7 @@ def find_recipe(name_or_path: str) -> Path:
         if os.path.isfile(candidate):  # also says so of what can be no file's name
             return candidate
     available = ", ".join(sorted(path.name for path in RECIPES.glob("*.yaml")))
-    raise UserError(f"no recipe {name_or_path!r}: neither a file nor one of recipes/ ({available})")
+    raise UserError(f"no recipe {name_or_path!r:.100}: neither a file nor one of recipes/ ({available})")
 
 
 def apply_override(content: dict, override: str) -> None:
@@ -71,14 +71,14 @@ def apply_override(content: dict, override: str) -> None:
     """
     key, separator, text = override.partition("=")
     if not (separator and key):
-        raise UserError(f"override {override!r}: expected key.sub=value")
+        raise UserError(f"override {override!r:.150}: expected key.sub=value")
     try:
         value = read_yaml(text)
     except UserError as error:
-        raise UserError(f"override {override!r}: {error}") from error
+        raise UserError(f"override {override!r:.150}: {error}") from error
     *parents, last = key.split(".")
     if len(parents) > MOST_LEVELS:
-        raise UserError(f"override {override!r}: more than {MOST_LEVELS} sections in each other")
+        raise UserError(f"override {override!r:.150}: more than {MOST_LEVELS} sections in each other")
     section: Any = content
     for name in parents:
         # A section that is absent or empty is made here. Whether it may exist is checked later, against the schema.
@@ -96,6 +96,6 @@ def _index(section: Any, name: str, override: str) -> str | int:
         if name in map(str, range(len(section))):
             return int(name)
         raise UserError(
-            f"override {override!r}: {name!r} is not a position in a list of {len(section)} (0 is the first)"
+            f"override {override!r:.150}: {name!r:.100} is not a position in a list of {len(section)} (0 is the first)"
         )
-    raise UserError(f"override {override!r}: {name!r} lies inside {section!r}, which has no keys")
+    raise UserError(f"override {override!r:.150}: {name!r:.100} lies inside {section!r:.100}, which has no keys")

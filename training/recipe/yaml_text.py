@@ -10,10 +10,10 @@ import yaml
 
 from modeling.user_error import UserError
 
-MOST_CHARACTERS = 2**18
+MOST_CHARACTERS = 2**16
 """Characters of a text."""
-MOST_VALUES = 20_000
-"""Values in a text, aliases written out."""
+MOST_VALUES = 5_000
+"""Keys and values in a text, aliases written out."""
 MOST_LEVELS = 24
 """Depth of sections within sections, aliases written out."""
 _TYPED = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float")}
@@ -31,6 +31,7 @@ def read_yaml(text: str) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        loader.values = 0
         return None if node is None else loader.value(node)
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}") from error
@@ -39,13 +40,13 @@ def read_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     def __init__(self, text: str):
         super().__init__(text)
-        self._levels = self._values = 0
+        self._levels = self.values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
             raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} is not read", problem_mark=event.start_mark)
-        self._check_level(self._levels, event.start_mark)
+        self._count(self._levels, event.start_mark)
         self._levels += 1
         node = super().compose_node(parent, index)
         self._levels -= 1
@@ -53,10 +54,7 @@ class _Loader(yaml.SafeLoader):
 
     def value(self, node: yaml.Node, level: int = 0) -> Any:
         """Returns what a node says."""
-        self._values += 1
-        if self._values > MOST_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES} values", problem_mark=node.start_mark)
-        self._check_level(level, node.start_mark)
+        self._count(level, node.start_mark)
         if isinstance(node, yaml.MappingNode):
             mapping: dict[str, Any] = {}
             for key, child in node.value:
@@ -88,6 +86,10 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return value
 
-    def _check_level(self, level: int, mark: yaml.Mark) -> None:
+    def _count(self, level: int, mark: yaml.Mark) -> None:
+        """Counts a value at a level. It is called for each value as it is written, and again as it is read."""
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES} values", problem_mark=mark)
         if level > MOST_LEVELS:
             raise yaml.MarkedYAMLError(problem=f"more than {MOST_LEVELS} sections in each other", problem_mark=mark)
