@@ -23,7 +23,7 @@ from tests.data.sources.layouts import LAYOUTS, SCHEMA_OF, rows_in
 from tests.fuzz.guards import alarm, nothing_done, refused
 from tests.tiny_processor import tiny_processor
 
-CASES, SAMPLE = 1_500, 60
+CASES, SAMPLE = 1_500, 40
 LONGEST = 4_000
 DEEP = json.loads("[" * 200 + "]" * 200)
 VALUES = (
