@@ -26,7 +26,7 @@ from training.tasks.forecast.assumptions import Assumptions
 from training.tasks.forecast.sizes import build_on_meta
 from training.tasks.starting_point import check_starting_point
 
-CASES, SAMPLE = 4_000, 24
+CASES, SAMPLE = 3_200, 24
 TINY = str(RECIPES.parent / "checkpoints" / "tiny-llava")
 SHIPPED = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.glob("*.yaml"))}
 PLANS: tuple[dict, ...] = (
@@ -60,6 +60,8 @@ VALUES = (
     "checkpoints/tiny-llava", "no_such_file.json", "/dev/zero", "/dev/stdin", "/proc/self/mem", "recipes",
 )  # fmt: skip
 """What a value is replaced by."""
+NUMBERS = (True, False, -1, 0, 1, 0.5, 2**32, 2**62, 2**63, 10**400, math.inf, -math.inf, math.nan, "nan", "1e400", "3")
+"""What a number is replaced by."""
 NAMES = ("name", "seed", "a", "", "x" * 300, "../a", "a/b", "plan", "budget", "0", "__class__", "model_config", "{}")
 """What a key is called then."""
 TEXTS = (
@@ -109,9 +111,11 @@ def mutated(recipe: dict, rng: random.Random) -> None:
     """Changes something in a recipe, in place."""
     *above, last = rng.choice(list(places(recipe)))
     parent, pool = at(recipe, tuple(above)), POOL.get(last, [None])
-    match rng.choice(
-        ("replace", "replace", "pool", "pool", "plan", "delete", "rename", "add", "double", "rename", "scale")
-    ):
+    numbers = [path for path in places(recipe) if type(at(recipe, path)) in (int, float)]
+    match rng.choice(("replace", "number", "number", "pool", "plan", "delete", "rename", "add", "double", "scale")):
+        case "number" if numbers:
+            *above, last = rng.choice(numbers)
+            at(recipe, tuple(above))[last] = rng.choice(NUMBERS)
         case "replace":
             parent[last] = rng.choice(VALUES)
         case "pool":

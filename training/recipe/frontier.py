@@ -11,6 +11,10 @@ from training.recipe.student import CompareSettings, StudentRecipe
 from training.schema import Strict
 
 
+MOST_STUDENTS = 500
+"""Students of a frontier. Each is trained."""
+
+
 def _in_name(number: float) -> str:
     """Returns a budget or a seed as it stands in the name of a student."""
     return f"{number:g}" if isinstance(number, float) else str(number)
@@ -71,6 +75,12 @@ class FrontierRecipe(StudentRecipe):
     def _counts_in_steps(self):
         if self.training.max_steps is None:
             raise ValueError("training.max_steps: a frontier counts in steps, give them rather than num_epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _are_not_too_many(self):
+        if len(self.points()) > MOST_STUDENTS:
+            raise ValueError(f"got {len(self.points())} students, allowed: up to {MOST_STUDENTS}")
         return self
 
     def budgets_of(self, planner: FrontierPlannerSettings) -> tuple[float | None, ...]:

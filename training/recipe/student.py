@@ -165,7 +165,7 @@ class SparsifyRecipe(StudentRecipe):
     """What the run does: it makes one sparse student, and exports it."""
     plan: PlannerSettings
     """How the student's plan is found."""
-    compare: tuple[CompareSettings, ...] = ()
+    compare: tuple[CompareSettings, ...] = Field(default=(), max_length=32)
     """More students to compare it with. They are not exported."""
     publish: Annotated[PublishSettings | None, MayChange.ALWAYS] = None
     """Where the checkpoint is published in the end. null: nowhere."""
