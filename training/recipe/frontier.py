@@ -10,7 +10,6 @@ from training.recipe.gates import PlannerSettings
 from training.recipe.student import CompareSettings, StudentRecipe
 from training.schema import Strict
 
-
 MOST_STUDENTS = 500
 """Students of a frontier. Each is trained."""
 
