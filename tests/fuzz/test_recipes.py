@@ -26,7 +26,7 @@ from training.tasks.forecast.assumptions import Assumptions
 from training.tasks.forecast.sizes import build_on_meta
 from training.tasks.starting_point import check_starting_point
 
-CASES, SAMPLE = 3_200, 24
+CASES, SAMPLE = 3_200, 16
 TINY = str(RECIPES.parent / "checkpoints" / "tiny-llava")
 SHIPPED = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.glob("*.yaml"))}
 PLANS: tuple[dict, ...] = (
