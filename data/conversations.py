@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from transformers import ProcessorMixin
 
 from data.images import MAX_PIXELS, tokens_at
 from data.placeholders import add_media, check_placeholders, expand_placeholders, refuse_unshowable
 from data.sample import MEDIA, Sample, SampleTooLong, mark_of
+from data.texts.chat_template import after_space, apply_chat_template, prompt_ends
 from modeling.user_error import UserError
 
 IGNORE_INDEX = -100  # what cross entropy leaves out
@@ -153,15 +153,11 @@ def _render(sample: Sample, processor: ProcessorMixin) -> tuple[str, list[tuple[
     the space after *every* answer, because LLaVA-1.5 was trained that way.
     """
     messages = chat_messages(sample, processor)
-    questions = [messages[:number] for number, message in enumerate(messages, start=1) if message["role"] == "user"]
     (whole,) = apply_chat_template([messages], processor)
-    prompts = apply_chat_template(questions, processor, add_generation_prompt=True)
-    if sample.system is not None and sample.system not in prompts[0]:
+    starts = prompt_ends(whole, messages, [answer for _, answer in sample.turns], processor)
+    if sample.system is not None and sample.system not in whole[: starts[0]]:
         raise UserError(SYSTEM_LEFT_OUT)
-    for prompt, (_, answer) in zip(prompts, sample.turns, strict=True):
-        if not whole.startswith(prompt):
-            raise UserError(f"the chat template does not continue its own prompt with the answer {answer!r}")
-    return with_end_tokens(whole, list(map(len, prompts)), sample, processor.tokenizer.eos_token)
+    return with_end_tokens(whole, starts, sample, processor.tokenizer.eos_token)
 
 
 def chat_messages(sample: Sample, processor: ProcessorMixin) -> list[dict[str, Any]]:
@@ -179,14 +175,6 @@ def chat_messages(sample: Sample, processor: ProcessorMixin) -> list[dict[str, A
     return messages
 
 
-def apply_chat_template(conversations: list[list[dict]], processor: ProcessorMixin, **options: bool) -> list[str]:
-    """Returns each conversation in the processor's chat template. Raises UserError where it cannot be applied."""
-    try:
-        return processor.apply_chat_template(conversations, tokenize=False, **options)
-    except (ValueError, TemplateError) as error:  # there is no template, or it is not Jinja, or it raises by itself
-        raise UserError(f"the chat template of {type(processor).__name__} cannot be applied ({error})") from error
-
-
 def with_end_tokens(
     whole: str, starts: Sequence[int], sample: Sample, end_token: str
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -201,11 +189,11 @@ def with_end_tokens(
     """
     text, answers, copied = "", [], 0  # `copied` characters of `whole` stand in `text`
     for start, (_, answer) in zip(starts, sample.turns, strict=True):
-        answer_start = _after_space(whole, start)
+        answer_start = after_space(whole, start)
         if not whole.startswith(answer, answer_start):
             raise UserError(f"the chat template does not continue its own prompt with the answer {answer!r}")
         answer_end = answer_start + len(answer)
-        end = _after_space(whole, answer_end)
+        end = after_space(whole, answer_end)
         if whole.startswith(end_token, end):
             end += len(end_token)
             reply = whole[start:end]
@@ -216,16 +204,6 @@ def with_end_tokens(
         text += reply
         copied = end
     return text + whole[copied:], answers
-
-
-_SPACE = re.compile(r"\s*")
-
-
-def _after_space(text: str, start: int) -> int:
-    """Returns the index of the first character at or after `start` that is not white space."""
-    space = _SPACE.match(text, start)
-    assert space is not None, "it matches everywhere"
-    return space.end()
 
 
 _MEDIUM_OF: dict[str, str] = {mark_of(medium): medium for medium in MEDIA}

@@ -25,8 +25,14 @@ MAX_ASPECT = 200
 """The longer side of a picture may be so many times the shorter one. Processors that scale the shorter side to a fixed
 length make hundreds of megabytes of a file of 200 bytes otherwise. Qwen2-VL's own processor has the same limit."""
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats of picture files that are read. Of PIL's others, some start programs and some end the process."""
+
 # What PIL raises on broken files, depending on the format: its own errors, then those of the parsers beneath it.
-_BROKEN_FILE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
+_BROKEN_FILE = (
+    OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error,
+    TypeError, LookupError, ArithmeticError, AttributeError, MemoryError,
+)  # fmt: skip
 
 
 def read_image_size(picture: Path | EmbeddedFile, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -195,16 +201,13 @@ def _open_checked(picture: Path | EmbeddedFile, max_pixels: int) -> Image.Image:
     """Returns a picture of at most `max_pixels` pixels and a sane shape, opened and not yet decoded."""
     name = str(picture)
     try:
-        image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedFile) else picture)
+        image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedFile) else picture, "r", FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name!r} is too large ({error}); at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"image {name!r} is not a picture that PIL can read") from error
+        raise UserError(f"image {name!r} is not a picture of a format that is read ({', '.join(FORMATS)})") from error
     except _BROKEN_FILE as error:
         raise UserError(f"image {name!r} cannot be read ({error})") from error
-    if image.format == "EPS":
-        image.close()
-        raise UserError(f"image {name!r} is a program that draws a picture (EPS), only files of pixels are read")
     if image.width * image.height > max_pixels:
         image.close()
         raise UserError(

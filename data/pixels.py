@@ -20,7 +20,10 @@ PLAIN = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns (height, width) in pixels of a picture as it is shown. Nothing is decoded."""
-    return (image.width, image.height) if _orientation(image) in SIDEWAYS else (image.height, image.width)
+    lies = _orientation(image) in SIDEWAYS
+    if image.format == "TIFF" and ORIENTATION in image.tag_v2:  # type: ignore[attr-defined]
+        lies = False  # PIL says already how large it will be
+    return (image.width, image.height) if lies else (image.height, image.width)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -49,5 +52,5 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         return Image.Image.getexif(image).get(ORIENTATION, UPRIGHT)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+    except (SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error):
         return UPRIGHT

@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 
 from data.conversations import encode
 from data.images import MAX_PIXELS
-from data.sample import MEDIA, OnBadSample, Sample, SampleTooLong
+from data.sample import MEDIA, OnBadSample, SampleTooLong
 from data.sources.rows import SourceRows
 from data.sources.source import Source
 from data.sources.stream import open_stream
@@ -62,12 +62,16 @@ class StreamedDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         left_out = dict.fromkeys(self._allowed, 0)
+        given, reason = 0, "the sources' filters leave all out"
         first, step = self._part
-        for seen, (rows, number, row) in enumerate(islice(self._in_turn(), first, None, step), 1):
+        for seen, (rows, epoch, number, row) in enumerate(islice(self._in_turn(), first, None, step), 1):
+            if epoch > 0 and not given and seen > COUNTED_FROM:
+                raise UserError(f"no sample among {seen - 1} rows, which is all of a source; the last: {reason}")
             try:
                 sample = rows.sample(row, number)
                 if sample is not None:
                     yield encode(sample, self._processor, self._max_length, self._max_pixels)
+                    given += 1
                 continue
             except SampleTooLong as error:
                 kind, reason = "too long", f"{rows.name_of(row, number)}: {error}"
@@ -83,17 +87,18 @@ class StreamedDataset(IterableDataset):
                 )
 
     def first_of_each_medium(self) -> list[dict[str, torch.Tensor]]:
-        """Returns the first sample with a picture and the first with a video, as far as the first thousand have one.
+        """Returns the first sample with a picture and the first with a video, as far as a thousand rows have one.
 
         No other is encoded.
         """
         found: list[dict[str, torch.Tensor]] = []
         missing = {medium for medium in MEDIA if medium != "video" or takes_videos(self._processor)}
-        for sample in islice(self._samples(), SHUFFLED_AT_ONCE):
-            shown = {medium for medium in missing if sample.files(medium)}
-            if not shown:
-                continue
+        for rows, _, number, row in islice(self._in_turn(), SHUFFLED_AT_ONCE):
             try:
+                sample = rows.sample(row, number)
+                shown = {medium for medium in missing if sample is not None and sample.files(medium)}
+                if sample is None or not shown:
+                    continue
                 found.append(encode(sample, self._processor, self._max_length, self._max_pixels))
             except UserError:  # it is left out when its turn comes
                 continue
@@ -102,18 +107,11 @@ class StreamedDataset(IterableDataset):
                 break
         return found
 
-    def _samples(self) -> Iterator[Sample]:
-        """Yields the samples of all processes, but for those that are bad."""
-        for rows, number, row in self._in_turn():
-            try:
-                sample = rows.sample(row, number)
-            except UserError:  # it is left out when its turn comes
-                continue
-            if sample is not None:
-                yield sample
+    def _in_turn(self) -> Iterator[tuple[SourceRows, int, int, dict]]:
+        """Yields the rows of all sources, each as often as its weight says.
 
-    def _in_turn(self) -> Iterator[tuple[SourceRows, int, dict]]:
-        """Yields the rows of all sources, each as often as its weight says, with their numbers in the stream."""
+        With each come how often its source had ended before, and its number in the stream.
+        """
         streams = [self._endless(rows, number) for number, rows in enumerate(self._rows)]
         weights = [rows.source.weight or 1.0 for rows in self._rows]
         given = [0] * len(streams)
@@ -123,7 +121,7 @@ class StreamedDataset(IterableDataset):
             given[turn] += 1
             yield self._rows[turn], *next(streams[turn])
 
-    def _endless(self, rows: SourceRows, source: int) -> Iterator[tuple[int, dict]]:
+    def _endless(self, rows: SourceRows, source: int) -> Iterator[tuple[int, int, dict]]:
         """Yields the rows of a source in random order, in another one each time that it begins anew."""
         numbers = count()
         table = rows.table.shuffle(seed=self._seed + source, buffer_size=SHUFFLED_AT_ONCE)
@@ -131,4 +129,4 @@ class StreamedDataset(IterableDataset):
             table.set_epoch(epoch)
             # Not row by row: `datasets` then has an order of its own in a worker of a DataLoader.
             for number, batch in zip(numbers, table.iter(1)):  # noqa: B905 - numbers have no end
-                yield number, {name: values[0] for name, values in batch.items()}
+                yield epoch, number, {name: values[0] for name, values in batch.items()}

@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from transformers import ProcessorMixin
@@ -38,6 +37,7 @@ from training.distillation.students import dense_processor
 from training.recipe import load_recipe
 from training.recipe.errors import describe
 from training.recipe.student import StudentRecipe
+from training.recipe.yaml_text import read_yaml
 
 DECODE = True
 """Whether pictures are decoded: a check finds all that is wrong with them, even where a run would look at headers."""
@@ -88,9 +88,13 @@ def main() -> None:
 def source_of(text: str) -> Source:
     """Returns the source that --source describes. Raises UserError if it is none."""
     try:
-        return Source(**yaml.safe_load(text))
-    except (yaml.YAMLError, TypeError) as error:
-        raise UserError(f"--source: got {text!r}, allowed: a source such as {{path: FILE, images: FOLDER}}") from error
+        given = read_yaml(text)
+    except UserError as error:
+        raise UserError(f"--source: {error}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"--source: got {text!r:.100}, allowed: a source such as {{path: FILE, images: FOLDER}}")
+    try:
+        return Source(**given)
     except ValidationError as error:
         raise UserError(f"--source: {describe(error, Source)}") from None
 

@@ -30,9 +30,9 @@ A test in `tests/test_docs.py` holds this page to them.
 
 A recipe is one YAML file. Its `task` decides which sections it has. An unknown key is refused at any depth, with the
 nearest known one. Rules between fields, such as "either this or that", are said in the sections' first lines or by the
-message that refuses the recipe. A field without a default must be given. `key.sub=value` on the command line sets any
-field, `train.0` is the first of a list `train`, and the value is YAML. `recipes/README.md` lists the recipes that come
-with the project.
+message that refuses the recipe. A field without a default must be given. A key stands once in its section, numbers are
+finite, and `true` and `false` are no numbers. `key.sub=value` on the command line sets any field, `train.0` is the
+first of a list `train`, and the value is YAML. `recipes/README.md` lists the recipes that come with the project.
 """
 PLANS = """## Plans
 
@@ -42,7 +42,15 @@ Wherever a recipe asks for a plan, `planner` says how it is found. The other fie
 TASKS = get_args(get_args(Recipe)[0])
 PLANNER_CLASSES = (*PLANNERS, GateSettings)
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Path: "path"}
-BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "of at least", "multiple_of": "a multiple of"}
+BOUNDS = {
+    "ge": "≥",
+    "gt": ">",
+    "le": "≤",
+    "lt": "<",
+    "min_length": "of at least",
+    "max_length": "of at most",
+    "multiple_of": "a multiple of",
+}
 BAR = "\\|"
 
 

@@ -4,11 +4,14 @@ Paths are relative to the working directory. One that is not there and begins wi
 looked for in the checkout, so that recipes run from anywhere. The resolved recipe then has the whole path.
 """
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator
+
+from data.sources.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED = ("checkpoints", "recipes")
@@ -19,13 +22,8 @@ Precision = Literal["auto", "bfloat16", "float32"]
 """Data type that a training computes in. `auto` is one of the others: the machine decides when a run is begun."""
 
 
-class Strict(BaseModel):
-    """A recipe section. Unknown keys are refused at every depth; values do not change once read.
-
-    The string below a field says what it means. docs/recipes.md is made of these strings.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+class Strict(Settings):
+    """A recipe section. docs/recipes.md is made of the strings below its fields."""
 
 
 class MayChange(Enum):
@@ -41,9 +39,13 @@ class MayChange(Enum):
 
 def _from_anywhere(path: Any) -> Any:
     """Returns the path of a file that comes with the project, if there is no such file in the working directory."""
-    if not isinstance(path, str | Path) or Path(path).exists() or Path(path).parts[:1] not in [(it,) for it in SHIPPED]:
+    if (
+        not isinstance(path, str | Path)
+        or os.path.exists(path)
+        or Path(path).parts[:1] not in [(it,) for it in SHIPPED]
+    ):
         return path
-    return str(CHECKOUT / path) if (CHECKOUT / path).exists() else path
+    return str(CHECKOUT / path) if os.path.exists(CHECKOUT / path) else path
 
 
 FROM_ANYWHERE = BeforeValidator(_from_anywhere)

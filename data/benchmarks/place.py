@@ -1,6 +1,5 @@
 """Where a benchmark's files lie, and how they are read: LLaVA's `playground/data/eval`, or a data set on the Hub."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import datasets
 from data.sample import EmbeddedFile
 from data.sources.files import find_file
 from data.sources.tables import table_of_files, table_of_folder, table_of_hub
+from data.texts.json_text import parse_json
 from modeling.user_error import UserError
 
 MAX_FILE = 2 * 2**30
@@ -119,9 +119,9 @@ def read_json(path: Path) -> Any:
     """Returns what a JSON file holds. Raises UserError where it is too large or no JSON."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+        return parse_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_json_lines(path: Path, fields: Sequence[str]) -> list[dict]:
@@ -160,9 +160,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+                yield number, parse_json(line)
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:

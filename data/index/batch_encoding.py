@@ -20,7 +20,6 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from data.conversations import (
     IGNORE_INDEX,
     adds_special_tokens,
-    apply_chat_template,
     chat_messages,
     encode_text,
     supervised_tokens,
@@ -28,7 +27,11 @@ from data.conversations import (
 )
 from data.placeholders import check_placeholders, refuse_unshowable
 from data.sample import Sample
+from data.texts.chat_template import apply_chat_template
 from modeling.user_error import UserError
+
+_TURNS_LOOKED_AT = 8
+"""A longer conversation goes on like its first turns, or it is left to `encode_text`."""
 
 
 class EncodedText(NamedTuple):
@@ -57,7 +60,7 @@ class BatchEncoder:
         self._processor = processor
         self._generation_prompts: dict[tuple[bool, int], str | None] = {}
         """The generation prompt in conversations of each shape: whether they have a system message, and the number of
-        turns. None: the answers are not found by it."""
+        turns, up to `_TURNS_LOOKED_AT`. None: the answers are not found by it."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[EncodedText | UserError]:
         """Returns each sample's text, or what is wrong with it."""
@@ -92,9 +95,10 @@ class BatchEncoder:
 
     def _with_answers(self, number: int, sample: Sample, messages: list[dict]) -> _Rendered | None:
         """Returns a rendered conversation with its answers; None if they are not found without its prompts."""
-        shape = sample.system is not None, len(sample.turns)
+        shape = sample.system is not None, min(len(sample.turns), _TURNS_LOOKED_AT)
         if shape not in self._generation_prompts:
-            self._generation_prompts[shape] = self._generation_prompt(messages)
+            first = messages[: shape[0] + 2 * shape[1]]
+            self._generation_prompts[shape] = self._generation_prompt(first)
         generation_prompt = self._generation_prompts[shape]
         if generation_prompt is None:
             return None

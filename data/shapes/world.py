@@ -13,24 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.shapes.questions import QUESTION_FAMILIES, Turn, ask_conversation, ask_family
 from data.shapes.scenes import Scene, draw_scene, sample_scene
+from data.sources.settings import Name, Seed, Settings
 
 WORLDS = Path(__file__).resolve().parents[1] / "cache"
 """Where worlds are kept between runs."""
 _WORLD_VERSION = 2  # raised whenever the same settings would give other pictures or other questions
 
 
-class SplitSettings(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+class SplitSettings(Settings):
     """One split of the world: one LLaVA JSON file with its pictures."""
 
     part: Literal["train", "validation", "calibration", "test"]
     """Part of all possible pictures that this split draws from. No picture belongs to two parts."""
-    rows: int = Field(gt=0)
+    rows: int = Field(gt=0, le=10_000_000)
     """Number of rows. Every row has its own picture."""
-    questions: int = Field(1, gt=0)
+    questions: int = Field(1, gt=0, le=1_000)
     """The most questions about the picture of each row. With 1, the families of questions take turns from row to
     row."""
     kinds: Literal["lookup", "all", "hard", "exam"] = "all"
@@ -48,12 +49,12 @@ class SplitSettings(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
         return self
 
 
-class WorldSettings(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+class WorldSettings(Settings):
     """The embedded world as it is written to disk, with one JSON file per split."""
 
-    seed: int
+    seed: Seed
     """Seed of pictures and questions. The same seed gives the same files, byte for byte."""
-    splits: dict[str, SplitSettings] = Field(min_length=1)
+    splits: dict[Name, SplitSettings] = Field(min_length=1, max_length=100)
     """Name of each split -> what is in it. The JSON file has the name of the split."""
 
 

@@ -24,7 +24,8 @@ def find_file(folder: Path, name: str, medium: Medium) -> Path:
     root = _real_folder(str(folder))
     try:
         path = _real_path(os.path.join(root, name))
-    except ValueError as error:  # a null byte, or half a surrogate pair
+        path.encode()
+    except ValueError as error:  # a null byte, half a surrogate pair, or bytes that are no text
         raise UserError(f"{medium} {name!r} cannot be the name of a file ({error})") from error
     if path != root and not path.startswith(os.path.join(root, "")):
         raise UserError(f"{medium} {name!r} lies outside its root {str(folder)!r} (at {path!r})")

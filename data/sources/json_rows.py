@@ -2,11 +2,11 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
 
 from data.sources.row_table import ROW, Files, RowTable
 from modeling.user_error import UserError
@@ -17,6 +17,7 @@ MAX_LIST = 4 * 2**30
 """Largest JSON list in bytes, uncompressed. It is held in memory while it is read."""
 MAX_LINE = 64 * 2**20
 """Longest of JSON lines in bytes."""
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def rows_of(files: Files) -> Iterator[dict[str, str]]:
@@ -38,11 +39,35 @@ def _list(file: BufferedIOBase) -> Iterator[str]:
     text = file.read(MAX_LIST + 1)
     if len(text) > MAX_LIST:
         raise UserError(f"a JSON list of more than {MAX_LIST} bytes; JSON lines (.jsonl) may be longer")
-    rows: Any = json.loads(text.decode())
-    del text
-    if not isinstance(rows, list):
-        raise UserError(f"got {type(rows).__name__}, a list of rows is expected")
-    yield from map(json.dumps, rows)
+    yield from _items(text.decode())
+
+
+def _items(text: str) -> Iterator[str]:
+    """Yields the items of a JSON list as they are written there."""
+    start = _behind(text, 0)
+    if not text.startswith("[", start):
+        raise UserError(f"got {type(json.loads(text)).__name__}, a list of rows is expected")
+    decoder, place = json.JSONDecoder(), _behind(text, start + 1)
+    more = not text.startswith("]", place)
+    while more:
+        _, end = decoder.raw_decode(text, place)
+        yield text[place:end]
+        place = _behind(text, end)
+        more = text.startswith(",", place)
+        if more:
+            place = _behind(text, place + 1)
+    if not text.startswith("]", place):
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+    end = _behind(text, place + 1)
+    if end < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _behind(text: str, place: int) -> int:
+    """Returns where the white space at a place ends."""
+    space = _SPACE.match(text, place)
+    assert space is not None, "it matches everywhere"
+    return space.end()
 
 
 def _lines(file: BufferedIOBase) -> Iterator[str]:

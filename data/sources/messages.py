@@ -71,8 +71,8 @@ def _list(row: dict, column: str) -> list:
 
 
 def _role(name: Any, index: int) -> Role:
-    if name not in ROLES:
-        raise UserError(f"turn {index} is from {name!r}, allowed are {', '.join(map(repr, ROLES))}")
+    if not isinstance(name, str) or name not in ROLES:
+        raise UserError(f"turn {index} is from {name!r:.200}, allowed are {', '.join(map(repr, ROLES))}")
     return ROLES[name]
 
 

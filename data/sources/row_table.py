@@ -3,7 +3,6 @@
 `datasets` keeps the table in its cache until a file changes, and maps it into memory.
 """
 
-import json
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import count, islice
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.sources.library import in_one_line
+from data.texts.json_text import parse_json
 from modeling.user_error import UserError
 
 ROW = "row"
@@ -33,10 +33,7 @@ def files_of(paths: Sequence[Path]) -> Files:
 
 def parse_row(row: dict) -> dict:
     """Returns a row of such a table as the object that its text says. Raises UserError where it is no object."""
-    try:
-        parsed = json.loads(row[ROW])
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})") from error
+    parsed = parse_json(row[ROW])
     if not isinstance(parsed, dict):
         raise UserError(f"got {type(parsed).__name__}, a row is an object")
     return parsed

@@ -13,6 +13,9 @@ from data.sources.schemas import Schema, read_row
 from data.sources.source import Source
 from modeling.user_error import UserError
 
+MOST_OF_AN_ID = 200
+"""Characters of the id of a bad row that are told."""
+
 
 @dataclass(frozen=True)
 class SourceRows:
@@ -67,7 +70,8 @@ class SourceRows:
             row_id = self._renamed(self.as_object(row)).get("id")
         except UserError:
             return None
-        return None if row_id is None else str(row_id)
+        # As text of a sane length: half a surrogate pair becomes a question mark.
+        return None if row_id is None else str(row_id)[:MOST_OF_AN_ID].encode(errors="replace").decode()
 
     def name_of(self, row: dict, number: int) -> str:
         """Returns what messages call a row."""

@@ -102,6 +102,8 @@ def read_row(row: dict, schema: Schema, min_ratings: Mapping[str, float] = Mappi
         raise UserError(f"'id' is {type(row_id).__name__}, a text is expected")
     if family is not None and not isinstance(family, str):
         raise UserError(f"'family' is {type(family).__name__}, a text is expected")
+    for name, text in (("id", str(row_id)), ("family", family or "")):
+        _check_encodes(f"'{name}'", text)
     messages = schema.messages(row)
     files = {medium: _files(row, medium, messages) for medium in MEDIA}
     for index, message in enumerate(messages):
@@ -176,10 +178,7 @@ def _with_marks(
 
 def _check_text(where: str, message: Message) -> None:
     """Raises UserError for a text that no tokenizer takes, or that stands for what is not read."""
-    try:
-        message.text.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair: JSON can hold it, but no tokenizer takes it
-        raise UserError(f"{where} is not text ({error})") from error
+    _check_encodes(where, message.text)
     if OTHER_MARK in message.text:
         raise UserError(f"{where} holds the mark {OTHER_MARK}, which is not read")
     if message.role == "user":
@@ -187,6 +186,14 @@ def _check_text(where: str, message: Message) -> None:
     for medium in MEDIA:
         if mark_of(medium) in message.text:
             raise UserError(f"{where} holds the mark {mark_of(medium)}, only questions show {medium}s")
+
+
+def _check_encodes(where: str, text: str) -> None:
+    """Raises UserError for half a surrogate pair: JSON can hold it, but no tokenizer and no table takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} is not text ({error})") from error
 
 
 def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:

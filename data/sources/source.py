@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data.sources.settings import Settings
 
 Value = str | int | float | bool
 Column = Literal[
@@ -22,10 +24,8 @@ Column = Literal[
 ]
 
 
-class Source(BaseModel):
+class Source(Settings):
     """A source of samples: files (`path`) or a data set on the Hub (`hub`), and how their rows are read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     path: Path | None = None
     """A file, several files by a pattern such as `data/*.parquet`, or a folder. Files are JSON lists (`.json`), JSON

@@ -118,16 +118,12 @@ def test_corrupt_chunk(root):
         open_image(root / "corrupt.png")
 
 
-@pytest.mark.parametrize("suffix", ["dds", "ppm", "im"])
-def test_a_file_on_which_pil_raises_other_errors(root, suffix):
+def test_a_file_on_which_pil_raises_other_errors(root):
     """PIL's parsers raise ValueError on some broken files."""
-    path = root / f"broken.{suffix}"
+    path = root / "broken.ppm"
     Image.effect_noise((40, 30), 50).convert("RGB").save(path)
-    content = path.read_bytes()
-    path.write_bytes(
-        content[:-3000] if suffix == "dds" else content.replace(b"255", b"25k").replace(b"40*30", b"4k*30")
-    )
-    with pytest.raises(UserError, match=f"broken.{suffix}' (is truncated or corrupt|cannot be read)"):
+    path.write_bytes(path.read_bytes().replace(b"255", b"25k"))
+    with pytest.raises(UserError, match="broken.ppm' (is truncated or corrupt|cannot be read)"):
         open_image(path)
 
 
@@ -168,18 +164,20 @@ def test_a_line_is_refused_by_its_header(root, read):
     read(root / "line.png")
 
 
-def test_a_picture_that_another_program_would_draw(root):
-    """PIL would start Ghostscript on it."""
-    Image.new("RGB", (4, 4)).save(root / "drawing.eps")
-    for picture in (root / "drawing.eps", embedded(root / "drawing.eps")):
-        with pytest.raises(UserError, match=r"drawing.eps' is a program that draws a picture \(EPS\)"):
-            open_image(picture)
+def test_formats_that_are_not_read(root):
+    """PIL would start Ghostscript on EPS."""
+    for suffix in ("eps", "dds", "ico", "icns", "im", "tga", "pdf"):
+        path = root / f"drawing.{suffix}"
+        Image.new("RGB", (16, 16)).save(path)
+        for picture in (path, embedded(path)):
+            with pytest.raises(UserError, match=rf"drawing.{suffix}' is not a picture of a format that is read \(BMP"):
+                open_image(picture)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all"])
 def test_not_a_picture(root, content):
     (root / "text.png").write_bytes(content)
-    with pytest.raises(UserError, match="text.png' is not a picture that PIL can read"):
+    with pytest.raises(UserError, match="text.png' is not a picture of a format that is read"):
         open_image(root / "text.png")
 
 
@@ -232,8 +230,8 @@ def test_faults_of_a_picture_within_its_row(root):
     Image.new("RGB", (8000, 4)).save(root / "line.png")
     Image.fromarray(np.ones((4, 4), np.float32)).save(root / "field.tif")
     faults = {
-        b"": "image 'row.png' is not a picture that PIL can read",
-        b"no picture": "image 'row.png' is not a picture that PIL can read",
+        b"": "image 'row.png' is not a picture of a format that is read",
+        b"no picture": "image 'row.png' is not a picture of a format that is read",
         whole[:-200]: "image 'row.png' is truncated or corrupt",
         png_header(8001, 8000): r"image 'row.png' is too large \(8001 x 8000 pixels\); at most 64000000 pixels",
         (root / "line.png").read_bytes(): r"image 'row.png' is too long \(8000 x 4 pixels\); at most 200 times",

@@ -205,7 +205,7 @@ def test_bad_samples_skipped(broken, mix):
     assert "cut.png" in reasons["a7"] and "truncated or corrupt" in reasons["a7"]
     assert left_out.counts() == {
         "image … is not a file under …": 1,
-        "image … is not a picture that PIL can read": 1,
+        "image … is not a picture of a format that is read …": 1,
         "image … is truncated or corrupt …": 1,
     }, "a source that is drawn from twice has each row once"
 

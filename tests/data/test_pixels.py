@@ -20,14 +20,15 @@ def pixels(path) -> np.ndarray:
     return np.asarray(image)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_stands_upright(tmp_path, orientation):
-    image = Image.fromarray(QUADRANTS)
+def test_a_photograph_stands_upright(tmp_path, orientation, suffix):
+    path, image = tmp_path / f"photo.{suffix}", Image.fromarray(QUADRANTS)
     exif = image.getexif()
     exif[ORIENTATION] = orientation
-    image.save(tmp_path / "photo.png", exif=exif)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "photo.png")).convert("RGB"))
-    assert np.array_equal(pixels(tmp_path / "photo.png"), expected)
+    image.save(path, exif=exif, lossless=True)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    assert np.array_equal(pixels(path), expected)
     assert np.array_equal(expected, QUADRANTS) == (orientation == 1)
 
 

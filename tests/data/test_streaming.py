@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data import streaming
 from data.conversations import encode
 from data.sources.reading import load_samples
 from data.sources.source import Source
@@ -148,3 +149,27 @@ def test_a_filler_has_a_picture(shards, tmp_path):
     text = write_rows([row for row in llava_rows(tmp_path) if "image" not in row], tmp_path, "json")
     endless = dataset(Source(path=text, streaming=True))
     assert endless.first_of_each_medium() == []
+
+
+def test_a_stream_without_any_sample_ends(tmp_path, monkeypatch):
+    """With all rows bad, or left out by a filter, and all that allowed, it went round for ever."""
+    monkeypatch.setattr(streaming, "COUNTED_FROM", 20)
+    rows = [row | {"conversations": row["conversations"][:1]} for row in llava_rows(tmp_path)]
+    path = write_rows(rows, tmp_path, "jsonl")
+    allowed = {"on_bad_sample": "skip", "max_bad_share": 1.0, "max_too_long_share": 1.0}
+    bad = Source(path=path, images=tmp_path, streaming=True)
+    filtered = Source(path=path, images=tmp_path, streaming=True, where={"id": "none"})
+    for source, part, message in (
+        (bad, (0, 1), "no sample among 20 rows, .*; the last: .*rows.jsonl: row .*ends with a question"),
+        (bad, (3, 8), "no sample among 20 rows, .*; the last: .*rows.jsonl: row .*ends with a question"),
+        (filtered, (0, 1), "no sample among 20 rows, .*the sources' filters leave all out"),
+    ):
+        stream = dataset(source, part=part, **allowed)
+        with pytest.raises(UserError, match=message) as refused:
+            next(iter(stream))
+        assert "\n" not in str(refused.value)
+        assert stream.first_of_each_medium() == []
+    good = Source(path=write_rows(llava_rows(tmp_path), tmp_path, "json"), images=tmp_path, streaming=True)
+    assert len(list(islice(dataset(good, part=(7, 8), **allowed), 40))) == 40
+    with pytest.raises(UserError, match="no sample among 20 rows, .* tokens, at most 2 are allowed"):
+        next(iter(dataset(good, **allowed | {"max_length": 2})))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import model_validator
 
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
@@ -25,6 +28,13 @@ class FilePlanner(Planner):
     relative_depth: bool = False
     """Whether the plan was made for a model of another depth. Each layer then takes the plan of the layer at the same
     relative depth. The plan must not name heads or neurons, because those differ from model to model."""
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> FilePlanner:
+        if not os.path.isfile(self.path):
+            raise ValueError(f"{str(self.path)!r:.100}: no such plan file")
+        VisualPlan.load(self.path)
+        return self
 
     def plan_of_config(self, config: PreTrainedConfig, latency: LatencyTable | None = None) -> VisualPlan:
         """Returns the plan in the file.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from optuna.distributions import FloatDistribution
 from pydantic import Field
 
+from data.sources.settings import Seed
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import Planner
@@ -46,7 +47,7 @@ class GSearchPlanner(Planner):
     """Number of first layers that carry all visual tokens."""
     trials: int = Field(default=12, ge=2)
     """Number of shares that are tried for each layer."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the search."""
 
     def find(self, search: Search) -> VisualPlan:

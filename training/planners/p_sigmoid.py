@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from optuna.distributions import FloatDistribution
 from pydantic import Field, model_validator
 
+from data.sources.settings import Seed
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import SolvingPlanner
 from training.planners.tools.token_schedule import RANK_BY_INSTRUCTION, token_schedule
@@ -65,7 +66,7 @@ class PSigmoidPlanner(SolvingPlanner):
     """Number of first layers that carry all visual tokens."""
     trials: int = Field(default=16, ge=1)
     """Number of values of k that the search tries. It has no effect where `k` is given."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the search. It has no effect where `k` is given."""
 
     @model_validator(mode="after")

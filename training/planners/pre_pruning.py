@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from data.sources.settings import Seed
 from modeling.layer_plan import Rank
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import SolvingPlanner
@@ -37,7 +38,7 @@ class PrePruningPlanner(SolvingPlanner):
     """Share of each picture's visual tokens that all layers carry. Null: the budget decides."""
     tower_layers: int = Field(default=1, ge=1)
     """Number of vision tower layers over which the class token's attention is summed. Only with by cls_attention."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the random choice. It has no effect unless by is random."""
 
     @model_validator(mode="after")

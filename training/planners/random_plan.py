@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
+from data.sources.settings import Seed
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
 from training.planners.tools.moves import Moves
@@ -21,7 +20,7 @@ class RandomPlanner(BudgetPlanner):
     reads_statistics = True
     reads_unit_kl = True
     planner: Literal["random"]
-    seed: int = Field(ge=0)
+    seed: Seed
     """Seed of the drawn moves."""
 
     def find(self, search: Search) -> VisualPlan:

@@ -1,33 +1,38 @@
 """The recipe of `task: dense`, which trains a small dense LLaVA from scratch on the embedded world."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from data.shapes.scenes import IMAGE_SIZE
 from data.shapes.world import WorldSettings
 from training.recipe.base import BaseRecipe
 from training.schema import AUTO, MayChange, Precision, Strict
+
+OTHER_STAGES = ("world", "tower", "evaluate", "export")
+"""Stages of the run beside its phases (training/tasks/dense.py)."""
 
 
 class TinyLlavaSettings(Strict):
     """Sizes of the model: a CLIP vision tower and a Llama decoder. An attention head has 32 values in both."""
 
-    image_size: int = Field(gt=0)
+    image_size: int = Field(gt=0, le=4_096)
     """Side of a picture in pixels, as the vision tower sees it."""
-    patch_size: int = Field(gt=0)
+    patch_size: int = Field(gt=0, le=4_096)
     """Side of a patch in pixels. Each patch becomes one visual token."""
-    tower_hidden_size: int = Field(gt=0, multiple_of=32)
+    tower_hidden_size: int = Field(gt=0, le=16_384, multiple_of=32)
     """Hidden size of the vision tower. It has a 32nd as many attention heads."""
-    tower_intermediate_size: int = Field(gt=0)
+    tower_intermediate_size: int = Field(gt=0, le=65_536)
     """FFN neurons in each layer of the vision tower."""
-    tower_layers: int = Field(gt=0)
+    tower_layers: int = Field(gt=0, le=256)
     """Number of layers of the vision tower."""
-    hidden_size: int = Field(gt=0, multiple_of=32)
+    hidden_size: int = Field(gt=0, le=16_384, multiple_of=32)
     """Hidden size of the text decoder. It has a 32nd as many attention heads."""
-    intermediate_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0, le=65_536)
     """FFN neurons in each layer of the text decoder."""
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=256)
     """Number of layers of the text decoder."""
 
 
@@ -61,8 +66,8 @@ class OptimizerSettings(Strict):
 class PhaseSettings(OptimizerSettings):
     """A phase of training on questions and answers. The whole model is trained."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """Name of the phase. No other phase has it."""
+    name: str = Field(pattern=r"^[a-z0-9_]+$", max_length=100)
+    """Name of the phase. No other phase has it, and no other stage: world, tower, evaluate, export."""
     tower_learning_rate: float = Field(ge=0)
     """Highest learning rate of vision tower and projector. At 0 they are not trained, and the steps are faster."""
     word_learning_rate: float = Field(gt=0)
@@ -103,8 +108,28 @@ class DenseSettings(Strict):
     @model_validator(mode="after")
     def _names_differ(self):
         names = [phase.name for phase in self.phases]
-        if len(set(names)) < len(names):
-            raise ValueError(f"phases: names must differ, got {', '.join(names)}")
+        if len({*names, *OTHER_STAGES}) < len(names) + len(OTHER_STAGES):
+            raise ValueError(
+                f"phases: names must differ from each other and from {', '.join(OTHER_STAGES)}, got {', '.join(names)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sees_the_world(self):
+        model = self.model
+        if model.image_size != IMAGE_SIZE or IMAGE_SIZE % model.patch_size:
+            raise ValueError(
+                f"model: got pictures of {model.image_size} and patches of {model.patch_size} pixels, allowed: "
+                f"image_size {IMAGE_SIZE}, as the world has it, and a patch_size that divides it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replaces_a_model_alone(self):
+        if os.path.exists(self.output) and not os.path.isfile(self.output / "config.json"):
+            raise ValueError(f"output: {str(self.output)!r} is there and is no model, which alone would be replaced")
+        if not self.output.name:
+            raise ValueError(f"output: got {str(self.output)!r}, allowed: a folder that has a name")
         return self
 
 

@@ -6,6 +6,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+MOST_SHOWN = 120
+"""Characters of a value that are shown, so that what is said of it finds room beside it."""
+
 
 def describe(error: ValidationError, schema: Any) -> str:
     """Returns the first mistake that a validation found, in one line, and how many more there are.
@@ -28,7 +31,7 @@ def _describe_one(finding: dict, schema: Any) -> str:
         keys = sorted({key for section in sections for key in section.model_fields})
         near = get_close_matches(str(location[-1]), keys, n=1)
         hint = f", did you mean {_dotted(path, near[0])}?" if near else ""
-        return f"unknown key {_dotted(path, location[-1])}{hint}; allowed: {', '.join(keys)}"
+        return f"unknown key {_dotted(path, location[-1]):.{MOST_SHOWN}}{hint}; allowed: {', '.join(keys)}"
     path, _ = _walk(schema, location)
     where = _dotted(path) or "the recipe"
     if kind == "missing":
@@ -37,11 +40,11 @@ def _describe_one(finding: dict, schema: Any) -> str:
         where = _dotted(path, finding["ctx"]["discriminator"].strip("'"))
         if kind == "union_tag_not_found":
             return f"{where} is missing"
-        return f"{where}: got {finding['ctx']['tag']!r}; allowed: {finding['ctx']['expected_tags']}"
+        return f"{where}: got {finding['ctx']['tag']!r:.{MOST_SHOWN}}; allowed: {finding['ctx']['expected_tags']}"
     message = finding["msg"].removeprefix("Value error, ")
     if isinstance(finding["input"], dict | list):  # from a check over several keys, whose message names them
         return f"{where}: {message}"
-    return f"{where}: got {finding['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{where:.{MOST_SHOWN}}: got {finding['input']!r:.{MOST_SHOWN}}; {message[0].lower()}{message[1:]}"
 
 
 def _dotted(path: tuple, *more: Any) -> str:

@@ -1,15 +1,16 @@
 """Finds and reads recipe files, applies overrides (`key.sub=value`), and checks the result."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from modeling.user_error import UserError
 from training.recipe.errors import describe
 from training.recipe.recipe import Recipe
+from training.recipe.yaml_text import MOST_CHARACTERS, MOST_LEVELS, read_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -28,8 +29,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(name_or_path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            content = read_yaml(file.read(MOST_CHARACTERS + 1))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, got {type(content).__name__}")
@@ -49,10 +53,10 @@ def find_recipe(name_or_path: str) -> Path:
     """
     candidates = [Path(name_or_path), RECIPES / name_or_path, RECIPES / f"{name_or_path}.yaml"]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # also says so of what can be no file's name
             return candidate
     available = ", ".join(sorted(path.name for path in RECIPES.glob("*.yaml")))
-    raise UserError(f"no recipe {name_or_path!r}: neither a file nor one of recipes/ ({available})")
+    raise UserError(f"no recipe {name_or_path!r:.100}: neither a file nor one of recipes/ ({available})")
 
 
 def apply_override(content: dict, override: str) -> None:
@@ -67,12 +71,14 @@ def apply_override(content: dict, override: str) -> None:
     """
     key, separator, text = override.partition("=")
     if not (separator and key):
-        raise UserError(f"override {override!r}: expected key.sub=value")
+        raise UserError(f"override {override!r:.150}: expected key.sub=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        value = read_yaml(text)
+    except UserError as error:
+        raise UserError(f"override {override!r:.150}: {error}") from error
     *parents, last = key.split(".")
+    if len(parents) > MOST_LEVELS:
+        raise UserError(f"override {override!r:.150}: more than {MOST_LEVELS} sections in each other")
     section: Any = content
     for name in parents:
         # A section that is absent or empty is made here. Whether it may exist is checked later, against the schema.
@@ -87,9 +93,9 @@ def _index(section: Any, name: str, override: str) -> str | int:
     if isinstance(section, dict):
         return name
     if isinstance(section, list):
-        if name.isdecimal() and int(name) < len(section):
+        if name in map(str, range(len(section))):
             return int(name)
         raise UserError(
-            f"override {override!r}: {name!r} is not a position in a list of {len(section)} (0 is the first)"
+            f"override {override!r:.150}: {name!r:.100} is not a position in a list of {len(section)} (0 is the first)"
         )
-    raise UserError(f"override {override!r}: {name!r} lies inside {section!r}, which has no keys")
+    raise UserError(f"override {override!r:.150}: {name!r:.100} lies inside {section!r:.100}, which has no keys")

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from training.recipe.base import NAME, BaseRecipe
+from data.sources.settings import Name, Seed
+from training.recipe.base import BaseRecipe
 from training.recipe.data import DataSettings
 from training.recipe.distillation import DistillationSettings
 from training.recipe.gates import GateSettings, PlannerSettings
@@ -43,13 +44,13 @@ class ValidationSettings(Strict):
 class CompareSettings(Strict):
     """One more student, which gives one more row in the report's table."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     """Name of the student in the report and in the run's folder."""
     plan: PlannerSettings | None = None
     """How its plan is found. null: it has the plan of the recipe's own student."""
     distil: bool
     """Whether it is distilled. If not, it is the dense model under the plan, without any training."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = None
     """Seed of its training, and of its gates if its plan is learned. null: the recipe's `seed`."""
 
 
@@ -164,7 +165,7 @@ class SparsifyRecipe(StudentRecipe):
     """What the run does: it makes one sparse student, and exports it."""
     plan: PlannerSettings
     """How the student's plan is found."""
-    compare: tuple[CompareSettings, ...] = ()
+    compare: tuple[CompareSettings, ...] = Field(default=(), max_length=32)
     """More students to compare it with. They are not exported."""
     publish: Annotated[PublishSettings | None, MayChange.ALWAYS] = None
     """Where the checkpoint is published in the end. null: nowhere."""

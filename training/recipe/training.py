@@ -1,10 +1,11 @@
 """The `training` section of a recipe."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from modeling.user_error import UserError
+from training.recipe.deepspeed import check_deepspeed
 from training.schema import FROM_ANYWHERE, MayChange, Precision, Strict
 
 
@@ -58,7 +59,10 @@ class TrainingSettings(Strict):
         return self
 
     @model_validator(mode="after")
-    def _deepspeed_exists(self):
-        if self.deepspeed is not None and not Path(self.deepspeed).is_file():
-            raise ValueError(f"deepspeed: no file {self.deepspeed!r}")
+    def _is_a_deepspeed_config(self):
+        if self.deepspeed is not None:
+            try:
+                check_deepspeed(self.deepspeed)
+            except UserError as error:
+                raise ValueError(f"deepspeed: {error}") from None
         return self

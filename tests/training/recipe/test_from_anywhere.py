@@ -30,7 +30,7 @@ def test_the_whole_path_says_which_file_was_taken(elsewhere):
     plan = "plan={planner: file, path: recipes/plans/g_search_tiny_llava.json}"
     assert load_recipe("debug", [plan]).plan.path == CHECKOUT / "recipes/plans/g_search_tiny_llava.json"
     (elsewhere / name).parent.mkdir(parents=True)
-    (elsewhere / name).write_text(json.dumps({}))
+    (elsewhere / name).write_text(json.dumps({"train_batch_size": "auto"}))
     assert load_recipe("tiny_sparse").training.deepspeed == name, "one's own file goes first"
 
 

@@ -103,7 +103,7 @@ WRONG = {
     "compare.9.name=x": r"override 'compare.9.name=x': '9' is not a position in a list of 3",
     "seed.deep=1": r"override 'seed.deep=1': 'deep' lies inside 0, which has no keys",
     "seed": r"override 'seed': expected key.sub=value",
-    "seed=[1": r"override 'seed=\[1': the value is not valid YAML",
+    "seed=[1": r"override 'seed=\[1': not valid YAML: while parsing",
 }
 
 

@@ -101,7 +101,7 @@ class Trials:
             for value in initial:
                 if value not in tried:
                     study.enqueue_trial({PARAMETER: value})
-            study.sampler = TPESampler(n_startup_trials=NUM_RANDOM_TRIALS, seed=seed + num_started)
+            study.sampler = TPESampler(n_startup_trials=NUM_RANDOM_TRIALS, seed=(seed + num_started) % 2**32)
             return study.ask({PARAMETER: distribution})
 
     def _finish_started(self, study: optuna.Study, objective: Callable[[float], float]) -> None:
