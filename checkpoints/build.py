@@ -12,20 +12,19 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.initialization import no_init_weights
-from transformers.utils import find_adapter_config_file
 
-from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS, read_config
+from checkpoints.checks.folder import folder_with_weights
+from checkpoints.checks.weights import refuse_more_than_weights
+from checkpoints.config import LOADING_ERRORS, check_tower, read_config, said
 from checkpoints.families import SPARSE, is_sparse, sparse_class, sparse_classes, supported
+from checkpoints.generation import make_savable
 from checkpoints.picture_limits import limit_config, own_limits
 from checkpoints.processor import load_processor
 from modeling.sparse_layer import Projection
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
-
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Settings of a generation config that only sampling reads."""
 
 
 def load_dense(
@@ -44,31 +43,28 @@ def load_dense(
             its tokenizer does not fit.
     """
     config = dense_config(path, or_sparse)
-    if find_adapter_config_file(path) is not None:
-        raise UserError(
-            f"{path}: holds adapter_config.json, so that transformers would load an adapter on top of the model; "
-            "merge the adapter into the weights, or remove its files"
-        )
+    folder = folder_with_weights(path)
+    refuse_more_than_weights(sparse_class(config).stock_class, config, folder)
     try:
         model, report = sparse_class(config).stock_class.from_pretrained(
-            path,
+            folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise UserError(f"{path}: no readable safetensors weights, the only kind read here ({error})") from None
-    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
-        raise UserError(f"{path}: transformers cannot build this model ({error})") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"{path}: transformers cannot build this model ({said(error)})") from None
     # transformers fills what is missing with random numbers and says so only in a log line.
     absent = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if absent:
         raise UserError(
             f"{path}: {len(absent)} weights are missing or of another shape than its config says, first {absent[0]}"
         )
-    _make_savable(path, model.generation_config)
+    make_savable(path, model.generation_config)
     processor = load_processor(path, trust_remote_code)
     _check_tokenizer(path, config, processor)
     return model, processor
@@ -92,8 +88,9 @@ def dense_config(path: str | os.PathLike, or_sparse: bool = False) -> PreTrained
         raise UserError(f"{path}: got a {fields.get('model_type')!r} model, supported: {supported()}")
     try:
         config = cls.stock_class.config_class.from_dict(fields)
-    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
-        raise UserError(f"{path}: not a config that transformers accepts ({error})") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"{path}: not a config that transformers accepts ({said(error)})") from None
+    check_tower(path, config)
     text_type = config.text_config.model_type
     if text_type not in cls.text_types:
         raise UserError(
@@ -150,26 +147,8 @@ def dense_on_meta(config_path: str | os.PathLike) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return sparse_class(config).stock_class(config)
-    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
-        raise UserError(f"{config_path}: transformers cannot build this model ({error})") from None
-
-
-def _make_savable(path: str | os.PathLike, generation_config: GenerationConfig) -> None:
-    """Drops what greedy decoding never reads, such as a temperature, and checks what is left.
-
-    Older checkpoints have such settings, and transformers refuses to save them. The student inherits them, and is saved
-    after its training.
-
-    Raises:
-        UserError: transformers would refuse to save what is left.
-    """
-    if not generation_config.do_sample:
-        for name in SAMPLING:
-            setattr(generation_config, name, None)
-    try:
-        generation_config.validate(strict=True)
-    except ValueError as error:
-        raise UserError(f"{path}: generation_config.json: {error}") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"{config_path}: transformers cannot build this model ({said(error)})") from None
 
 
 def _check_tokenizer(path: str | os.PathLike, config: PreTrainedConfig, processor: ProcessorMixin) -> None:

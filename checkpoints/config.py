@@ -4,22 +4,28 @@ import os
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from checkpoints.json_file import read_json
+from checkpoints.checks.folder import CONFIG, checked_json, safe_folder
 from modeling.user_error import UserError
+from modeling.vision_flops import CLASS_TOKENS
 
-# What transformers' `from_pretrained` raises because of the files it is given: a file that is missing or cannot be
-# read, a library that is not installed, a setting it does not know, a field of the config that its validators refuse.
-LOADING_ERRORS = (OSError, ImportError, ValueError, StrictDataclassError)
-# What transformers, or a model as it is built, raises where a field of a file is absent, of another type or size, or
-# does not go with the others.
-BROKEN_FIELDS = (AttributeError, LookupError, TypeError, ArithmeticError, RuntimeError)
-
-MOST_LAYERS = 10_000
-"""A model of more layers is refused, before it is built layer by layer."""
-LAYERS = ("num_hidden_layers", "depth")
-"""Fields that count the layers of a text model or of a vision tower."""
+# What the libraries raise because of the files they are given: a file that is missing or cannot be read, a library that
+# is not installed, a setting they do not know, a field that their validators refuse, and, as a model is built, a field
+# that is absent, of another type or size, or does not go with the others.
+LOADING_ERRORS = (
+    OSError,
+    ImportError,
+    ValueError,
+    StrictDataclassError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
 
 
 def read_config(path: str | os.PathLike) -> dict:
@@ -29,36 +35,50 @@ def read_config(path: str | os.PathLike) -> dict:
         path: a model folder, a config's JSON file, or a model id on the Hub.
 
     Raises:
-        UserError: there is no config, it is not a JSON object, its `model_type` is no text, or a number of layers is
-            none.
+        UserError: there is no config, it is not a JSON object, its `model_type` is no text, or as
+            `checkpoints.checks.fields.check_fields`.
     """
-    path = Path(path)
-    fields = _read_fields(path)
-    model_type = fields.get("model_type")
-    if not isinstance(model_type, str | None):
-        raise UserError(f"{path}: model_type: got {model_type!r}, expected a text")
-    for part in ("", "text_config", "vision_config"):
-        values = fields.get(part) if part else fields
-        for name in LAYERS if isinstance(values, dict) else ():
-            layers = values.get(name)
-            if isinstance(layers, int | float) and not 1 <= layers <= MOST_LAYERS:
-                where = f"{part}.{name}".lstrip(".")
-                raise UserError(f"{path}: {where}: got {layers}, allowed: 1 to {MOST_LAYERS:,}")
+    file = Path(path)
+    if not _is_file(file):
+        folder = safe_folder(path, [CONFIG])
+        file = folder / CONFIG
+        if not file.is_file():
+            raise UserError(f"{path}: a folder without {CONFIG} is not a model")
+    fields = checked_json(file)
+    for part in ("", "text_config.", "vision_config."):
+        values = fields.get(part.rstrip("."), {}) if part else fields
+        model_type = values.get("model_type") if isinstance(values, dict) else None
+        if not isinstance(model_type, str | None):
+            raise UserError(f"{file}: {part}model_type: got {model_type!r}, expected a text")
     return fields
 
 
-def _read_fields(path: Path) -> dict:
-    if path.parent != Path() and path.parent.is_dir() and not path.exists():
-        # Otherwise the Hub would be asked for a model of this name, which takes minutes.
-        raise UserError(f"{path}: no such model in the folder {path.parent}")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path}: a folder without config.json is not a model")
-        return read_json(path / "config.json")
-    if path.is_file():
-        return read_json(path)
+def _is_file(path: Path) -> bool:
     try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
-    except OSError:
-        raise UserError(f"{path}: neither a model folder, a config file, nor a model on the Hub within reach") from None
-    return config
+        return path.is_file()
+    except OSError:  # its name is too long
+        return False
+
+
+def check_tower(path: str | os.PathLike, config: PreTrainedConfig) -> None:
+    """Raises UserError if a model's vision tower is none that its family has, or lacks a layer that is read.
+
+    LLaVA's classes would build any model of transformers as a tower, also one that asks the Hub for its own weights.
+    """
+    tower = config.vision_config
+    if isinstance(tower, tuple(CONFIG_MAPPING[kind] for kind in CLASS_TOKENS)):
+        read = config.vision_feature_layer
+        for layer in read if isinstance(read, list) else [read]:
+            if not -tower.num_hidden_layers - 1 <= layer <= tower.num_hidden_layers:
+                raise UserError(
+                    f"{path}: vision_feature_layer: got {layer}, the vision tower has {tower.num_hidden_layers} layers"
+                )
+    elif type(config).sub_configs["vision_config"] is AutoConfig:
+        raise UserError(
+            f"{path}: vision_config.model_type: got {tower.model_type!r}, allowed: {', '.join(CLASS_TOKENS)}"
+        )
+
+
+def said(error: Exception) -> str:
+    """Returns what a library's error says. Some errors say nothing, or a key alone, and are named."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else str(error)

@@ -7,14 +7,13 @@ caller asks for it.
 import os
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import load_dense
-from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS, read_config
-from checkpoints.families import class_of_type, is_sparse
+from checkpoints.config import read_config
+from checkpoints.families import is_sparse
 from checkpoints.processor import load_processor
-from modeling.user_error import UserError
+from checkpoints.sparse import load_sparse
 
 
 def expect_new_shapes() -> None:
@@ -40,18 +39,6 @@ def load_checkpoint(
     Raises:
         UserError: there is no such model, it is not supported, or its weights are incomplete or not safetensors.
     """
-    config = read_config(path)
-    if not is_sparse(config):
+    if not is_sparse(read_config(path)):
         return load_dense(path, dtype, trust_remote_code)
-    loader = AutoModelForImageTextToText if trust_remote_code else class_of_type(config["model_type"])
-    try:
-        model, report = loader.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-    except (*LOADING_ERRORS, *BROKEN_FIELDS, SafetensorError) as error:
-        raise UserError(f"{path}: not a whole sparse checkpoint ({error})") from None
-    # transformers fills what is missing with random numbers and says so only in a log line.
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UserError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
-    return model, load_processor(path, trust_remote_code)
+    return load_sparse(path, dtype, trust_remote_code), load_processor(path, trust_remote_code)

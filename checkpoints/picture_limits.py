@@ -9,18 +9,18 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, ProcessorMixin
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import SizeDict
 
-from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS
+from checkpoints.checks.fields import MAX_TILES
+from checkpoints.checks.folder import PICTURES, local_folder
 from checkpoints.families import sparse_class
+from modeling.json_file import read_json
 from modeling.user_error import UserError
 
-MAX_TILES = 64
-"""Layouts of up to so many tiles are tried for each size of a picture."""
 OF_VIDEOS = ("max_frames", "frames_per_second", "max_frame_pixels")
 """Limits that models have which take videos."""
 
@@ -61,10 +61,8 @@ def own_limits(path: str | os.PathLike, config: PreTrainedConfig) -> PictureLimi
         UserError: a limit is not a positive integer, or there are more than `MAX_TILES` tiles.
     """
     try:
-        fields, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    except (*LOADING_ERRORS, *BROKEN_FIELDS):  # there is none, or it is refused where it is loaded
-        return PictureLimits()
-    if not isinstance(fields, dict):
+        fields = _image_processor_fields(local_folder(path, PICTURES))
+    except UserError:  # there is none, or it is refused where it is loaded
         return PictureLimits()
     size = fields.get("size") if isinstance(fields.get("size"), dict) else {}
     found = {
@@ -75,9 +73,22 @@ def own_limits(path: str | os.PathLike, config: PreTrainedConfig) -> PictureLimi
     limits = PictureLimits(**{name: value for name, value in found.items() if _has_field(config, name)})
     for name, value in limits.given().items():
         most = MAX_TILES if name == "max_tiles" else math.inf
-        if not isinstance(value, int) or not 1 <= value <= most:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise UserError(f"{path}: its image processor has {name} {value!r}, allowed: integers from 1 to {most}")
     return limits
+
+
+def _image_processor_fields(folder: Path) -> dict:
+    """Returns the fields of a folder's image processor, as transformers finds them. There are none without one.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    of_processor, of_pictures = folder / "processor_config.json", folder / "preprocessor_config.json"
+    fields = read_json(of_processor).get("image_processor") if of_processor.exists() else None
+    if fields is None and of_pictures.exists():
+        fields = read_json(of_pictures)
+    return fields if isinstance(fields, dict) else {}
 
 
 def limit_config(config: PreTrainedConfig, limits: PictureLimits) -> None:

@@ -7,7 +7,9 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from checkpoints.config import BROKEN_FIELDS, LOADING_ERRORS, read_config
+from checkpoints.checks.chat_template import check_templates
+from checkpoints.checks.folder import PROCESSOR, safe_folder
+from checkpoints.config import read_config, said
 from checkpoints.families import class_of_type
 from modeling.user_error import UserError
 
@@ -23,23 +25,26 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
         trust_remote_code: lets a processor or tokenizer run code that comes with it.
 
     Raises:
-        UserError: there is no processor, or its files cannot be read.
+        UserError: there is no processor, its files cannot be read, or as `checkpoints.checks.folder.safe_folder` or
+            `checkpoints.checks.chat_template.check_templates`.
     """
     model_class = class_of_type(read_config(path)["model_type"]).stock_class
     processor_class = PROCESSOR_MAPPING[model_class.config_class]
+    folder = safe_folder(path, PROCESSOR)
     try:
         if is_torchvision_available() or "video_processor" not in processor_class.get_attributes():
-            processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
         else:
-            processor = without_videos(processor_class).from_pretrained(path, trust_remote_code=trust_remote_code)
-            processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(path)
-    except (*LOADING_ERRORS, *BROKEN_FIELDS) as error:
-        raise UserError(f"{path}: no readable processor and tokenizer ({error})") from None
+            processor = without_videos(processor_class).from_pretrained(folder, trust_remote_code=trust_remote_code)
+            processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(folder)
+    except Exception as error:  # tokenizers raises nothing narrower; only libraries run here
+        raise UserError(f"{path}: no readable processor and tokenizer ({said(error)})") from None
     if not isinstance(processor, ProcessorMixin):  # what AutoProcessor gives for a class that it does not know
         raise UserError(
             f"{path}: no readable processor and tokenizer (got a {type(processor).__name__} alone, "
             f"expected a {processor_class.__name__})"
         )
+    check_templates(path, processor)
     return processor
 
 

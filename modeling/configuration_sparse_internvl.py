@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.models.internvl.configuration_internvl import InternVLConfig
 
 from .configuration_sparse_text import sparse_text_config
+from .plan_of_config import check_plan_of_config
 from .vision_flops import vit_macs
 from .visual_layout import Grid, Images
 
@@ -33,6 +34,7 @@ class SparseInternVLConfig(InternVLConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = sparse_text_config(self.text_config or {}, TEXT_TYPES, default="qwen2")
         super().__post_init__(**kwargs)
+        check_plan_of_config(self)
 
 
 def tile_grid(config: InternVLConfig) -> Grid:

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.models.llava.configuration_llava import LlavaConfig
 
 from .configuration_sparse_text import sparse_text_config
+from .plan_of_config import check_plan_of_config
 from .user_error import UserError
 from .vision_flops import llava_tower_macs
 from .visual_layout import Grid, Images
@@ -31,6 +32,7 @@ class SparseLlavaConfig(LlavaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = sparse_text_config(self.text_config or {}, TEXT_TYPES, default="llama")
         super().__post_init__(**kwargs)  # takes a config object as it is
+        check_plan_of_config(self)
 
 
 def image_grids(config: LlavaConfig, height: int = 0, width: int = 0) -> tuple[Grid, ...]:

@@ -13,6 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from .configuration_sparse_text import sparse_text_config
+from .plan_of_config import check_plan_of_config
 from .user_error import UserError
 from .vision_flops import CLASS_TOKENS, llava_tower_macs
 from .visual_layout import Grid, Images
@@ -38,6 +39,7 @@ class SparseLlavaNextConfig(LlavaNextConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = sparse_text_config(self.text_config or {}, TEXT_TYPES, default="llama")
         super().__post_init__(**kwargs)
+        check_plan_of_config(self)
 
 
 def tile_grid(config: LlavaNextConfig) -> Grid:

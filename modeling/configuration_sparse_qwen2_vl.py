@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLTextConfig
 
+from .plan_of_config import check_plan_of_config
 from .visual_layout import Grid, Images
 
 
@@ -57,6 +58,7 @@ class SparseQwen2VLConfig(Qwen2VLConfig):
             self.text_config = sparse_text_config(self.text_config)
         super().__post_init__(**kwargs)
         self.text_config = sparse_text_config(self.text_config)  # the stock one, if none was given
+        check_plan_of_config(self)
 
 
 def sparse_text_config(given: dict | PreTrainedConfig) -> SparseQwen2VLTextConfig:

@@ -30,12 +30,13 @@ def refuse_unknown_keys(given: object, cls: Any, where: str) -> None:
     known = [f.name for f in fields(cls)]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(str(key)[:100], known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
             raise UserError(f"{where}: unknown key '{key}'{hint}")
 
 
-def _is_int(value: object) -> TypeGuard[int]:
+def is_int(value: object) -> TypeGuard[int]:
+    """Returns whether a value of a JSON object is an integer. True and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -77,9 +78,9 @@ class Rank:
             raise UserError(f"rank.by: got {self.by!r}, allowed: {', '.join(RANKINGS)}")
         if self.rows not in RANKING_ROWS:
             raise UserError(f"rank.rows: got {self.rows!r}, allowed: {', '.join(RANKING_ROWS)}")
-        if not (_is_int(self.seed) and 0 <= self.seed < 2**32):
+        if not (is_int(self.seed) and 0 <= self.seed < 2**32):
             raise UserError(f"rank.seed: got {self.seed!r}, allowed: an integer >= 0 below 2^32")
-        if not (_is_int(self.tower_layers) and self.tower_layers >= 1):
+        if not (is_int(self.tower_layers) and self.tower_layers >= 1):
             raise UserError(f"rank.tower_layers: got {self.tower_layers!r}, allowed: an integer >= 1")
         for name, kind in (("rows", "text_attention"), ("tower_layers", "cls_attention"), ("seed", "random")):
             if self.by != kind and getattr(self, name) != getattr(Rank, name):
@@ -134,8 +135,8 @@ class LayerPlan:
                 raise UserError(f"{name}: got {getattr(self, name)!r}, allowed: true or false")
         for name in ("heads", "ffn"):
             object.__setattr__(self, name, self._units(name, getattr(self, name)))
-        if self.radius is not None and not (_is_int(self.radius) and self.radius >= 0):
-            raise UserError(f"radius: got {self.radius!r}, allowed: null or an integer >= 0")
+        if self.radius is not None and not (is_int(self.radius) and 0 <= self.radius < 2**31):
+            raise UserError(f"radius: got {self.radius!r}, allowed: null or an integer >= 0 below 2^31")
         if self.bidirectional and self.radius is None:
             raise UserError("bidirectional: got true without a radius, allowed: only together with 'radius'")
         object.__setattr__(self, "tokens", float(self.tokens))
@@ -145,9 +146,9 @@ class LayerPlan:
         """Returns the value of field `name`, a list as a tuple. Raises UserError if it is not allowed."""
         if value is None:
             return None
-        if _is_int(value) and value >= 0:
+        if is_int(value) and value >= 0:
             return value
-        if isinstance(value, (list, tuple)) and all(map(_is_int, value)) and min(value, default=0) >= 0:
+        if isinstance(value, (list, tuple)) and all(map(is_int, value)) and min(value, default=0) >= 0:
             if len(set(value)) == len(value):
                 return tuple(value)
             raise UserError(f"{name}: got a list with a repeated index, allowed: each index once")

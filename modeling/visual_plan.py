@@ -17,9 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .layer_plan import ATTENTION_RANKINGS, RANKINGS, LayerPlan, Rank, Served, num_served, refuse_unknown_keys
+from .json_file import read_json
+from .layer_plan import ATTENTION_RANKINGS, RANKINGS, LayerPlan, Rank, Served, is_int, num_served, refuse_unknown_keys
 from .user_error import UserError
 from .whole_file import whole_file
+
+MOST_LAYERS = 1000
+"""A decoder of more layers is refused, before it is built layer by layer. The largest models have about 130."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class VisualPlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
-        if self.version != 1:
+        if not is_int(self.version) or self.version != 1:
             raise UserError(f"visual plan: got version {self.version!r}, allowed: 1")
         if not self.layers:
             raise UserError("visual plan: got no layers, allowed: one entry per decoder layer")
@@ -114,6 +118,8 @@ class VisualPlan:
             raise UserError(
                 f"visual plan: layers: got {given.get('layers')!r}, allowed: a list with one object per layer"
             )
+        if len(given["layers"]) > MOST_LAYERS:
+            raise UserError(f"visual plan: got {len(given['layers'])} layers, allowed: up to {MOST_LAYERS}")
         layers: list[LayerPlan] = []
         for index, layer in enumerate(given["layers"]):
             try:
@@ -132,13 +138,10 @@ class VisualPlan:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "VisualPlan":
-        """Returns the plan in a file. Raises UserError if the file is missing, not JSON, or not a plan."""
-        try:
-            given = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such plan file") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a JSON file ({error})") from None
+        """Returns the plan in a file. Raises UserError if there is none, as `read_json`, or it is not a plan."""
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such plan file")
+        given = read_json(path)
         try:
             return cls.from_dict(given)
         except UserError as error:

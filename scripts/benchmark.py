@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from checkpoints.config import LOADING_ERRORS
-from checkpoints.families import class_of_type, is_sparse
-from checkpoints.json_file import read_json
+from checkpoints.config import read_config
+from checkpoints.families import is_sparse
+from checkpoints.sparse import load_sparse
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from modeling.whole_file import whole_file
@@ -136,15 +136,11 @@ def read_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Returns the model of a sparse checkpoint. Raises UserError where there is none."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json there, so no checkpoint")
-    config = read_json(folder / "config.json")
-    if not is_sparse(config):
+    if not is_sparse(read_config(folder)):
         raise UserError(
             f"{folder}: not a sparse checkpoint; scripts/sparsify.py makes one from a dense model and a plan"
         )
-    try:
-        return class_of_type(config["model_type"]).from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except LOADING_ERRORS as error:
-        raise UserError(f"{folder}: not a whole sparse checkpoint ({error})") from None
+    return load_sparse(folder, dtype)
 
 
 def positive_integers(option: str, text: str) -> list[int]:

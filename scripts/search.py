@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from checkpoints.build import dense_config
 from checkpoints.card import cost_table
-from checkpoints.json_file import read_json
 from checkpoints.load import expect_new_shapes
 from data.index.build import build_indexes
 from data.index.index import open_indexes
@@ -25,6 +24,7 @@ from data.mixture import build_mixture
 from data.shapes.questions import QUESTION_FAMILIES
 from data.shapes.world import WORLDS, SplitSettings, WorldSettings, write_world
 from data.sources.source import Source
+from modeling.json_file import read_json
 from modeling.user_error import UserError
 from modeling.visual_plan import VisualPlan
 from training import cli

@@ -31,9 +31,9 @@ from checkpoints.internvl.tensors import (
     split_tensor,
     tensor_places,
 )
-from checkpoints.json_file import read_json
 from checkpoints.whole_folder import whole_folder
 from modeling.configuration_sparse_internvl import tile_grid
+from modeling.json_file import read_json
 from modeling.user_error import UserError
 
 Choice = TypeVar("Choice")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from checkpoints.internvl.sentencepiece import read_sentencepiece
-from checkpoints.json_file import read_json
+from modeling.json_file import read_json
 from modeling.user_error import UserError
 
 IMAGE = "<IMG_CONTEXT>"

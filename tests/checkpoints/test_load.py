@@ -48,7 +48,7 @@ def test_missing_weights_are_not_made_up(folder):
 def test_no_weights_and_no_processor_are_named(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="not a whole sparse checkpoint"):
+    with pytest.raises(UserError, match="no readable safetensors weights"):
         load_checkpoint(folder, torch.float32)
 
 
@@ -128,9 +128,9 @@ def test_nobody_is_asked_whether_code_may_run():
         ("config.json", {"model_type": []}, r"model_type: got \[\], expected a text"),
         ("config.json", {"dtype": "x"}, r"not a whole sparse checkpoint \(.*no attribute 'x'"),
         ("config.json", {"dtype": []}, r"not a whole sparse checkpoint"),
-        ("config.json", {"text_config": {"model_type": -1}}, r"not a whole sparse checkpoint"),
+        ("config.json", {"text_config": {"model_type": -1}}, r"text_config.model_type: got -1, expected a text"),
         ("config.json", {"text_config": {"num_hidden_layers": 10**9}},
-         r"text_config.num_hidden_layers: got 1000000000, allowed: 1 to 10,000"),
+         r"text_config.num_hidden_layers: got 1000000000, allowed: integers from 1 to 1,000"),
         ("processor_config.json", {"image_processor": []}, r"no readable processor and tokenizer"),
     ],
 )  # fmt: skip

@@ -94,7 +94,7 @@ def test_bad_plans_are_refused_with_one_line(layers, message):
 
 
 @pytest.mark.parametrize(
-    "content, message", [("{", "not a JSON file"), ("[]", "expected an object"), (None, "no such plan file")]
+    "content, message", [("{", "not a JSON file"), ("[]", "expected a JSON object"), (None, "no such plan file")]
 )
 def test_bad_plan_files(tmp_path, content, message):
     path = tmp_path / "plan.json"
