@@ -35,8 +35,7 @@ def read_config(path: str | os.PathLike) -> dict:
         path: a model folder, a config's JSON file, or a model id on the Hub.
 
     Raises:
-        UserError: there is no config, it is not a JSON object, its `model_type` is no text, or as
-            `checkpoints.checks.fields.check_fields`.
+        UserError: there is no config, or as `checkpoints.checks.folder.safe_folder`.
     """
     file = Path(path)
     if not _is_file(file):
@@ -44,13 +43,7 @@ def read_config(path: str | os.PathLike) -> dict:
         file = folder / CONFIG
         if not file.is_file():
             raise UserError(f"{path}: a folder without {CONFIG} is not a model")
-    fields = checked_json(file)
-    for part in ("", "text_config.", "vision_config."):
-        values = fields.get(part.rstrip("."), {}) if part else fields
-        model_type = values.get("model_type") if isinstance(values, dict) else None
-        if not isinstance(model_type, str | None):
-            raise UserError(f"{file}: {part}model_type: got {model_type!r}, expected a text")
-    return fields
+    return checked_json(file)
 
 
 def _is_file(path: Path) -> bool:

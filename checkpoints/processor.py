@@ -1,14 +1,15 @@
 """Loads a model's processor, also where torchvision is not installed."""
 
 import os
+from pathlib import Path
 
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from checkpoints.checks.chat_template import check_templates
-from checkpoints.checks.folder import PROCESSOR, safe_folder
+from checkpoints.checks.folder import PICTURES, PROCESSOR, safe_folder
 from checkpoints.config import read_config, said
 from checkpoints.families import class_of_type
 from modeling.user_error import UserError
@@ -38,7 +39,9 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
             processor = without_videos(processor_class).from_pretrained(folder, trust_remote_code=trust_remote_code)
             processor.video_processor, _ = BaseVideoProcessor.get_video_processor_dict(folder)
     except Exception as error:  # tokenizers raises nothing narrower; only libraries run here
-        raise UserError(f"{path}: no readable processor and tokenizer ({said(error)})") from None
+        raise UserError(
+            f"{path}: {_broken_files(folder)}: no readable processor and tokenizer ({said(error)})"
+        ) from None
     if not isinstance(processor, ProcessorMixin):  # what AutoProcessor gives for a class that it does not know
         raise UserError(
             f"{path}: no readable processor and tokenizer (got a {type(processor).__name__} alone, "
@@ -46,6 +49,15 @@ def load_processor(path: str | os.PathLike, trust_remote_code: bool = False) -> 
         )
     check_templates(path, processor)
     return processor
+
+
+def _broken_files(folder: Path) -> str:
+    """Returns the names of the files that hold what cannot be read: those of the tokenizer, or the processor's."""
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # as above
+        return "tokenizer.json, tokenizer_config.json"
+    return " or ".join(name for name in PICTURES if (folder / name).exists()) or PICTURES[0]
 
 
 def without_videos(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:

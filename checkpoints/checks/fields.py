@@ -67,6 +67,9 @@ RANGES: tuple[tuple[str, Range], ...] = (
 )
 _RANGES = tuple((re.compile(names), allowed) for names, allowed in RANGES)
 _FLAGS = re.compile(r"do_\w+|use_cache|crop_to_patches|use_thumbnail|dynamic_image_size")
+_TEXTS = re.compile(
+    r"model_type|rope_type|\w+_act|(processor|tokenizer)_class|\w+_processor_type|(torch_)?dtype|\w+_token"
+)
 _KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _REFUSED = {
     "transformers_weights": "names a file of weights, which may be of another kind than safetensors",
@@ -97,6 +100,8 @@ def _check(name: str, value: Any, where: str) -> None:
         return
     if _FLAGS.fullmatch(name) and not isinstance(value, bool):
         raise UserError(f"{where}: got {value!r}, allowed: true or false")
+    if _TEXTS.fullmatch(name) and not isinstance(value, str):
+        raise UserError(f"{where}: got {value!r}, expected a text")
     for names, allowed in _RANGES:
         if names.fullmatch(name):
             refused = [number for number in _numbers(value) if number not in allowed]

@@ -127,6 +127,7 @@ def named_weights(folder: Path) -> list[str]:
     index = folder / INDEX
     if _is_there(folder / WEIGHTS) or not _is_there(index):
         return [WEIGHTS]
+    _refuse_link(folder, index)
     fields = checked_json(index)
     weight_map = fields.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration
 
+from checkpoints.checks.folder import CONFIG, PROCESSOR, checked_json, safe_folder, weight_files
+from checkpoints.config import LOADING_ERRORS, said
 from checkpoints.internvl.processor import CHATS, IMAGE, read_tokenizer, write_processor
 from checkpoints.internvl.tensors import (
     TEXT_FIELDS,
@@ -33,7 +34,6 @@ from checkpoints.internvl.tensors import (
 )
 from checkpoints.whole_folder import whole_folder
 from modeling.configuration_sparse_internvl import tile_grid
-from modeling.json_file import read_json
 from modeling.user_error import UserError
 
 Choice = TypeVar("Choice")
@@ -58,24 +58,29 @@ def convert_internvl(source: Path, output: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there and not empty; choose another folder")
-    published = _JsonObject(read_json(source / "config.json"), f"{source / 'config.json'}: ")
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder")
+    safe_folder(source, PROCESSOR)
+    published = _JsonObject(checked_json(source / CONFIG), f"{source / CONFIG}: ")
     text = published.inner("llm_config").choice("architectures", TEXT_MODELS)
     chat = published.choice("template", CHATS)
     tokenizer = read_tokenizer(source, chat)
     try:
         config = stock_config(published, text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
-    except StrictDataclassError as error:
-        raise UserError(f"{source / 'config.json'}: {error}") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"{source / CONFIG}: {said(error)}") from None
     if len(tokenizer) > config.text_config.vocab_size:
         raise UserError(
             f"{source}: the tokenizer has {len(tokenizer)} tokens, the vocabulary {config.text_config.vocab_size}"
         )
     tiles = (published["min_dynamic_patch"], published["max_dynamic_patch"])
+    if None in tiles or tiles[0] > tiles[1]:
+        raise UserError(f"{source / CONFIG}: (min_dynamic_patch, max_dynamic_patch): got {tiles}, allowed: least, most")
     try:
         with torch.device("meta"):
             model = InternVLForConditionalGeneration(config)
-    except (ValueError, KeyError) as error:  # KeyError: the name of an activation
-        raise UserError(f"{source / 'config.json'}: transformers cannot build this model ({error})") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"{source / CONFIG}: transformers cannot build this model ({said(error)})") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     places = tensor_places(config, text, shapes)
     files = weight_files(source)
@@ -171,26 +176,6 @@ def _rope(llm: _JsonObject, text: TextModel) -> dict:
         return base
     scaling = llm.inner("rope_scaling")
     return base | scaling.pick(*scaling.choice("type", text.rope)) | {"rope_type": text.rope_type}
-
-
-def weight_files(source: Path) -> list[Path]:
-    """Returns the safetensors files of a folder: those that its index names, or the only one.
-
-    Raises:
-        UserError: one of them is not there.
-    """
-    index = source / "model.safetensors.index.json"
-    if not index.is_file():
-        names = ["model.safetensors"]
-    else:
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or any(Path(str(name)).name != name for name in weight_map.values()):
-            raise UserError(f"{index}: weight_map: expected names of files in the same folder")
-        names = sorted(set(weight_map.values()))
-    for name in names:
-        if not (source / name).is_file():
-            raise UserError(f"{source}: no {name}; safetensors weights are the only kind read here")
-    return [source / name for name in names]
 
 
 def _check_tensors(files: list[Path], places: Places, shapes: dict[str, Shape]) -> None:

@@ -17,6 +17,8 @@ from modeling.user_error import UserError
 SPACE = "▁"
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # ModelProto.SentencePiece.Type
 BPE_MODEL = 2  # TrainerSpec.ModelType
+MOST_CHARACTERS = 1000
+"""Of the longest piece. Ways to join it are tried at each of its characters."""
 
 
 def read_sentencepiece(path: Path, added: dict[int, AddedToken], legacy: bool) -> Tokenizer:
@@ -40,6 +42,9 @@ def read_sentencepiece(path: Path, added: dict[int, AddedToken], legacy: bool) -
     if model.normalizer_spec.precompiled_charsmap or model.normalizer_spec.remove_extra_whitespaces:
         raise UserError(f"{path}: rewrites its text first, not supported; a tokenizer.json beside it would be used")
 
+    longest = max((len(piece.piece) for piece in model.pieces), default=0)
+    if longest > MOST_CHARACTERS:
+        raise UserError(f"{path}: got a piece of {longest:,} characters, allowed: up to {MOST_CHARACTERS}")
     pieces = [added[index].content if index in added else piece.piece for index, piece in enumerate(model.pieces)]
     scores = {
         piece.piece: piece.score

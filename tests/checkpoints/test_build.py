@@ -263,7 +263,9 @@ def test_dense_on_meta_needs_only_a_config(tmp_path):
 @pytest.mark.parametrize("content", ["{", "\udcff", "[1]", "3"])
 def test_a_config_that_is_no_json_object_is_refused(dense_folder, content):
     (dense_folder / "config.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"config.json: (not a JSON file|not a text in UTF-8|got (list|int), expected a JSON object)"):
+    with pytest.raises(
+        UserError, match=r"config.json: (not a JSON file|not a text in UTF-8|got (list|int), expected a JSON object)"
+    ):
         load_dense(dense_folder, "float32")
 
 
@@ -324,7 +326,7 @@ def test_a_processor_that_transformers_refuses_is_refused(dense_folder, name, co
     else:
         kept = {} if name == "tokenizer.json" else json.loads(file.read_text())
         file.write_text(json.dumps(kept | content))
-    with pytest.raises(UserError, match="dense: no readable processor and tokenizer"):
+    with pytest.raises(UserError, match="dense: .*: no readable processor and tokenizer"):
         load_dense(dense_folder, "float32")
 
 

@@ -96,9 +96,9 @@ def _break_field(folder: Path, outside: Path, rng: random.Random) -> str:
     file = rng.choice(files + [folder / "config.json"] * 6)
     try:
         content = json.loads(file.read_text())
-    except (ValueError, OSError, RecursionError):
+        places = [place for place in _places(content) if "vocab" not in place]
+    except (ValueError, OSError, RecursionError):  # it is broken already
         return "nothing"
-    places = [place for place in _places(content) if "vocab" not in place]
     if not places:
         return "nothing"
     place = rng.choice(places)
@@ -192,7 +192,7 @@ def _break_weights(folder: Path, outside: Path, rng: random.Random) -> str:
             "../outside/secret.safetensors",
             str(outside / "secret.safetensors"),
             "a/../../outside/secret.safetensors",
-        )  # noqa: E501
+        )
         odd = (None, 3, [], "", ".", "..", "/", "x\x00.safetensors", "evil.pt", "nowhere.safetensors")
         name = {"index bin": "evil.bin", "index path": rng.choice(paths), "index odd": rng.choice(odd)}[how]
         rewritten(index, json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}).encode())

@@ -1,4 +1,4 @@
-"""Checkpoints that strangers broke: each loads, or is refused in one line. No code runs, and no file outside is touched."""
+"""Checkpoints that strangers broke. Each loads or is refused in one line, no code runs, no file outside is touched."""
 
 import random
 import shutil
@@ -8,18 +8,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints.build import dense_on_meta, load_dense, starting_plan
+from checkpoints.build import build_student, dense_on_meta, load_dense, starting_plan
 from checkpoints.internvl.convert import convert_internvl
 from checkpoints.load import load_checkpoint
 from modeling.visual_plan import VisualPlan
 from tests.checkpoints.internvl.published_internvl import write_published
+from tests.checkpoints.tiny_dense import NUM_LAYERS, tiny_dense
 from tests.families.internvl import INTERNVL
 from tests.families.llava_next import LLAVA_NEXT
 from tests.families.qwen2_vl import QWEN2_VL
 from tests.fuzz.broken_checkpoints import break_at_random, copy_checkpoint
 from tests.fuzz.children import Outcome, in_child
-from tests.tiny_processor import tiny_processor
-from tests.tiny_student import tiny_student
 
 ROOT = Path(__file__).parents[2]
 CASES, IN_A_BATCH, SAMPLE = 800, 20, 20
@@ -31,9 +30,9 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     """Folders of whole checkpoints, by kind."""
     root = tmp_path_factory.mktemp("bases")
     shutil.copytree(ROOT / "checkpoints" / "tiny-llava", root / "llava")
-    student = tiny_student()
-    student.set_visual_plan(VisualPlan.dense(3).replace(0, heads=1, ffn=5).replace(1, tokens=0.5, attend=False))
-    for part in (student, tiny_processor()):
+    dense, processor = tiny_dense()
+    plan = VisualPlan.dense(NUM_LAYERS).replace(0, heads=1, ffn=5).replace(1, tokens=0.5, attend=False)
+    for part in (build_student(dense, plan), processor):
         part.save_pretrained(root / "sparse")
     for name, family in (("llava_next", LLAVA_NEXT[0]), ("qwen2_vl", QWEN2_VL), ("internvl", INTERNVL[0])):
         for part in (family.dense(), family.processor()):
@@ -97,6 +96,11 @@ def run(bases: dict[str, Path], numbers: range, place: Path) -> list[str]:
 def test_a_broken_checkpoint_loads_or_is_refused_in_one_line(bases, tmp_path, first):
     complaints = run(bases, range(first, first + IN_A_BATCH), tmp_path)
     assert not complaints, "\n\n".join(complaints)
+
+
+def test_whole_checkpoints_load(bases):
+    for kind, folder in bases.items():
+        assert in_child(lambda kind=kind, folder=folder: load(kind, folder), folder.parent).kind == "accepted", kind
 
 
 def test_a_sample_of_broken_checkpoints(bases, tmp_path):

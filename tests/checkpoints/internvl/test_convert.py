@@ -314,7 +314,7 @@ def test_a_tensor_too_many_too_few_or_of_another_shape_is_refused_by_name(publis
 def test_weights_that_are_no_whole_safetensors_are_refused(published, tmp_path):
     folder, _, weights = published()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refuse(folder, tmp_path, "no model.safetensors; safetensors weights are the only kind read here")
+    refuse(folder, tmp_path, "no readable safetensors weights, the only kind read here .no model.safetensors")
     (folder / "model.safetensors").write_bytes(b"not a header")
     refuse(folder, tmp_path, "model.safetensors: not a safetensors file")
     write_weights(folder, weights, num_files=2)
@@ -322,7 +322,7 @@ def test_weights_that_are_no_whole_safetensors_are_refused(published, tmp_path):
     refuse(folder, tmp_path, "no model-00001-of-00002.safetensors")
     for weight_map in ({"a": "../published/model.safetensors"}, {"a": 1}, None):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        refuse(folder, tmp_path, "weight_map: expected names of files|no 1;")
+        refuse(folder, tmp_path, "weight_map: (.*allowed: names of files|expected an object)")
 
 
 def test_a_tensor_in_two_files_is_refused(published, tmp_path):
