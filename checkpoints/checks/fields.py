@@ -67,9 +67,7 @@ RANGES: tuple[tuple[str, Range], ...] = (
 )
 _RANGES = tuple((re.compile(names), allowed) for names, allowed in RANGES)
 _FLAGS = re.compile(r"do_\w+|use_cache|crop_to_patches|use_thumbnail|dynamic_image_size")
-_TEXTS = re.compile(
-    r"model_type|rope_type|\w+_act|(processor|tokenizer)_class|\w+_processor_type|(torch_)?dtype|\w+_token"
-)
+_TEXTS = re.compile(r"model_type|rope_type|\w+_act|(processor|tokenizer)_class|\w+_processor_type|(torch_)?dtype")
 _KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _REFUSED = {
     "transformers_weights": "names a file of weights, which may be of another kind than safetensors",

@@ -326,7 +326,7 @@ def test_a_processor_that_transformers_refuses_is_refused(dense_folder, name, co
     else:
         kept = {} if name == "tokenizer.json" else json.loads(file.read_text())
         file.write_text(json.dumps(kept | content))
-    with pytest.raises(UserError, match="dense: .*: no readable processor and tokenizer"):
+    with pytest.raises(UserError, match="dense: (.*: )?no readable processor and tokenizer"):
         load_dense(dense_folder, "float32")
 
 

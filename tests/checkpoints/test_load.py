@@ -127,7 +127,7 @@ def test_nobody_is_asked_whether_code_may_run():
     [
         ("config.json", {"model_type": []}, r"model_type: got \[\], expected a text"),
         ("config.json", {"dtype": "x"}, r"not a whole sparse checkpoint \(.*no attribute 'x'"),
-        ("config.json", {"dtype": []}, r"not a whole sparse checkpoint"),
+        ("config.json", {"dtype": []}, r"dtype: got \[\], expected a text"),
         ("config.json", {"text_config": {"model_type": -1}}, r"text_config.model_type: got -1, expected a text"),
         ("config.json", {"text_config": {"num_hidden_layers": 10**9}},
          r"text_config.num_hidden_layers: got 1000000000, allowed: integers from 1 to 1,000"),
