@@ -44,6 +44,8 @@ def load_dense(
     """
     config = dense_config(path, or_sparse)
     folder = folder_with_weights(path)
+    processor = load_processor(path, trust_remote_code)  # before the weights, which take longer
+    _check_tokenizer(path, config, processor)
     refuse_more_than_weights(sparse_class(config).stock_class, config, folder)
     try:
         model, report = sparse_class(config).stock_class.from_pretrained(
@@ -65,8 +67,6 @@ def load_dense(
             f"{path}: {len(absent)} weights are missing or of another shape than its config says, first {absent[0]}"
         )
     make_savable(path, model.generation_config)
-    processor = load_processor(path, trust_remote_code)
-    _check_tokenizer(path, config, processor)
     return model, processor
 
 

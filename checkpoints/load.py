@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from checkpoints.build import load_dense
+from checkpoints.checks.folder import folder_with_weights
 from checkpoints.config import read_config
 from checkpoints.families import is_sparse
 from checkpoints.processor import load_processor
@@ -41,4 +42,6 @@ def load_checkpoint(
     """
     if not is_sparse(read_config(path)):
         return load_dense(path, dtype, trust_remote_code)
-    return load_sparse(path, dtype, trust_remote_code), load_processor(path, trust_remote_code)
+    folder_with_weights(path)
+    processor = load_processor(path, trust_remote_code)  # before the weights, which take longer
+    return load_sparse(path, dtype, trust_remote_code), processor

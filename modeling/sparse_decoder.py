@@ -72,7 +72,8 @@ class SparseDecoderMixin(SparsePreTrainedMixin, nn.Module):
 
     def set_visual_plan(self, plan: VisualPlan) -> None:
         """Makes `plan` the decoder's own. Raises UserError if it does not fit the model."""
-        self._own_plan = self._following(plan)
+        with torch.device("cpu"):  # indices are real also where the model is built without memory, to be loaded
+            self._own_plan = self._following(plan)
 
     @contextmanager
     def use_plan(self, plan: VisualPlan) -> Iterator[None]:
