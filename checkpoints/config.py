@@ -25,6 +25,7 @@ LOADING_ERRORS = (
     ArithmeticError,
     RuntimeError,
     AssertionError,
+    MemoryError,
 )
 
 

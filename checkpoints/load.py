@@ -14,7 +14,7 @@ from checkpoints.checks.folder import folder_with_weights
 from checkpoints.config import read_config
 from checkpoints.families import is_sparse
 from checkpoints.processor import load_processor
-from checkpoints.sparse import load_sparse
+from checkpoints.sparse import load_sparse, sparse_config
 
 
 def expect_new_shapes() -> None:
@@ -42,6 +42,7 @@ def load_checkpoint(
     """
     if not is_sparse(read_config(path)):
         return load_dense(path, dtype, trust_remote_code)
+    sparse_config(path)
     folder_with_weights(path)
     processor = load_processor(path, trust_remote_code)  # before the weights, which take longer
     return load_sparse(path, dtype, trust_remote_code), processor

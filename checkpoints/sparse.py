@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from checkpoints.checks.folder import folder_with_weights
 from checkpoints.checks.weights import refuse_more_than_weights
@@ -15,18 +15,31 @@ from checkpoints.generation import make_savable
 from modeling.user_error import UserError
 
 
+def sparse_config(path: str | os.PathLike) -> PreTrainedConfig:
+    """Returns the config of a sparse checkpoint, given its folder or its id on the Hub.
+
+    Raises:
+        UserError: as `read_config`, its family refuses it, or its plan does not fit it.
+    """
+    fields = read_config(path)
+    try:
+        config = class_of_type(fields["model_type"]).config_class.from_dict(fields)
+    except LOADING_ERRORS as error:
+        raise UserError(f"{path}: not a whole sparse checkpoint ({said(error)})") from None
+    check_tower(path, config)
+    return config
+
+
 def load_sparse(path: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False) -> PreTrainedModel:
     """Loads the model of a sparse checkpoint. Arguments and errors are those of `load_checkpoint`."""
-    fields = read_config(path)
+    config = sparse_config(path)
     folder = folder_with_weights(path)
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         if trust_remote_code:
             loaded = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, **arguments)
         else:
-            cls = class_of_type(fields["model_type"])
-            config = cls.config_class.from_dict(fields)
-            check_tower(path, config)
+            cls = class_of_type(config.model_type)
             refuse_more_than_weights(cls, config, folder)
             loaded = cls.from_pretrained(folder, config=config, **arguments)
     except (*LOADING_ERRORS, SafetensorError) as error:

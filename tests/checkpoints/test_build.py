@@ -274,7 +274,7 @@ def test_a_config_that_is_no_json_object_is_refused(dense_folder, content):
     [
         ({"text_config": {"model_type": "nope"}}, "nope"),
         ({"vision_config": {"model_type": "nope"}}, "nope"),
-        ({"text_config__hidden_act": 3}, "hidden_act"),
+        ({"text_config__mlp_bias": 3}, "mlp_bias"),
         ({"text_config__num_attention_heads": 5}, "attention heads"),
         ({"text_config__rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"dtype": "floaty"}, "floaty"),

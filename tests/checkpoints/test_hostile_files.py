@@ -106,9 +106,14 @@ def refused(load: Callable[[Path], object], folder: Path, message: str) -> None:
 
 
 DEEP = "[" * 200 + "]" * 200
+OUTSIDE = "../outside/secret"
+JSON_FILES = (
+    "config.json", "tokenizer.json", "generation_config.json", "processor_config.json", "tokenizer_config.json",
+)  # fmt: skip
+TOWER = {"model_type": "detr", "use_pretrained_backbone": True, "backbone": "a"}
 BOTH = {
     "an index with pickles": (index_of("evil.bin"), "index.json: weight_map: lm_head.weight: got 'evil.bin', allowed"),
-    "an index of the folder above": (index_of("../outside/secret.safetensors"), "weight_map: .*allowed: names of files"),
+    "an index of the folder above": (index_of(f"{OUTSIDE}.safetensors"), "weight_map: .*allowed: names of files"),
     "an index of a link": (index_of(".."), "weight_map: .*allowed: names of files"),
     "an index of no texts": (index_of(3), "weight_map: .*allowed: names of files"),
     "an absolute index": (index_of("/tmp/x.safetensors"), "weight_map: .*allowed: names of files"),
@@ -116,9 +121,9 @@ BOTH = {
         lambda folder: (index_of("x")(folder), text_of("model.safetensors.index.json", "{}")(folder)),
         "index.json: weight_map: expected an object",
     ),
-    "linked weights": (link_to("model.safetensors", "../outside/secret.safetensors"), "safetensors: is a link to .*secret"),
-    "a linked config": (link_to("config.json", "../outside/secret.json"), "config.json: is a link to .*secret"),
-    "a linked tokenizer": (link_to("tokenizer.json", "../outside/secret.json"), "tokenizer.json: is a link to .*secret"),
+    "linked weights": (link_to("model.safetensors", f"{OUTSIDE}.safetensors"), "safetensors: is a link to .*secret"),
+    "a linked config": (link_to("config.json", f"{OUTSIDE}.json"), "config.json: is a link to .*secret"),
+    "a linked tokenizer": (link_to("tokenizer.json", f"{OUTSIDE}.json"), "tokenizer.json: is a link to .*secret"),
     "a device": (link_to("generation_config.json", "/dev/zero"), "generation_config.json: is a link to /dev/zero"),
     "a circle": (link_to("tokenizer.json", "tokenizer.json"), "tokenizer.json: (cannot be read|is a link)"),
     "a pickle under another name": (
@@ -142,7 +147,7 @@ BOTH = {
         "text_config._attn_implementation: got",
     ),
     "a tower with weights of its own": (
-        set_field("config.json", "vision_config", {"model_type": "detr", "use_pretrained_backbone": True, "backbone": "a"}),
+        set_field("config.json", "vision_config", TOWER),
         "vision_config.model_type: got 'detr', allowed: clip_vision_model|not a config|not a whole",
     ),
     "endless layers": (
@@ -158,22 +163,56 @@ BOTH = {
         "its config describes [0-9,]+ weights, more than its files of [0-9,]+ bytes can hold",
     ),
     "a layer that the tower lacks": (
-        set_field("config.json", "vision_feature_layer", 9), "vision_feature_layer: got 9, the vision tower has 2 layers"
+        set_field("config.json", "vision_feature_layer", 9),
+        "vision_feature_layer: got 9, the vision tower has 2 layers",
     ),
-    "a dropout": (set_field("config.json", "text_config.attention_dropout", 1e9), "attention_dropout: got 1000000000.0, allowed: numbers from 0 to 1"),
-    "not a number": (set_field("config.json", "text_config.rms_norm_eps", float("nan")), "config.json: got the number NaN, allowed: finite ones"),
-    "a text for a number": (set_field("config.json", "text_config.hidden_size", "x" * 10**6), "text_config.hidden_size: got 'xxx.*allowed: integers from 1"),
-    "a type that transformers checks": (set_field("config.json", "text_config.mlp_bias", 3), "Validation error for field 'mlp_bias': TypeError"),
-    "tiles": (set_field("processor_config.json", "image_processor.size", {"height": 10**9, "width": 24}), "processor_config.json: image_processor.size.height: got 1000000000, allowed"),
-    "a flag": (set_field("processor_config.json", "image_processor.do_rescale", "x"), "image_processor.do_rescale: got 'x', allowed: true or false"),
-    "a token": (set_field("tokenizer_config.json", "eos_token", 3), "tokenizer.json, tokenizer_config.json: no readable"),
-    "beams": (set_field("generation_config.json", "num_beams", 10**9), "generation_config.json: num_beams: got 1000000000"),
-    "loops in loops": (text_of("chat_template.jinja", TEMPLATES[0]), "chat template : takes more than|chat template : makes"),
-    "a long template": (text_of("chat_template.jinja", "x" * 400_000), "chat_template.jinja: got 400,000 bytes, allowed: up to"),
-    **{f"deep {file}": (text_of(file, f'{{"a": {DEEP}}}'), f"{file}: .*nested deeper than 64") for file in ("config.json", "tokenizer.json", "generation_config.json", "processor_config.json", "tokenizer_config.json")},
-    **{f"too deep {file}": (text_of(file, '{"a": ' + "[" * 10**5 + "]" * 10**5 + "}"), f"{file}: not a JSON file") for file in ("config.json", "tokenizer.json")},
-    **{f"a key twice in {file}": (twice(file), f"{file}: the key 'same' stands twice") for file in ("config.json", "tokenizer.json", "generation_config.json", "processor_config.json", "tokenizer_config.json")},
-}  # fmt: skip
+    "a dropout": (
+        set_field("config.json", "text_config.attention_dropout", 1e9),
+        "attention_dropout: got 1000000000.0, allowed",
+    ),
+    "not a number": (
+        set_field("config.json", "text_config.rms_norm_eps", float("nan")),
+        "config.json: got the number NaN, allowed: finite ones",
+    ),
+    "a text for a number": (
+        set_field("config.json", "text_config.hidden_size", "x" * 10**6),
+        "text_config.hidden_size: got 'xxx.*allowed: integers from 1",
+    ),
+    "a type that transformers checks": (
+        set_field("config.json", "text_config.mlp_bias", 3),
+        "Validation error for field 'mlp_bias': TypeError",
+    ),
+    "tiles": (
+        set_field("processor_config.json", "image_processor.size", {"height": 10**9, "width": 24}),
+        "processor_config.json: image_processor.size.height: got 1000000000, allowed",
+    ),
+    "a flag": (
+        set_field("processor_config.json", "image_processor.do_rescale", "x"),
+        "image_processor.do_rescale: got 'x', allowed: true or false",
+    ),
+    "a token": (
+        set_field("tokenizer_config.json", "eos_token", 3),
+        "tokenizer.json, tokenizer_config.json: no readable",
+    ),
+    "beams": (
+        set_field("generation_config.json", "num_beams", 10**9),
+        "generation_config.json: num_beams: got 1000000000",
+    ),
+    "loops in loops": (
+        text_of("chat_template.jinja", TEMPLATES[0]),
+        "chat template : takes more than|chat template : makes",
+    ),
+    "a long template": (
+        text_of("chat_template.jinja", "x" * 400_000),
+        "chat_template.jinja: got 400,000 bytes, allowed: up to",
+    ),
+    **{f"deep {file}": (text_of(file, f'{{"a": {DEEP}}}'), f"{file}: .*nested deeper than 64") for file in JSON_FILES},
+    **{
+        f"too deep {file}": (text_of(file, '{"a": ' + "[" * 10**5 + "]" * 10**5 + "}"), f"{file}: not a JSON file")
+        for file in ("config.json", "tokenizer.json")
+    },
+    **{f"a key twice in {file}": (twice(file), f"{file}: the key 'same' stands twice") for file in JSON_FILES},
+}
 
 
 LOADED_BY_BOTH = ("index", "linked", "adapter", "pickle", "kernel", "tower", "another kind", "vocabulary", "lacks")

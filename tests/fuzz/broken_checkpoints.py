@@ -85,15 +85,17 @@ def break_at_random(folder: Path, outside: Path, rng: random.Random) -> str:
     return ", ".join(rng.choice(ways)(folder, outside, rng) for _ in range(rng.choice((1, 1, 1, 2))))
 
 
-def _json_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.json") if file.is_file())
+def _files(folder: Path, pattern: str = "*") -> list[Path]:
+    """Files that can be read here, too."""
+    return sorted(file for file in folder.glob(pattern) if file.is_file() and file.stat().st_size < 10**8)
 
 
 def _break_field(folder: Path, outside: Path, rng: random.Random) -> str:
-    files = _json_files(folder)
+    files = _files(folder, "*.json")
     if not files:
         return "nothing"
-    file = rng.choice(files + [folder / "config.json"] * 6)
+    config = [file for file in files if file.name == "config.json"]
+    file = rng.choice(files + config * 6)
     try:
         content = json.loads(file.read_text())
         places = [place for place in _places(content) if "vocab" not in place]
@@ -137,7 +139,7 @@ def _places(content: Any, above: tuple = ()) -> list[tuple]:
 
 
 def _break_bytes(folder: Path, outside: Path, rng: random.Random) -> str:
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    files = _files(folder)
     if not files:
         return "nothing"
     file = rng.choice(files)

@@ -10,5 +10,5 @@ def test_a_published_model_is_converted(run, tmp_path):
 
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path):
     done = run("--model", tmp_path / "nowhere", "--output", tmp_path / "converted")
-    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'nowhere' / 'config.json'}: no such file\n")
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'nowhere'}: no such folder\n")
     assert list(tmp_path.iterdir()) == []
