@@ -34,13 +34,14 @@ def load_sparse(path: str | os.PathLike, dtype: torch.dtype | str, trust_remote_
     """Loads the model of a sparse checkpoint. Arguments and errors are those of `load_checkpoint`."""
     config = sparse_config(path)
     folder = folder_with_weights(path)
+    cls = class_of_type(config.model_type)
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    if not trust_remote_code:
+        refuse_more_than_weights(cls, config, folder)
     try:
         if trust_remote_code:
             loaded = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, **arguments)
         else:
-            cls = class_of_type(config.model_type)
-            refuse_more_than_weights(cls, config, folder)
             loaded = cls.from_pretrained(folder, config=config, **arguments)
     except (*LOADING_ERRORS, SafetensorError) as error:
         raise UserError(f"{path}: not a whole sparse checkpoint ({said(error)})") from None
