@@ -3,7 +3,6 @@
 A model's shape comes from sizes or from a config file. Its plan may come from a checkpoint of another shape.
 """
 
-import json
 import math
 import os
 from dataclasses import replace
@@ -12,6 +11,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, PreTrainedModel
 
+from checkpoints.checks.folder import checked_json
+from checkpoints.config import LOADING_ERRORS, said
 from checkpoints.families import SPARSE, class_of_type, sparse_class, sparse_classes, supported
 from modeling.layer_plan import num_served
 from modeling.user_error import UserError
@@ -65,14 +66,17 @@ def shape_of_file(path: str | os.PathLike) -> PreTrainedConfig:
     """Returns the stock config in a JSON file, which may be a checkpoint's config.json or a file of recipes/shapes.
 
     Raises:
-        UserError: the file is missing or not JSON, or its model type is not supported.
+        UserError: the file is missing or not JSON, its model type is not supported, or transformers refuses it.
     """
-    values = _read(Path(path))
+    values = checked_json(Path(path))
     if str(values.get("model_type")).removeprefix(SPARSE) not in sparse_classes():
         raise UserError(
             f"{path}: got model_type {values.get('model_type')!r}, supported, dense or sparse: {supported()}"
         )
-    return stock_config(values)
+    try:
+        return stock_config(values)
+    except LOADING_ERRORS as error:
+        raise UserError(f"{path}: not a config that transformers accepts ({said(error)})") from None
 
 
 def stock_config(values: dict) -> PreTrainedConfig:
@@ -97,7 +101,7 @@ def carried_plan(checkpoint: str | os.PathLike, shape: PreTrainedConfig) -> Visu
         UserError: the folder holds no sparse checkpoint, or its model type is not supported.
     """
     path = Path(checkpoint) / "config.json"
-    given = _read(path).get("visual_plan")
+    given = checked_json(path).get("visual_plan")
     if given is None:
         raise UserError(f"{path}: holds no visual_plan, so it is not a sparse checkpoint")
     plan, source, target = VisualPlan.from_dict(given), shape_of_file(path).text_config, shape.text_config
@@ -130,13 +134,3 @@ def _scaled_count(units: int | tuple[int, ...] | None, source: int, target: int)
         return None
     served = num_served(units, source)
     return max(round(served * target / source), 1) if served else 0
-
-
-def _read(path: Path) -> dict:
-    """Returns the JSON object in a file. Raises UserError if it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
