@@ -73,8 +73,8 @@ def rewritten(file: Path, content: bytes) -> None:
     file.write_bytes(content)
 
 
-def break_at_random(folder: Path, outside: Path, rng: random.Random) -> str:
-    """Breaks a checkpoint once or twice, and says how.
+def break_at_random(folder: Path, outside: Path, rng: random.Random) -> tuple[str, bool]:
+    """Breaks a checkpoint once or twice. Returns how, and whether it must be refused for what was done last.
 
     Args:
         folder: of the checkpoint.
@@ -82,7 +82,8 @@ def break_at_random(folder: Path, outside: Path, rng: random.Random) -> str:
         rng: decides.
     """
     ways = [_break_field] * 12 + [_break_bytes] * 3 + [_break_place] * 2 + [_break_weights] * 4 + [_break_template]
-    return ", ".join(rng.choice(ways)(folder, outside, rng) for _ in range(rng.choice((1, 1, 1, 2))))
+    done = [rng.choice(ways)(folder, outside, rng) for _ in range(rng.choice((1, 1, 1, 2)))]
+    return ", ".join(how for how, _ in done), done[-1][1]
 
 
 def _files(folder: Path, pattern: str = "*") -> list[Path]:
@@ -90,19 +91,19 @@ def _files(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(file for file in folder.glob(pattern) if file.is_file() and file.stat().st_size < 10**8)
 
 
-def _break_field(folder: Path, outside: Path, rng: random.Random) -> str:
+def _break_field(folder: Path, outside: Path, rng: random.Random) -> tuple[str, bool]:
     files = _files(folder, "*.json")
     if not files:
-        return "nothing"
+        return "nothing", False
     config = [file for file in files if file.name == "config.json"]
     file = rng.choice(files + config * 6)
     try:
         content = json.loads(file.read_text())
         places = [place for place in _places(content) if "vocab" not in place]
     except (ValueError, OSError, RecursionError):  # it is broken already
-        return "nothing"
+        return "nothing", False
     if not places:
-        return "nothing"
+        return "nothing", False
     place = rng.choice(places)
     *parents, last = place
     node = content
@@ -130,7 +131,7 @@ def _break_field(folder: Path, outside: Path, rng: random.Random) -> str:
         deep = rng.choice((70, 900, DEEP))
         text = json.dumps(content).replace('"DEEP"', "[" * deep + "]" * deep)
     rewritten(file, (json.dumps(content) if text is None else text).encode("utf-8", "surrogatepass"))
-    return f"{how} {file.name} {'.'.join(map(str, place))}"
+    return f"{how} {file.name} {'.'.join(map(str, place))}", how in ("twice", "deep")
 
 
 def _places(content: Any, above: tuple = ()) -> list[tuple]:
@@ -138,10 +139,10 @@ def _places(content: Any, above: tuple = ()) -> list[tuple]:
     return [place for key, value in items for place in [(*above, key), *_places(value, (*above, key))]]
 
 
-def _break_bytes(folder: Path, outside: Path, rng: random.Random) -> str:
+def _break_bytes(folder: Path, outside: Path, rng: random.Random) -> tuple[str, bool]:
     files = _files(folder)
     if not files:
-        return "nothing"
+        return "nothing", False
     file = rng.choice(files)
     content = bytearray(file.read_bytes())
     how = rng.choice(("cut", "flip", "empty", "zeros", "list", "utf-16", "bom", "text"))
@@ -155,15 +156,15 @@ def _break_bytes(folder: Path, outside: Path, rng: random.Random) -> str:
     else:
         content = bytearray({"empty": b"", "zeros": bytes(len(content)), "list": b"[1, 2]", "text": b'"x"'}.get(how, b"\xef\xbb\xbf" + content))  # fmt: skip # noqa: E501
     rewritten(file, bytes(content))
-    return f"{how} {file.name}"
+    return f"{how} {file.name}", False
 
 
-def _break_place(folder: Path, outside: Path, rng: random.Random) -> str:
+def _break_place(folder: Path, outside: Path, rng: random.Random) -> tuple[str, bool]:
     names = [*sorted(file.name for file in folder.iterdir()), "adapter_config.json", "tokenizer.model", "vocab.json"]
     file = folder / rng.choice(names)
     how = rng.choice(("gone", "folder", "pipe", "link", "loop", "broken link", "device", "huge"))
     if file.is_dir():
-        return "nothing"
+        return "nothing", False
     file.unlink(missing_ok=True)
     if how == "folder":
         file.mkdir()
@@ -175,10 +176,10 @@ def _break_place(folder: Path, outside: Path, rng: random.Random) -> str:
     elif how != "gone":
         secret = outside / ("secret.safetensors" if file.suffix == ".safetensors" else "secret.json")
         file.symlink_to({"link": secret, "loop": file, "device": "/dev/zero"}.get(how, outside / "nowhere"))
-    return f"{how} {file.name}"
+    return f"{how} {file.name}", how != "gone" and file.suffix in (".json", ".jinja", ".safetensors")
 
 
-def _break_weights(folder: Path, outside: Path, rng: random.Random) -> str:
+def _break_weights(folder: Path, outside: Path, rng: random.Random) -> tuple[str, bool]:
     weights, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     payload = pickle.dumps(Marker(outside / "marker"))
     how = rng.choice(("pickle", "bin", "index bin", "index path", "index odd", "header", "adapter"))
@@ -206,10 +207,10 @@ def _break_weights(folder: Path, outside: Path, rng: random.Random) -> str:
         adapter = {"peft_type": "LORA", "base_model_name_or_path": str(outside)}
         rewritten(folder / "adapter_config.json", json.dumps(adapter).encode())
         rewritten(folder / "adapter_model.bin", payload)
-    return f"weights {how}"
+    return f"weights {how}", True
 
 
-def _break_template(folder: Path, outside: Path, rng: random.Random) -> str:
+def _break_template(folder: Path, outside: Path, rng: random.Random) -> tuple[str, bool]:
     text = rng.choice(TEMPLATES)
     rewritten(folder / "chat_template.jinja", text.replace("MARKER", str(outside / "marker")).encode())
-    return f"template {text[:30]}"
+    return f"template {text[:30]}", "__class__" not in text

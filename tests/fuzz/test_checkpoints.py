@@ -64,8 +64,10 @@ def case(bases: dict[str, Path], number: int, place: Path) -> tuple[str, Outcome
     (outside / "secret.json").write_text("{}")
     save_file({"lm_head.weight": torch.zeros(1)}, outside / "secret.safetensors")
     copy_checkpoint(bases[kind], own / "checkpoint")
-    broken = break_at_random(own / "checkpoint", outside, rng)
+    broken, must_be_refused = break_at_random(own / "checkpoint", outside, rng)
     outcome = in_child(lambda: load(kind, own / "checkpoint"), own)
+    if must_be_refused and kind != "published" and outcome.kind == "accepted":  # whose other files nobody reads
+        outcome = Outcome("traceback", "silently accepted", outcome.seen)
     return f"case {number}, {kind}: {broken}", outcome, outside
 
 
