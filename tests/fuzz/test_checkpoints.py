@@ -21,7 +21,7 @@ from tests.fuzz.broken_checkpoints import break_at_random, copy_checkpoint
 from tests.fuzz.children import Outcome, in_child
 
 ROOT = Path(__file__).parents[2]
-CASES, IN_A_BATCH, SAMPLE = 800, 20, 20
+CASES, IN_A_BATCH, SAMPLE = 800, 20, 12
 MOST_CHARACTERS = 480
 
 
