@@ -100,6 +100,7 @@ def test_a_broken_checkpoint_loads_or_is_refused_in_one_line(bases, tmp_path, fi
     assert not complaints, "\n\n".join(complaints)
 
 
+@pytest.mark.fuzz
 def test_whole_checkpoints_load(bases):
     for kind, folder in bases.items():
         assert in_child(lambda kind=kind, folder=folder: load(kind, folder), folder.parent).kind == "accepted", kind
