@@ -52,6 +52,7 @@ def listen(launcher_has_died: Callable[[], bool]) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, _receive)
     atexit.register(_end_workers)
+    os.register_at_fork(after_in_child=_leave_stops_to_parent)
     global _watcher
     _watcher = threading.Thread(target=_watch, args=(launcher_has_died,), daemon=True)
     _watcher.start()
@@ -122,6 +123,13 @@ def _end_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their ends for another error
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+def _leave_stops_to_parent() -> None:
+    """A process that was forked ends with its parent, or as it tells. Of Ctrl-C it would write a traceback."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for ignored in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_IGN)
 
 
 def deaf(worker_init: Any, number: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ execute(BaseRecipe(name="run", seed=0), [Stage("wait", "wait", wait)], Path(sys.
 ONE = [Stage("one", "one", lambda run: {})]
 
 
-def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path):
+def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     other = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(folder)], cwd=RECIPES.parent, stdout=subprocess.PIPE, text=True
@@ -37,6 +38,7 @@ def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path)
     try:
         while "inside" not in (line := other.stdout.readline()):
             assert line or other.poll() is None, "the other run ended before it began"
+        monkeypatch.setattr("training.run.WAIT_FOR_FOLDER", timedelta(0))
         for restart in (False, True):
             with pytest.raises(UserError, match="another process runs in it"):
                 execute(BaseRecipe(name="run", seed=0), ONE, folder, restart=restart)

@@ -9,6 +9,9 @@ from data.shapes.world import WorldSettings
 from training.recipe.base import BaseRecipe
 from training.schema import AUTO, MayChange, Precision, Strict
 
+OTHER_STAGES = ("world", "tower", "evaluate", "export")
+"""Names of the stages of a run beside its phases, which have the phases' names."""
+
 
 class TinyLlavaSettings(Strict):
     """Sizes of the model: a CLIP vision tower and a Llama decoder. An attention head has 32 values in both."""
@@ -103,8 +106,11 @@ class DenseSettings(Strict):
     @model_validator(mode="after")
     def _names_differ(self):
         names = [phase.name for phase in self.phases]
-        if len(set(names)) < len(names):
+        folders = [name.lower() for name in names]  # a file system may take names for equal that differ in case
+        if len(set(folders)) < len(names):
             raise ValueError(f"phases: names must differ, got {', '.join(names)}")
+        if taken := sorted(set(folders) & set(OTHER_STAGES)):
+            raise ValueError(f"phases: {', '.join(taken)} is another stage of the run; choose another name")
         return self
 
 

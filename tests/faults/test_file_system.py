@@ -1,0 +1,123 @@
+"""What the file system refuses, and Ctrl-C, end a run in one line in each stage. It goes on when that is mended."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints.tiny_dense import save_tiny_dense
+from tests.faults.file_changes import Change
+from tests.faults.runs import Starts, assert_equal, results, sparsify_arguments
+from training.recipe.file import RECIPES
+
+SIZES = 10
+REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+
+
+def note(file: str, change: Change) -> None:
+    with open(file, "a") as noted:
+        noted.write(f"{change.path}\n")
+
+
+def refuse(numbers: dict[int, int], change: Change) -> None:
+    if change.number in numbers:
+        number = numbers[change.number]
+        raise OSError(number, os.strerror(number), change.path)
+
+
+def interrupt(number: int, change: Change) -> None:
+    if change.number == number:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory) -> Starts:
+    return Starts(sparsify_arguments(save_tiny_dense(tmp_path_factory.mktemp("models") / "dense", biases=False)))
+
+
+@pytest.fixture(scope="module")
+def whole(starts, tmp_path_factory) -> tuple[dict, list[list[int]]]:
+    """What a run finds, and the numbers of the changes in each of its stages."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert starts.start(folder / "run", before=partial(note, str(folder / "changes"))).code == 0
+    stages: list[list[int]] = [[]]
+    for number, path in enumerate((folder / "changes").read_text().splitlines(), start=1):
+        stages[-1].append(number)
+        if Path(path).parent.name == "stages" and not Path(path).name.endswith(".partial"):
+            stages.append([])  # the result of a stage was renamed
+    return results(folder / "run"), [changes for changes in stages if changes]
+
+
+def assert_one_line(ended, code: int, *words: str) -> None:
+    assert ended.code == code, ended.log[-3000:]
+    assert len(ended.said) == 1 and "Traceback" not in ended.log, ended.log[-3000:]
+    assert all(word in ended.said[0] for word in words), ended.said
+
+
+@pytest.mark.slow
+def test_what_the_file_system_refuses_is_one_line_in_each_stage(starts, whole, tmp_path):
+    expected, stages = whole
+    for place, changes in enumerate(stages):
+        number = random.Random(place).choice(changes)
+        refusal = REFUSALS[place % len(REFUSALS)]
+        ended = starts.start(tmp_path / str(place), before=partial(refuse, {number: refusal}))
+        assert_one_line(ended, 2, os.strerror(refusal), "runs/")
+        starts.finish(tmp_path / str(place))
+        assert_equal(results(tmp_path / str(place)), expected)
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_in_each_stage(starts, whole, tmp_path):
+    expected, stages = whole
+    for place, changes in enumerate(stages):
+        ended = starts.start(tmp_path / str(place), before=partial(interrupt, random.Random(place).choice(changes)))
+        assert_one_line(ended, 130, "stopped: SIGINT", "the same command goes on there")
+        starts.finish(tmp_path / str(place))
+        assert_equal(results(tmp_path / str(place)), expected)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_at_each_size(tmp_path):
+    """The disks are in memory, in a name space of mounts that a user may make."""
+    command = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], check=False).returncode != 0:
+        pytest.skip("a user may not mount disks here")
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "tests.faults.test_file_system", tmp_path], cwd=RECIPES.parent, check=False
+    )
+    assert done.returncode == 0
+
+
+def fill_disks(folder: Path) -> None:
+    """Runs on disks of several sizes that are too small, and then goes on where they have become larger."""
+    starts = Starts(sparsify_arguments(save_tiny_dense(folder / "dense", biases=False)))
+    starts.finish(folder / "whole")
+    expected = results(folder / "whole")
+    size = sum(path.stat().st_blocks * 512 for path in (folder / "whole").rglob("*"))
+    for part in range(SIZES):
+        disk = folder / f"disk-{part}"
+        (disk / "runs").mkdir(parents=True)
+        bytes_ = 65536 + size * part // SIZES * 9 // 10
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={bytes_}", "none", disk / "runs"], check=True)
+        ended = starts.start(disk)
+        print(f"{bytes_:,} bytes of {size:,}: {ended.said}", flush=True)
+        assert_one_line(ended, 2, "runs/")
+        subprocess.run(["mount", "-o", "remount,ro", disk / "runs"], check=True)
+        ended = starts.start(disk)
+        print(f"read-only: {ended.said}", flush=True)
+        assert_one_line(ended, 2, "runs/", "Read-only file system")
+        subprocess.run(["mount", "-o", f"remount,rw,size={10 * size}", disk / "runs"], check=True)
+        starts.finish(disk)
+        assert_equal(results(disk), expected)
+        subprocess.run(["umount", disk / "runs"], check=True)
+
+
+if __name__ == "__main__":
+    fill_disks(Path(sys.argv[1]))
