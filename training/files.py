@@ -73,7 +73,8 @@ def reading(path: Path, mend: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not (isinstance(error, DAMAGE) or _is_of_safetensors(error)):
+        outside = isinstance(error, OSError) and error.errno == errno.EINVAL  # torch looks before the file's beginning
+        if not (isinstance(error, DAMAGE) or _is_of_safetensors(error) or outside):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: is damaged ({said}); {mend}") from error

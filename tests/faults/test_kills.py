@@ -1,9 +1,10 @@
 """A run that is killed before any change of its files ends as one that is not, and none is refused.
 
-Python's changes are counted first. Then one run copies its folder before each of them: that is what SIGKILL would leave
+Python's changes are counted by a run that copies its folder before each of them: that is what SIGKILL would leave
 there, as nothing but files outlives a process. Where a file is opened, a second copy has it torn. Each copy is started
-again and compared with the run that nothing killed. A few real kills at the same places, and others at random moments,
-show that copies are as good.
+again, up to the end of the stage that it is in, and compared with the run that nothing killed at that moment: what
+follows depends on the files alone. A few real kills at the same places, and others at random moments, go to the end of
+the run.
 
     SQUINT_EVERY=10 looks at a tenth of the states, SQUINT_SEED=1 takes other ones, and other random moments.
 """
@@ -11,14 +12,17 @@ show that copies are as good.
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.checkpoints.tiny_dense import save_tiny_dense
+from tests.faults.file_changes import Change
 from tests.faults.runs import Starts, assert_equal, dense_arguments, keep_state, results, sparsify_arguments
 from training.recipe.file import RECIPES
 
@@ -34,66 +38,94 @@ def starts(request, tmp_path_factory) -> Starts:
     return Starts(sparsify_arguments(save_tiny_dense(tmp_path_factory.mktemp("models") / "dense", biases=False)))
 
 
+class Whole(NamedTuple):
+    """A run that nothing killed."""
+
+    found: dict
+    """What it found."""
+    seconds: float
+    """How long it took."""
+    changes: list[str]
+    """Its changes."""
+    states: dict[str, Path]
+    """What lay there before them."""
+    ends: list[tuple[int, str]]
+    """Of each stage the number of the change by which it ends, and its name."""
+
+
 @pytest.fixture(scope="module")
-def whole(starts, tmp_path_factory) -> tuple[dict, Path, float]:
-    """What a run found that nothing killed, the states before each of its changes, and how long it took."""
+def whole(starts, tmp_path_factory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
-    starts.finish(folder / "once")  # writes the world, too
-    seconds = starts.finish(folder / "again").seconds
-    expected = results(folder / "once")
-    assert_equal(results(folder / "again"), expected)
-    (folder / "cases").mkdir()
-    ended = starts.start(folder / "copied", before=partial(keep_state, str(folder / "cases")))
+    seconds = starts.finish(folder / "once").seconds
+    found = results(folder / "once")
+    (folder / "states").mkdir()
+    ended = starts.start(folder / "copied", before=partial(keep_state, str(folder / "states")))
     assert ended.code == 0, ended.log[-3000:]
-    assert_equal(results(folder / "copied"), expected)
-    return expected, folder / "cases", seconds
+    assert_equal(results(folder / "copied"), found)
+    changes = (folder / "states" / "changes.txt").read_text().splitlines()
+    states = {path.name: path for path in sorted((folder / "states").iterdir()) if path.is_dir()}
+    ends = [
+        (number, Path(change).stem)
+        for number, change in enumerate(changes, start=1)
+        if " os.rename " in change and Path(change).parent.name == "stages"
+    ]
+    return Whole(found, seconds, changes, states, ends)
+
+
+def kill_at_end(stage: str, change: Change) -> None:
+    """Kills a start when a stage is done and its result is not yet there."""
+    if change.kind == "os.rename" and Path(change.path).parts[-2:] == ("stages", f"{stage}.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
 def test_a_kill_before_each_change_of_a_file_costs_nothing(starts, whole):
-    expected, cases, _ = whole
-    changes = (cases / "changes.txt").read_text().splitlines()
-    folders = sorted(path for path in cases.iterdir() if path.is_dir())
-    assert len(folders) > 100
-    random.Random(SEED).shuffle(folders)
+    expected = {stage: results(whole.states[f"{number:04d}"]) for number, stage in whole.ends}
+    names = list(whole.states)
+    assert len(names) > 100
+    random.Random(SEED).shuffle(names)
     failed: list[str] = []
-    for number, folder in enumerate(folders[::EVERY]):
+    for count, name in enumerate(names[::EVERY], start=1):
+        number, folder = int(name[:4]), whole.states[name]
+        stage = next((stage for end, stage in whole.ends if number <= end), None)
         try:
-            starts.finish(folder)
-            assert_equal(results(folder), expected)
+            if stage is None:  # all are done
+                starts.finish(folder)
+                assert_equal(results(folder), whole.found)
+            else:
+                ended = starts.start(folder, before=partial(kill_at_end, stage))
+                assert ended.code == -signal.SIGKILL, f"ended with {ended.code}: {ended.log[-2000:]}"
+                assert_equal(results(folder), expected[stage])
         except AssertionError as error:
-            failed.append(f"{folder.name} ({changes[int(folder.name[:4]) - 1]}): {str(error)[-1500:]}")
+            failed.append(f"state {name}, {stage}, {whole.changes[number - 1]}: {str(error)[-1500:]}")
             print(failed[-1], flush=True)
+        print(f"{count} of {len(names[::EVERY])} of {len(names)} states, {len(failed)} failed", flush=True)
         shutil.rmtree(folder)
-        print(f"{number + 1} of {len(folders[::EVERY])} states, {len(failed)} failed", flush=True)
-    assert not failed, f"{len(failed)} of {len(folders[::EVERY])}"
+    assert not failed, f"{len(failed)} of {len(names[::EVERY])}"
 
 
 @pytest.mark.slow
 def test_real_kills_leave_the_same(starts, whole, tmp_path):
-    expected, cases, _ = whole
-    count = len((cases / "changes.txt").read_text().splitlines())
-    for number in random.Random(SEED).sample(range(1, count + 1), REAL_KILLS):
+    for number in random.Random(SEED).sample(range(1, len(whole.changes) + 1), REAL_KILLS):
         folder = tmp_path / str(number)
-        assert starts.start(folder, kill_before=number).code == -9
+        assert starts.start(folder, kill_before=number).code == -signal.SIGKILL
         starts.finish(folder)
-        assert_equal(results(folder), expected)
+        assert_equal(results(folder), whole.found)
 
 
 @pytest.mark.slow
 def test_kills_at_random_moments_cost_nothing(starts, whole, tmp_path):
-    expected, _, seconds = whole
     moments, kills, number = random.Random(SEED), 0, 0
     while kills < MOMENTS:
         folder = tmp_path / str(number)
         number += 1
         while True:
-            ended = starts.start(folder, seconds=moments.uniform(0, seconds) if kills < MOMENTS else None)
+            ended = starts.start(folder, seconds=moments.uniform(0, whole.seconds) if kills < MOMENTS else None)
             if ended.code == 0:
                 break
-            assert ended.code == -9, ended.log[-3000:]
+            assert ended.code == -signal.SIGKILL, ended.log[-3000:]
             kills += 1
-        assert_equal(results(folder), expected)
+        assert_equal(results(folder), whole.found)
         shutil.rmtree(folder)
 
 
