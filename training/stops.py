@@ -15,6 +15,7 @@ import multiprocessing
 import multiprocessing.util  # registers its own end, before which ours must come
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,8 +127,11 @@ def _end_workers() -> None:
 
 
 def _leave_stops_to_parent() -> None:
-    """A process that was forked ends with its parent, or as it tells. Of Ctrl-C it would write a traceback."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A process that was forked ends as its parent tells it, by SIGTERM. Of other signals it would write a traceback.
+
+    It ends in order, as it may hold a lock of a queue that its parent waits for.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
     for ignored in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
 
