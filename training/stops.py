@@ -24,6 +24,8 @@ from typing import Any
 
 STOPPED, INTERRUPTED = os.EX_TEMPFAIL, 128 + signal.SIGINT
 """Exit codes: after SIGTERM, SIGUSR1 or the death of the launcher (75), and after Ctrl-C (130)."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What tells a process to stop."""
 INTERVAL = 0.5
 """Seconds between two looks at the launcher and at what other ranks know."""
 PATIENCE = 10.0
@@ -50,10 +52,15 @@ def listen(launcher_has_died: Callable[[], bool]) -> None:
     Args:
         launcher_has_died: returns whether a launcher of this process has ended without a word (training/launchers.py).
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, _receive)
     atexit.register(_end_workers)
-    os.register_at_fork(after_in_child=_leave_stops_to_parent)
+    # A signal to a process that has just been forked waits until that has its own handlers. Python would drop it.
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS),
+        after_in_child=_leave_stops_to_parent,
+    )
     global _watcher
     _watcher = threading.Thread(target=_watch, args=(launcher_has_died,), daemon=True)
     _watcher.start()
@@ -131,9 +138,11 @@ def _leave_stops_to_parent() -> None:
 
     It ends in order, as it may hold a lock of a queue that its parent waits for.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
     for ignored in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one that has waited ends it here, where it holds nothing
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
 
 
 def deaf(worker_init: Any, number: int) -> None:
@@ -143,7 +152,7 @@ def deaf(worker_init: Any, number: int) -> None:
         worker_init: what else begins a worker; None for nothing.
         number: number of the worker.
     """
-    for ignored in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for ignored in SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
     if worker_init is not None:
         worker_init(number)
