@@ -31,6 +31,8 @@ KILL_BEFORE = "SQUINT_KILL_BEFORE"
 NAME = "run"
 IMPORTED = ("training.tasks.sparsify", "training.tasks.dense", "train", "deepspeed", "matplotlib.pyplot", "optuna")
 """What takes seconds to import, as some of it is imported late."""
+LONGEST = 600
+"""Seconds after which a start is taken to hang."""
 LEARNED = (
     "step", "loss", "cross_entropy", "forward_kl", "grad_norm", "learning_rate", "eval_loss", "cost", "target", "read",
     "ffn",
@@ -112,7 +114,7 @@ class Starts:
         Args:
             folder: is made if it is missing.
             more: further arguments of train.py.
-            before: is called before each change in the folder. It is importable by name.
+            before: is called before each change in the folder. It can be pickled.
             kill_before: number of the change before which the start kills itself.
             seconds: after so many the start is killed; None waits.
         """
@@ -123,12 +125,13 @@ class Starts:
         arguments = ([*self.arguments, *more], str(folder), str(log), before, kill_before)
         process = self._context.Process(target=_run, args=arguments)
         process.start()
-        process.join(seconds)
-        if process.is_alive():
+        process.join(LONGEST if seconds is None else seconds)
+        if hangs := process.is_alive():
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         process.join()
         text = log.read_text(errors="replace") if log.exists() else ""
+        assert not hangs or seconds is not None, f"{folder}: no end in {LONGEST} seconds:\n{text[-3000:]}"
         said = [line for line in text.splitlines() if line.startswith(("error:", "stopped:"))]
         return Start(process.exitcode, said, text, time.monotonic() - begin)
 

@@ -23,18 +23,25 @@ REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLO
 
 def note(file: str, change: Change) -> None:
     with open(file, "a") as noted:
-        noted.write(f"{change.path}\n")
+        noted.write(f"{change.kind} {change.path}\n")
 
 
-def refuse(numbers: dict[int, int], change: Change) -> None:
-    if change.number in numbers:
-        number = numbers[change.number]
-        raise OSError(number, os.strerror(number), change.path)
+class In:
+    """Does something before a change of a stage. The stage begins when the file `after` has been renamed."""
 
+    def __init__(self, after: str, number: int, refusal: int | None = None):
+        self.after, self.number, self.refusal = after, number, refusal
+        self.begin: int | None = None
 
-def interrupt(number: int, change: Change) -> None:
-    if change.number == number:
-        os.kill(os.getpid(), signal.SIGINT)
+    def __call__(self, change: Change) -> None:
+        if change.kind == "os.rename" and change.path.endswith(f"/{self.after}"):
+            self.begin = change.number
+        if self.begin is None or change.number != self.begin + self.number:
+            return
+        if self.refusal is None:
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            raise OSError(self.refusal, os.strerror(self.refusal), change.path)
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +50,19 @@ def starts(tmp_path_factory) -> Starts:
 
 
 @pytest.fixture(scope="module")
-def whole(starts, tmp_path_factory) -> tuple[dict, list[list[int]]]:
-    """What a run finds, and the numbers of the changes in each of its stages."""
+def whole(starts, tmp_path_factory) -> tuple[dict, list[tuple[str, int]]]:
+    """What a run finds, and of each of its stages the file by which it begins and its number of changes."""
     folder = tmp_path_factory.mktemp("whole")
-    assert starts.start(folder / "run", before=partial(note, str(folder / "changes"))).code == 0
-    stages: list[list[int]] = [[]]
-    for number, path in enumerate((folder / "changes").read_text().splitlines(), start=1):
-        stages[-1].append(number)
-        if Path(path).parent.name == "stages" and not Path(path).name.endswith(".partial"):
-            stages.append([])  # the result of a stage was renamed
-    return results(folder / "run"), [changes for changes in stages if changes]
+    ended = starts.start(folder / "run", before=partial(note, str(folder / "changes")))
+    assert ended.code == 0, ended.log[-3000:]
+    stages, after = [], None
+    for number, line in enumerate((folder / "changes").read_text().splitlines(), start=1):
+        path = Path(line.split(" ", 1)[1])
+        if line.startswith("os.rename ") and (path.name == "starts.jsonl" or path.parent.name == "stages"):
+            if after is not None:
+                stages.append((after, number - begin))
+            after, begin = path.name, number
+    return results(folder / "run"), stages
 
 
 def assert_one_line(ended, code: int, *words: str) -> None:
@@ -63,24 +73,27 @@ def assert_one_line(ended, code: int, *words: str) -> None:
 
 @pytest.mark.slow
 def test_what_the_file_system_refuses_is_one_line_in_each_stage(starts, whole, tmp_path):
+    """Each start does the stage that the last one was refused in, and is refused in the next."""
     expected, stages = whole
-    for place, changes in enumerate(stages):
-        number = random.Random(place).choice(changes)
+    for place, (after, count) in enumerate(stages):
         refusal = REFUSALS[place % len(REFUSALS)]
-        ended = starts.start(tmp_path / str(place), before=partial(refuse, {number: refusal}))
+        ended = starts.start(tmp_path / "run", before=In(after, random.Random(place).randint(1, count), refusal))
+        print(f"{after}: {ended.said}", flush=True)
         assert_one_line(ended, 2, os.strerror(refusal), "runs/")
-        starts.finish(tmp_path / str(place))
-        assert_equal(results(tmp_path / str(place)), expected)
+    starts.finish(tmp_path / "run")
+    assert_equal(results(tmp_path / "run"), expected)
 
 
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_in_each_stage(starts, whole, tmp_path):
     expected, stages = whole
-    for place, changes in enumerate(stages):
-        ended = starts.start(tmp_path / str(place), before=partial(interrupt, random.Random(place).choice(changes)))
-        assert_one_line(ended, 130, "stopped: SIGINT", "the same command goes on there")
-        starts.finish(tmp_path / str(place))
-        assert_equal(results(tmp_path / str(place)), expected)
+    for place, (after, count) in enumerate(stages):
+        ended = starts.start(tmp_path / "run", before=In(after, random.Random(place).randint(1, count)))
+        print(f"{after}: {ended.said}", flush=True)
+        where = f"stopped: SIGINT in stage {place + 1} of {len(stages)}"
+        assert_one_line(ended, 130, where, f"keeps {place} finished stages", "the same command goes on there")
+    starts.finish(tmp_path / "run")
+    assert_equal(results(tmp_path / "run"), expected)
 
 
 @pytest.mark.slow
