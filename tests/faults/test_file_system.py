@@ -55,7 +55,8 @@ def whole(starts, tmp_path_factory) -> tuple[dict, list[tuple[str, int]]]:
     folder = tmp_path_factory.mktemp("whole")
     ended = starts.start(folder / "run", before=partial(note, str(folder / "changes")))
     assert ended.code == 0, ended.log[-3000:]
-    stages, after = [], None
+    stages: list[tuple[str, int]] = []
+    after, begin = None, 0
     for number, line in enumerate((folder / "changes").read_text().splitlines(), start=1):
         path = Path(line.split(" ", 1)[1])
         if line.startswith("os.rename ") and (path.name == "starts.jsonl" or path.parent.name == "stages"):
