@@ -106,10 +106,9 @@ class DenseSettings(Strict):
     @model_validator(mode="after")
     def _names_differ(self):
         names = [phase.name for phase in self.phases]
-        folders = [name.lower() for name in names]  # a file system may take names for equal that differ in case
-        if len(set(folders)) < len(names):
+        if len(set(names)) < len(names):
             raise ValueError(f"phases: names must differ, got {', '.join(names)}")
-        if taken := sorted(set(folders) & set(OTHER_STAGES)):
+        if taken := sorted(set(names) & set(OTHER_STAGES)):
             raise ValueError(f"phases: {', '.join(taken)} is another stage of the run; choose another name")
         return self
 
