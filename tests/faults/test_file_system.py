@@ -17,7 +17,8 @@ from tests.faults.file_changes import Change
 from tests.faults.runs import Starts, assert_equal, results, sparsify_arguments
 from training.recipe.file import RECIPES
 
-SIZES = 10
+SIZES = int(os.environ.get("SQUINT_SIZES", "10"))
+"""Number of disks that are too small."""
 REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -27,7 +28,11 @@ def note(file: str, change: Change) -> None:
 
 
 class In:
-    """Does something before a change of a stage. The stage begins when the file `after` has been renamed."""
+    """Does something before a change of a stage: the first from `number` on that opens or renames a file.
+
+    An error of another may be ignored, as that of a folder that is there. The stage begins when the file `after` has
+    been renamed.
+    """
 
     def __init__(self, after: str, number: int, refusal: int | None = None):
         self.after, self.number, self.refusal = after, number, refusal
@@ -36,8 +41,10 @@ class In:
     def __call__(self, change: Change) -> None:
         if change.kind == "os.rename" and change.path.endswith(f"/{self.after}"):
             self.begin = change.number
-        if self.begin is None or change.number != self.begin + self.number:
             return
+        if self.begin is None or change.number < self.begin + self.number or change.kind not in ("open", "os.rename"):
+            return
+        self.begin = None
         if self.refusal is None:
             os.kill(os.getpid(), signal.SIGINT)
         else:
