@@ -27,7 +27,9 @@ DAMAGE = (
 )
 """What the readers of JSON, YAML, Arrow and torch raise where a file is damaged."""
 NO_ROOM = 2**20
-"""Bytes left on a disk that is full: of less, no library's file can be written."""
+"""A disk with fewer bytes left is full."""
+OF_WRITING = ("PytorchStreamWriter", "inline_container", "iostream error")
+"""What torch says where it could not write a file."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,9 +106,11 @@ def _number_of(error: Exception, path: Path) -> int | None:
     """Returns the number of the file system's error that a library's error tells of; None if it tells of another."""
     if _is_of_safetensors(error) and (found := re.search(r"os error (\d+)", str(error))):
         return int(found.group(1))
-    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_container" in str(error)):
+    if isinstance(error, RuntimeError):  # torch does not say why it could not write
         folder = next(one for one in (path, *path.parents) if one.exists())
-        return errno.ENOSPC if shutil.disk_usage(folder).free < NO_ROOM else errno.EIO
+        if shutil.disk_usage(folder).free < NO_ROOM:
+            return errno.ENOSPC
+        return errno.EIO if any(word in str(error) for word in OF_WRITING) else None
     return None
 
 
