@@ -11,6 +11,7 @@ import torch
 from modeling.user_error import UserError
 from tests.processes import free_port
 from training.distillation.monitoring.trackers import refuse_missing_trackers
+from training.files import write_json
 from training.recipe.base import BaseRecipe
 from training.recipe.file import RECIPES, load_recipe
 from training.run import Stage, execute, start_single_process
@@ -122,3 +123,24 @@ def test_a_run_does_without_attention_that_is_planned_for_each_shape(tmp_path):
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
     assert seen == [False]
+
+
+def test_a_stage_looks_again_at_what_it_saw_while_others_are_left(tmp_path):
+    looks = []
+
+    def look_again(run):
+        looks.append(run)
+        raise UserError("1.png has another content")
+
+    def stop(run):
+        raise InterruptedError
+
+    saw, stopped = Stage("saw", "", lambda run: {}, look_again=look_again), Stage("more", "", stop)
+    with pytest.raises(InterruptedError):
+        execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
+    assert not looks, "it has just been done"
+    with pytest.raises(UserError, match="another content"):
+        execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
+    write_json(tmp_path / "run" / "stages" / "more.json", {"seconds": 0})
+    execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
+    assert len(looks) == 1, "a finished run reads no picture"

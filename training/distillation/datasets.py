@@ -16,6 +16,7 @@ from data.collator import AllMediaInEveryBatch, Collator
 from data.dataset import ConversationDataset
 from data.index.build import build_indexes
 from data.index.index import open_indexes
+from data.index.shown_files import first_changed, record
 from data.left_out import LeftOut
 from data.mixture import build_mixture
 from data.shapes.world import WORLDS, write_world
@@ -28,7 +29,6 @@ from training.evaluation.questions import read_benchmarks
 from training.files import read_json, reading, write_json
 from training.ranks import rank, world_size
 from training.recipe.student import StudentRecipe
-from training.shown_files import first_changed, record
 
 Role = Literal["train", "calibration", "evaluation"]
 ROLES: tuple[Role, ...] = ("train", "calibration", "evaluation")

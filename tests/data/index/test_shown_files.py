@@ -6,11 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-import training.run
-from modeling.user_error import UserError
-from training.recipe.base import BaseRecipe
-from training.run import Stage, execute
-from training.shown_files import END, first_changed, record
+from data.index.shown_files import END, first_changed, record
 
 
 @pytest.fixture
@@ -52,24 +48,3 @@ def test_another_picture_is_named(pictures, tmp_path, change):
             image.save(file)
         assert file.stat().st_size == size, "noise is not compressed"
     assert first_changed(pictures, tmp_path / "recorded.parquet") == file
-
-
-def test_a_stage_looks_again_at_what_it_saw_while_others_are_left(tmp_path):
-    looks = []
-
-    def look_again(run):
-        looks.append(run)
-        raise UserError("1.png has another content")
-
-    def stop(run):
-        raise InterruptedError
-
-    saw, stopped = Stage("saw", "", lambda run: {}, look_again=look_again), Stage("more", "", stop)
-    with pytest.raises(InterruptedError):
-        execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
-    assert not looks, "it has just been done"
-    with pytest.raises(UserError, match="another content"):
-        execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
-    training.run.write_json(tmp_path / "run" / "stages" / "more.json", {"seconds": 0})
-    execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
-    assert len(looks) == 1, "a finished run reads no picture"
