@@ -11,7 +11,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path to write to. What is written there becomes `path` at the end.
 
     Until then `path` is as it was. It stays so where anything is raised, and where the process is killed. The folder of
-    `path` is made if it is missing.
+    `path` is made if it is missing. An OSError names `path` if it names no other file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,8 +20,10 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         yield partial
         _to_disk(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # of a disk that is full the system names no file
         raise
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from checkpoints.internvl.convert import convert_internvl
 from training import cli
+from training.files import writing
 
 
 def main() -> None:
     args = parse_args()
-    convert_internvl(args.model, args.output)
+    with writing(args.output):
+        convert_internvl(args.model, args.output)
     print(f"written: {args.output}")
 
 

@@ -12,6 +12,7 @@ from checkpoints.export import check_output, export_checkpoint
 from checkpoints.probe import probe_batch
 from modeling.visual_plan import VisualPlan
 from training import cli
+from training.files import writing
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
         base_model=args.model,
         base_license=base_license(args.model),
     )
-    export_checkpoint(student, processor, args.output, card=card, probe=probe_batch(processor))
+    with writing(args.output):
+        export_checkpoint(student, processor, args.output, card=card, probe=probe_batch(processor))
     print(cost_table(student.visual_plan, student.config))
     print(f"\nwritten and verified: {args.output}")
 

@@ -91,8 +91,8 @@ def test_a_wrong_room_import_is_noticed():
 # ---- rooms within training ----
 
 FLOORS = (
-    {"compiled_ops", "files", "fingerprints", "journal", "launchers", "schema", "stops"},
-    {"changes", "cli", "ranks"},
+    {"compiled_ops", "files", "fingerprints", "launchers", "schema", "stops"},
+    {"changes", "cli", "journal", "ranks"},
     {"progress"},
     {"starts"},
     {"run"},

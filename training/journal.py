@@ -1,7 +1,7 @@
 """A journal: measured values in a file that grows by a line each, so that a killed measurement goes on.
 
 It is a cache. The first line names what was measured, a model and its data. A journal of something else is begun anew.
-A line that was torn by a kill is as if it were not there.
+A line that was torn by a kill, or is damaged, is as if it were not there.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from modeling.whole_file import whole_file
+from training.files import append_text, write_text
 
 
 class Journal:
@@ -24,12 +24,15 @@ class Journal:
         self._path = path
         first, *records = [*_lines(path), None]
         if first != {"subject": subject}:
-            with whole_file(path) as file:
-                file.write_text(json.dumps({"subject": subject}) + "\n", encoding="utf-8")
+            write_text(path, json.dumps({"subject": subject}) + "\n")
             records = []
-        self._values = {record["key"]: record["value"] for record in records if record is not None}
+        self._values = {
+            record["key"]: record["value"]
+            for record in records
+            if isinstance(record, dict) and record.keys() == {"key", "value"} and isinstance(record["key"], str)
+        }
         if not path.read_bytes().endswith(b"\n"):
-            self._append("\n")  # else the next line would be torn with the last one
+            append_text(path, "\n")  # else the next line would be torn with the last one
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -44,19 +47,15 @@ class Journal:
     def add(self, key: str, value: Any) -> None:
         """Writes a value, which JSON must be able to hold, at the file's end."""
         self._values[key] = value
-        self._append(json.dumps({"key": key, "value": value}) + "\n")
-
-    def _append(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        append_text(self._path, json.dumps({"key": key, "value": value}) + "\n")
 
 
 def _lines(path: Path) -> list[Any]:
-    """Returns the objects in a file of JSON lines, without torn lines. It is empty if there is no file."""
+    """Returns the values in a file of JSON lines, without torn lines. It is empty if there is no file."""
     objects = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             objects.append(json.loads(line))
-        except ValueError:  # torn
+        except (ValueError, RecursionError):  # torn
             continue
     return objects

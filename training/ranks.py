@@ -143,7 +143,7 @@ def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAl
 def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
     """Does what rank 0 asks for, until its story has ended. An error of a task is raised then.
 
-    A mistake of the user's is told by rank 0 alone.
+    A mistake of the user's, and what a file system refuses, is told by rank 0 alone.
     """
     first_error: Exception | None = None
     while isinstance(asked := _broadcast(), tuple):
@@ -152,7 +152,7 @@ def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
             _gathered(tasks[name], arguments)
         except Exception as error:  # rank 0 knows of it, and ends its story
             first_error = first_error or error
-    if first_error is not None and not isinstance(first_error, UserError):
+    if first_error is not None and not isinstance(first_error, UserError | OSError):
         raise first_error
     if asked:
         raise LeaderFailed
@@ -181,5 +181,6 @@ def _gathered(task: Callable[..., Any], arguments: Sequence[Any]) -> list[Any]:
         raise error
     for number, (_, other) in enumerate(gathered or ()):
         if other is not None:
-            raise type(other)(f"rank {number}: {other}")
+            # The door to the command line reads an OSError's number and file.
+            raise other if isinstance(other, OSError) else type(other)(f"rank {number}: {other}")
     return [result for result, _ in gathered or ()]

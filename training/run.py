@@ -45,6 +45,9 @@ WAIT_IN_TRAINING = timedelta(minutes=30)
 """How long a collective of the training may take. A rank that does not come for so long has died or hangs."""
 WAIT_FOR_RANK_0 = timedelta(days=7)
 """How long the others wait where rank 0 works alone for hours, as in an export."""
+WAIT_FOR_FOLDER = timedelta(seconds=10)
+"""How long a start waits for the run's folder. Workers that load data hold it until they see that their run was
+killed."""
 
 console = Console()
 
@@ -60,7 +63,8 @@ class Run:
 
     def result(self, stage: str) -> dict:
         """Returns the result of a finished stage, on every rank."""
-        return read_json(self.result_path(stage))
+        path = self.result_path(stage)
+        return read_json(path, "delete it, and the next start does this stage again")
 
     def result_path(self, stage: str) -> Path:
         """Returns the path of a stage's result file."""
@@ -79,6 +83,9 @@ class Stage:
     """Executes the stage. It returns values that JSON can hold; `seconds` is added to them in the result file."""
     distributed: bool = False
     """Whether all ranks execute it together, as in training. If not, only rank 0 does."""
+    look_again: Callable[[Run], None] | None = None
+    """Called by rank 0 at a later start, if this stage was done before and others are left. It raises UserError where
+    what the stage saw has changed."""
 
 
 def is_main_process() -> bool:
@@ -120,7 +127,7 @@ def execute(
         The run, with a result for every stage. In its recipe no precision is `auto`.
 
     Raises:
-        UserError: as `training.starts.open_folder`.
+        UserError: as `training.starts.open_folder`, or a stage that was done before saw what has changed since.
         Stopped: a signal ended the run. On rank 0 the message says what is kept and how to go on.
         KeyboardInterrupt: likewise, for Ctrl-C.
     """
@@ -138,6 +145,9 @@ def execute(
             if is_main_process():
                 for field in undecided(recipe):
                     console.print(f"{field}: auto is {settings(run.recipe)[field].value} in this run", soft_wrap=True)
+            if from_rank_0(not all(run.result_path(name).exists() for name in names)):
+                for stage in stages:
+                    _look_again(run, stage)
             for begun, stage in enumerate(stages, start=1):
                 stops.raise_if_received()
                 _execute_stage(run, stage, f"stage {begun} of {len(stages)}: {stage.title}")
@@ -179,6 +189,13 @@ def _execute_stage(run: Run, stage: Stage, banner: str) -> None:
         write_json(path, {**result, "seconds": round(time.perf_counter() - start, 3)})
 
 
+def _look_again(run: Run, stage: Stage) -> None:
+    """Lets a stage that was done before look whether what it saw has changed."""
+    look_again = stage.look_again
+    if look_again is not None and from_rank_0(run.result_path(stage.name).exists()):
+        led_by_rank_0({}, lambda _: look_again(run))
+
+
 def _last_words(stop: signal.Signals, begun: int, stages: Sequence[Stage], directory: Path) -> str:
     """Returns one line for a run that was stopped: where, what is kept and how to go on."""
     where = f"in stage {begun} of {len(stages)}, {stages[begun - 1].title}" if begun else "before its first stage"
@@ -212,7 +229,7 @@ def _locked(directory: Path) -> FileLock:
     directory.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.with_name(f".{directory.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=WAIT_FOR_FOLDER.total_seconds())
     except Timeout:
         raise UserError(f"{directory}: another process runs in it; wait for it, or choose another name") from None
     return lock

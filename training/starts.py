@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from modeling.user_error import UserError
 from training.changes import AnyRecipe, Change, changes, decided, leaves, settings, undecided
-from training.files import read_json, write_json, write_text
+from training.files import PUT_BACK, read_json, reading, write_json, write_text
 from training.fingerprints import files_at, fingerprints, folder_of, is_model, is_unchanged
 from training.schema import AUTO, MayChange
 
@@ -53,7 +53,7 @@ def open_folder(
         The recipe that the run goes on with, in which no precision is `auto`.
 
     Raises:
-        UserError: the folder is not a run's, or the run cannot go on with what has changed.
+        UserError: the folder is not a run's, a file in it is damaged, or the run cannot go on with what has changed.
     """
     removed = directory.with_name(f".{directory.name}.removed")
     if removed.exists():  # an earlier start was killed while it deleted
@@ -70,7 +70,7 @@ def open_folder(
                 f"{directory} exists and is not a run's folder (no {RECIPE} in it): choose another name (name=...)"
             )
     done = [name for name in stages if (directory / "stages" / f"{name}.json").exists()]
-    written = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8")) if done else {}
+    written = _written_recipe(directory / RECIPE) if done else {}
     recipe = _decided(recipe, written, environment["precision"])
     finished = len(done) == len(stages)
     changed = _accepted_changes(recipe, written, directory, environment, finished=finished) if done else []
@@ -88,6 +88,15 @@ def open_folder(
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     write_text(path, before + json.dumps(start, ensure_ascii=False) + "\n")
     return recipe
+
+
+def _written_recipe(path: Path) -> dict:
+    """Returns the content of a recipe.yaml. Raises UserError if it is damaged."""
+    with reading(path, PUT_BACK):
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(written, dict):
+            raise ValueError("no mapping of keys to values")
+        return written
 
 
 def checkpoints_in_progress(directory: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import multiprocessing
 import multiprocessing.util  # registers its own end, before which ours must come
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from typing import Any
 
 STOPPED, INTERRUPTED = os.EX_TEMPFAIL, 128 + signal.SIGINT
 """Exit codes: after SIGTERM, SIGUSR1 or the death of the launcher (75), and after Ctrl-C (130)."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What tells a process to stop."""
 INTERVAL = 0.5
 """Seconds between two looks at the launcher and at what other ranks know."""
 PATIENCE = 10.0
@@ -49,9 +52,15 @@ def listen(launcher_has_died: Callable[[], bool]) -> None:
     Args:
         launcher_has_died: returns whether a launcher of this process has ended without a word (training/launchers.py).
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, _receive)
     atexit.register(_end_workers)
+    # A signal to a process that has just been forked waits until that has its own handlers. Python would drop it.
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS),
+        after_in_child=_leave_stops_to_parent,
+    )
     global _watcher
     _watcher = threading.Thread(target=_watch, args=(launcher_has_died,), daemon=True)
     _watcher.start()
@@ -124,6 +133,18 @@ def _end_workers() -> None:
         worker.kill()
 
 
+def _leave_stops_to_parent() -> None:
+    """A process that was forked ends as its parent tells it, by SIGTERM. Of other signals it would write a traceback.
+
+    It ends in order, as it may hold a lock of a queue that its parent waits for.
+    """
+    for ignored in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one that has waited ends it here, where it holds nothing
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
+
+
 def deaf(worker_init: Any, number: int) -> None:
     """Begins a worker that loads data: it ends with its parent, not at signals that reach the whole process group.
 
@@ -131,7 +152,7 @@ def deaf(worker_init: Any, number: int) -> None:
         worker_init: what else begins a worker; None for nothing.
         number: number of the worker.
     """
-    for ignored in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for ignored in SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
     if worker_init is not None:
         worker_init(number)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from modeling.user_error import UserError
 from tests.processes import free_port
 from training.distillation.monitoring.trackers import refuse_missing_trackers
+from training.files import write_json
 from training.recipe.base import BaseRecipe
 from training.recipe.file import RECIPES, load_recipe
 from training.run import Stage, execute, start_single_process
@@ -29,7 +31,7 @@ execute(BaseRecipe(name="run", seed=0), [Stage("wait", "wait", wait)], Path(sys.
 ONE = [Stage("one", "one", lambda run: {})]
 
 
-def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path):
+def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     other = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(folder)], cwd=RECIPES.parent, stdout=subprocess.PIPE, text=True
@@ -37,6 +39,7 @@ def test_one_run_at_a_time_in_a_folder_and_a_dead_one_does_not_hold_it(tmp_path)
     try:
         while "inside" not in (line := other.stdout.readline()):
             assert line or other.poll() is None, "the other run ended before it began"
+        monkeypatch.setattr("training.run.WAIT_FOR_FOLDER", timedelta(0))
         for restart in (False, True):
             with pytest.raises(UserError, match="another process runs in it"):
                 execute(BaseRecipe(name="run", seed=0), ONE, folder, restart=restart)
@@ -120,3 +123,24 @@ def test_a_run_does_without_attention_that_is_planned_for_each_shape(tmp_path):
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
     assert seen == [False]
+
+
+def test_a_stage_looks_again_at_what_it_saw_while_others_are_left(tmp_path):
+    looks = []
+
+    def look_again(run):
+        looks.append(run)
+        raise UserError("1.png has another content")
+
+    def stop(run):
+        raise InterruptedError
+
+    saw, stopped = Stage("saw", "", lambda run: {}, look_again=look_again), Stage("more", "", stop)
+    with pytest.raises(InterruptedError):
+        execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
+    assert not looks, "it has just been done"
+    with pytest.raises(UserError, match="another content"):
+        execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
+    write_json(tmp_path / "run" / "stages" / "more.json", {"seconds": 0})
+    execute(BaseRecipe(name="run", seed=0), [saw, stopped], tmp_path / "run")
+    assert len(looks) == 1, "a finished run reads no picture"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from training.files import write_text
+from training.files import append_text, reading, write_text
 from training.progress import Progress
 
 
@@ -62,13 +62,17 @@ class MetricsFile(TrainerCallback):
         is_summary = "train_loss" in logs
         logs = {name: value for name, value in logs.items() if name != "train_loss"}
         if state.is_world_process_zero and not (is_summary and state.global_step < state.max_steps):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            append_text(self.path, json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Returns the rows of a metrics.jsonl. A last line that was cut short is left out."""
+    """Returns the rows of a metrics.jsonl. A last line that was cut short is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    with reading(path, "delete its damaged lines, which only the report reads"):
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]

@@ -3,6 +3,7 @@
 The sources are read once, by rank 0 in a run's first stage (`index_data`). All else reads their indexes.
 """
 
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from data.collator import AllMediaInEveryBatch, Collator
 from data.dataset import ConversationDataset
 from data.index.build import build_indexes
 from data.index.index import open_indexes
+from data.index.shown_files import first_changed, record
 from data.left_out import LeftOut
 from data.mixture import build_mixture
 from data.shapes.world import WORLDS, write_world
@@ -23,7 +25,8 @@ from data.streaming import StreamedDataset
 from modeling.user_error import UserError
 from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset
-from training.files import read_json, write_json
+from training.evaluation.questions import read_benchmarks
+from training.files import read_json, reading, write_json
 from training.ranks import rank, world_size
 from training.recipe.student import StudentRecipe
 
@@ -31,6 +34,8 @@ Role = Literal["train", "calibration", "evaluation"]
 ROLES: tuple[Role, ...] = ("train", "calibration", "evaluation")
 INDEXES = "indexes.json"
 """File that says which index each source of a recipe has."""
+INDEX_AGAIN = "delete this folder and the result of `data` in stages/, and the data is read again"
+"""What can be done about a damaged index."""
 
 
 def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -> None:
@@ -48,6 +53,49 @@ def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -
     )
     names = iter(path.name for path in paths)
     write_json(folder / INDEXES, {role: [next(names) for _ in sources[role]] for role in ROLES})
+
+
+def record_shown_files(recipe: StudentRecipe, folder: Path) -> None:
+    """Writes what is compared of all pictures and videos that rows and questions name by their paths.
+
+    Args:
+        folder: where `index_data` has written the indexes.
+    """
+    for path, files in _shown_files(recipe, folder):
+        record(files, path)
+
+
+def refuse_other_shown_files(recipe: StudentRecipe, folder: Path) -> None:
+    """Raises UserError if a picture or a video has another content than when `record_shown_files` was called."""
+    for path, files in _shown_files(recipe, folder):
+        if not path.exists():  # an earlier version of this project has read the data
+            continue
+        with reading(path, INDEX_AGAIN):
+            changed = first_changed(files, path)
+        if changed is not None:
+            was = "has another content than" if changed.exists() else "is missing, and was there"
+            raise UserError(
+                f"{changed} {was} when this run read its data. Put it back, choose another name (name=...), or begin "
+                "again with --restart"
+            )
+
+
+def _shown_files(recipe: StudentRecipe, folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yields the files that are shown, by the file that says what they were: of each index, and of the benchmarks."""
+    names = read_json(folder / INDEXES)
+    seen = set()
+    for role in ROLES:
+        sources = [source for source in sources_of(recipe, role) if not source.streaming]
+        with reading(folder, INDEX_AGAIN):
+            indexes = open_indexes(sources, [folder / name for name in names[role]])
+        for index in indexes:
+            if index.path not in seen:  # equal sources share one
+                seen.add(index.path)
+                yield index.path.with_suffix(".files.parquet"), list(index.files(np.flatnonzero(index.is_good)))
+    for number, settings in enumerate(recipe.data.benchmarks):
+        questions = chain.from_iterable(part.questions for part in read_benchmarks(settings))
+        files = [file for question in questions for file in (*question.images, *question.videos)]
+        yield folder / f"benchmarks-{number}.files.parquet", [file for file in files if isinstance(file, Path)]
 
 
 def mixture(recipe: StudentRecipe, role: Role, processor: ProcessorMixin, folder: Path) -> ConversationDataset:
@@ -87,8 +135,10 @@ def whole_mixture(
     Raises:
         UserError: as `data.mixture.build_mixture`. A question of the evaluation may not be too long.
     """
-    paths = [folder / name for name in read_json(folder / INDEXES)[role]]
-    return build_mixture(open_indexes(sources_of(recipe, role), paths), processor, **mixture_settings(recipe, role))
+    with reading(folder, INDEX_AGAIN):
+        paths = [folder / name for name in read_json(folder / INDEXES)[role]]
+        indexes = open_indexes(sources_of(recipe, role), paths)
+    return build_mixture(indexes, processor, **mixture_settings(recipe, role))
 
 
 def mixture_settings(recipe: StudentRecipe, role: Role) -> dict[str, Any]:

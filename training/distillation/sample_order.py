@@ -7,12 +7,16 @@ Every process holds the whole order. accelerate hands its batches out to the ran
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from training.distillation.trainer_checkpoints import reading_checkpoint
+from training.files import writing
 
 
 class SampleOrder(Sampler[int]):
@@ -88,7 +92,10 @@ class GroupedOrder(SampleOrder):
 
 
 class OrderedTrainer(Trainer):
-    """A trainer that takes the samples in a `SampleOrder`, and finds the order again when it continues."""
+    """A trainer that takes the samples in a `SampleOrder`, and finds the order again when it continues.
+
+    A checkpoint that is damaged, or cannot be written, is named by UserError and OSError.
+    """
 
     def epoch(self) -> int:
         """Returns the number of the epoch that is being trained, from 0."""
@@ -96,3 +103,19 @@ class OrderedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
         return SampleOrder(len(self.train_dataset), self.args.seed, self.epoch)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with writing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
+        with reading_checkpoint(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with reading_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with reading_checkpoint(checkpoint):
+            super()._load_rng_state(checkpoint)

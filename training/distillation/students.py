@@ -29,10 +29,14 @@ from training.distillation.monitoring.validation import Validation
 from training.distillation.narrow_projections import put_narrow_projections
 from training.distillation.trainer import DistillationTrainer
 from training.distillation.trainer_checkpoints import delete_checkpoints
+from training.files import reading, writing
 from training.ranks import from_rank_0
 from training.recipe.model import ModelSettings
 from training.recipe.student import StudentRecipe
 from training.run import device, is_main_process
+
+TRAIN_AGAIN = "delete it and the results of `distil` and the stages after it in stages/, and they are done again"
+"""What can be done about damaged weights."""
 
 
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -113,9 +117,11 @@ def trained_student(recipe: StudentRecipe, plan: VisualPlan, folder: Path) -> Pr
     weights = folder / "weights"
     if recipe.lora is None:
         cls = sparse_class(limited_config(recipe.model))
-        return cls.from_pretrained(weights, dtype=getattr(torch, recipe.model.dtype))
+        with reading(weights, TRAIN_AGAIN):
+            return cls.from_pretrained(weights, dtype=getattr(torch, recipe.model.dtype))
     model = add_lora(untrained_student(recipe.model, plan), recipe.lora)
-    outcome = set_peft_model_state_dict(model, load_file(weights / "adapter_model.safetensors"))
+    with reading(weights, TRAIN_AGAIN):
+        outcome = set_peft_model_state_dict(model, load_file(weights / "adapter_model.safetensors"))
     assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     return model.merge_and_unload()
 
@@ -145,7 +151,7 @@ def train_student(
     Raises:
         UserError: as `DistillationTrainer`.
     """
-    if from_rank_0((folder / "weights").exists()):  # on a shared disk, ranks may see different things
+    if is_trained(folder):
         return
     set_seed(recipe.seed)
     # The models are loaded before the training arguments are made. With ZeRO-3, these make from_pretrained divide
@@ -176,6 +182,17 @@ def train_student(
     train_and_save(trainer, folder)
 
 
+def is_trained(folder: Path) -> bool:
+    """Returns whether weights/ is in a student's folder. Every process calls this.
+
+    Checkpoints that a killed process has left beside it are deleted.
+    """
+    found = from_rank_0((folder / "weights").exists())  # on a shared disk, ranks may see different things
+    if found and is_main_process():
+        delete_checkpoints(folder / "trainer")
+    return found
+
+
 def train_and_save(trainer: DistillationTrainer, folder: Path) -> None:
     """Trains to the end, and saves what was trained in `folder`/weights. Every process calls this.
 
@@ -185,7 +202,8 @@ def train_and_save(trainer: DistillationTrainer, folder: Path) -> None:
     with stops.deferred():
         trainer.train()
         partial = folder / "weights.partial"
-        trainer.save_model(str(partial))
+        with writing(folder / "weights"):
+            trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()
         if is_main_process():
             partial.rename(folder / "weights")

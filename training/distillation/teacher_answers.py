@@ -23,6 +23,7 @@ from data.dataset import ConversationDataset
 from modeling.class_attention import ScoredFeatures, class_attention_of
 from modeling.user_error import UserError
 from modeling.whole_file import whole_file
+from training.files import reading, writing
 from training.progress import Progress
 from training.ranks import rank, wait_for_rank_0, world_size
 
@@ -91,7 +92,7 @@ def write_teacher_answers(
             lengths.append({"teacher_logits": int(answer.sum()), **tokens, **pictures})
     rows = {name: torch.cat(values) for name, values in tensors.items()}
     counts = {name + COUNTS: torch.tensor([sample.get(name, 0) for sample in lengths]) for name in rows}
-    with whole_file(parts[number]) as file:
+    with whole_file(parts[number]) as file, writing(path):
         save_file(rows | counts | {NUM_SAMPLES: torch.tensor(len(lengths))}, file)
     wait_for_rank_0()  # until all parts are written
     if number == 0:
@@ -109,7 +110,7 @@ def _join_parts(parts: Sequence[Path], path: Path) -> None:
         none = [torch.zeros(int(part[NUM_SAMPLES]), dtype=torch.long) for part in loaded]
         counts = [part.get(name + COUNTS, without) for part, without in zip(loaded, none, strict=True)]
         joined[name + OFFSETS] = torch.cat([torch.zeros(1, dtype=torch.long), *counts]).cumsum(0)
-    with whole_file(path) as file:
+    with whole_file(path) as file, writing(path):
         save_file(joined, file)
     for part in parts:
         part.unlink()
@@ -131,15 +132,16 @@ class AnsweredDataset(Dataset):
         path: the file of answers.
 
     Raises:
-        UserError: `path` holds the answers to another number of samples.
+        UserError: `path` is damaged, or holds the answers to another number of samples.
     """
 
     def __init__(self, dataset: ConversationDataset, path: Path):
         self.conversations = dataset
-        self._file = safe_open(path, framework="pt")
-        names = (name for name in self._file.keys() if name.endswith(OFFSETS))  # noqa: SIM118 - it is no dict
-        self._offsets = {name.removesuffix(OFFSETS): self._file.get_tensor(name).tolist() for name in names}
-        num_samples = len(self._offsets["teacher_logits"]) - 1
+        with reading(path, "delete it and the result of `ask` in stages/, and the dense model is asked again"):
+            self._file = safe_open(path, framework="pt")
+            names = (name for name in self._file.keys() if name.endswith(OFFSETS))  # noqa: SIM118 - it is no dict
+            self._offsets = {name.removesuffix(OFFSETS): self._file.get_tensor(name).tolist() for name in names}
+            num_samples = len(self._offsets["teacher_logits"]) - 1
         if len(dataset) != num_samples:
             raise UserError(f"{path}: answers to {num_samples} samples, the data has {len(dataset)}")
 

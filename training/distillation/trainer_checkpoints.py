@@ -10,12 +10,14 @@ checkpoint that has no steps left.
 
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from training import stops
-from training.files import write_json
+from training.files import reading, write_json
 from training.ranks import any_rank, from_rank_0, rank, wait_for_rank_0, world_size
 from training.starts import COMPLETE, step_of
 
@@ -55,13 +57,24 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Returns the newest complete checkpoint in a trainer's folder, or None. Every process calls this.
 
     What a killed process left of others is deleted: parts of them must not get into a new checkpoint of the same step.
+
+    Raises:
+        UserError: its `trainer_state.json` is damaged.
     """
     newest = None
     if rank() == 0:
         complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
         newest = max(complete, key=step_of, default=None)
+        if newest is not None:
+            with reading_checkpoint(newest):
+                TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
         delete_checkpoints(folder, but=newest)
     return from_rank_0(newest)
+
+
+def reading_checkpoint(checkpoint: str | Path) -> AbstractContextManager[None]:
+    """Returns a context in which an error of a damaged checkpoint becomes a UserError that names it."""
+    return reading(Path(checkpoint), "delete this folder, and this training begins again")
 
 
 def delete_checkpoints(folder: Path, but: Path | None = None) -> None:

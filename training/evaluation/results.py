@@ -18,7 +18,7 @@ from data.benchmarks.benchmark import OF_ALL, Benchmark, Record
 from data.benchmarks.registry import BENCHMARKS
 from modeling.user_error import UserError
 from training.evaluation.intervals import PERCENTILES, Accuracy, Resampled, resample, wilson
-from training.files import write_json
+from training.files import reading, write_json
 
 
 class Metric(NamedTuple):
@@ -128,9 +128,14 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
-        """Returns the evaluation that `save` wrote. The figures are computed again from the records."""
-        records = json.loads(path.read_text(encoding="utf-8"))["records"]
-        return cls.of(Record(**{**record, "answers": tuple(record["answers"])}) for record in records)
+        """Returns the evaluation that `save` wrote. The figures are computed again from the records.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with reading(path, "delete it and the result of `evaluate` in stages/, and the model is asked again"):
+            records = json.loads(path.read_text(encoding="utf-8"))["records"]
+            return cls.of([Record(**{**record, "answers": tuple(record["answers"])}) for record in records])
 
     def _metric(self, benchmark: str, name: str) -> Metric:
         """Returns a metric with its interval."""

@@ -24,8 +24,8 @@ from training.distillation.arguments import training_arguments
 from training.distillation.lora import adapters_off, add_lora
 from training.distillation.monitoring.validation import Validation
 from training.distillation.narrow_projections import put_narrow_projections
-from training.distillation.students import train_and_save, untrained_student
-from training.files import write_json
+from training.distillation.students import is_trained, train_and_save, untrained_student
+from training.files import reading, write_json
 from training.gates.budgeted import BudgetedGates
 from training.gates.hardening import harden
 from training.gates.start import base_plan, check_budget, gates_at_start
@@ -34,7 +34,7 @@ from training.measure.answer_kl import AnswerKL, OwnAnswers, mean_distance
 from training.measure.calibration import Calibration
 from training.measure.latency import LatencyTable
 from training.measure.price import PlanPrice
-from training.ranks import OnAllRanks, from_rank_0, in_order, led_by_rank_0, own_share
+from training.ranks import OnAllRanks, in_order, led_by_rank_0, own_share
 from training.recipe.gates import GateSettings
 from training.recipe.lora import LoraSettings
 from training.recipe.student import StudentRecipe
@@ -42,6 +42,8 @@ from training.run import device
 
 DEFAULT_LORA = LoraSettings(rank=16, alpha=32)
 """The adapters that are trained together with gates if the recipe asks for full fine-tuning of students."""
+LEARN_AGAIN = "delete weights/ and the results of `learn` and the stages after it in stages/, and they are done again"
+"""What can be done about damaged weights."""
 
 
 def budgeted_gates(
@@ -102,7 +104,7 @@ def learn_gates(
     Raises:
         UserError: as `budgeted_gates` and `DistillationTrainer`.
     """
-    if from_rank_0((folder / "weights").exists()):
+    if is_trained(folder):
         return
     set_seed(recipe.seed)
     training = recipe.training.model_copy(
@@ -152,7 +154,8 @@ def hardened_plan(
     outcome = set_peft_model_state_dict(student, learned_adapters(folder))
     assert not outcome.unexpected_keys, outcome.unexpected_keys[:3]
     learned = budgeted_gates(student.config, settings, calibration, start, latency)
-    learned.load_state_dict(load_file(folder / "weights" / GATES_FILE))
+    with reading(folder / "weights" / GATES_FILE, LEARN_AGAIN):
+        learned.load_state_dict(load_file(folder / "weights" / GATES_FILE))
     student.to(device()).eval()
     learned.to(device()).eval()
     base, model = learned.base, student.get_base_model()
@@ -189,4 +192,6 @@ def learned_adapters(folder: Path) -> dict[str, torch.Tensor]:
 
     They are adapters of the dense model, named as by `peft.get_peft_model_state_dict`.
     """
-    return load_file(folder / "weights" / "adapter_model.safetensors")
+    path = folder / "weights" / "adapter_model.safetensors"
+    with reading(path, LEARN_AGAIN):
+        return load_file(path)

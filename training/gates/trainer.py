@@ -19,6 +19,8 @@ from torch.optim import AdamW
 
 from training.distillation.callbacks import MetricsFile
 from training.distillation.trainer import DistillationTrainer
+from training.distillation.trainer_checkpoints import reading_checkpoint
+from training.files import append_text
 from training.gates.budgeted import BudgetedGates
 from training.gates.lagrangian import falling_target
 from training.recipe.gates import GateSettings
@@ -122,8 +124,9 @@ class GateTrainer(DistillationTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.gates.load_state_dict(load_file(Path(checkpoint) / GATES_FILE))
-            self.gates_optimizer.load_state_dict(torch.load(Path(checkpoint) / OPTIMIZER_FILE, weights_only=True))
+            with reading_checkpoint(checkpoint):
+                self.gates.load_state_dict(load_file(Path(checkpoint) / GATES_FILE))
+                self.gates_optimizer.load_state_dict(torch.load(Path(checkpoint) / OPTIMIZER_FILE, weights_only=True))
 
 
 class GatesFile(MetricsFile):
@@ -145,5 +148,4 @@ class GatesFile(MetricsFile):
                     name: [round(share, 4) for share in values.tolist()]
                     for name, values in self.gates.served_shares().items()
                 }
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **shares}) + "\n")
+            append_text(self.path, json.dumps({"step": state.global_step, **shares}) + "\n")

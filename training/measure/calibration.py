@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modeling.whole_file import whole_file
+from training.files import reading, writing
 from training.journal import Journal
 from training.measure.answer_kl import OwnAnswers, has_answer, refuse_no_answers
 from training.measure.fingerprint import fingerprint
@@ -61,14 +62,15 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Writes the statistics to a safetensors file, whole or not at all."""
-        with whole_file(path) as file:
+        with whole_file(path) as file, writing(path):
             given = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
             save_file({name: tensor.contiguous() for name, tensor in given.items()}, file)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
-        """Returns the statistics that `save` wrote."""
-        with safe_open(path, framework="pt") as file:
+        """Returns the statistics that `save` wrote. Raises UserError if the file is damaged."""
+        mend = "delete it, and also the result of `calibrate` in stages/, and it is measured again"
+        with reading(path, mend), safe_open(path, framework="pt") as file:
             return cls(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (safe_open is no dict)
 
 

@@ -14,6 +14,7 @@ Kind 5 tells which share of these seconds is left with fewer visual tokens. Betw
 linear, so an expected time has gradients.
 """
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel
 from modeling.layer_plan import LayerPlan, Rank
 from modeling.visual_flops import Work
 from modeling.visual_plan import VisualPlan
-from training.files import read_json, write_json
+from training.files import reading, write_json
 from training.measure.clock.prompt import Prompt, prefill_decoder
 from training.measure.clock.timing import interleaved_seconds
 from training.measure.costs import TEXT_TOKENS
@@ -77,14 +78,18 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: Path) -> "LatencyTable":
-        """Returns the table that `save` wrote.
+        """Returns the table that `save` wrote. Raises UserError if the file is damaged.
 
         In older files without `tokens`, the time of visual work is in proportion to the number of visual tokens.
         """
-        values = read_json(path)
-        return cls(
-            **{name: tuple(map(tuple, value)) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        with reading(path, "delete it and the result of `calibrate` in stages/, and it is measured again"):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                **{
+                    name: tuple(map(tuple, value)) if isinstance(value, list) else value
+                    for name, value in values.items()
+                }
+            )
 
 
 def measure_latency(model: PreTrainedModel) -> LatencyTable:

@@ -12,7 +12,7 @@ from training.recipe.base import BaseRecipe
 from training.schema import AUTO, MayChange, Precision, Strict
 
 OTHER_STAGES = ("world", "tower", "evaluate", "export")
-"""Stages of the run beside its phases (training/tasks/dense.py)."""
+"""Names of the stages of a run beside its phases, which have the phases' names (training/tasks/dense.py)."""
 
 
 class TinyLlavaSettings(Strict):
@@ -108,10 +108,10 @@ class DenseSettings(Strict):
     @model_validator(mode="after")
     def _names_differ(self):
         names = [phase.name for phase in self.phases]
-        if len({*names, *OTHER_STAGES}) < len(names) + len(OTHER_STAGES):
-            raise ValueError(
-                f"phases: names must differ from each other and from {', '.join(OTHER_STAGES)}, got {', '.join(names)}"
-            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"phases: names must differ, got {', '.join(names)}")
+        if taken := sorted(set(names) & set(OTHER_STAGES)):
+            raise ValueError(f"phases: {', '.join(taken)} is another stage of the run; choose another name")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,8 @@ from training.schema import MayChange, Strict
 
 STUDENT = "student"
 """Name of the student that the recipe's own `plan` gives, among the models that are compared."""
+TAKEN = (STUDENT, "teacher", "grey", "dense", "kept")
+"""Names that no compared student may have: others have them in the report's table or in the run's folder."""
 
 
 class CalibrationSettings(Strict):
@@ -172,11 +174,14 @@ class SparsifyRecipe(StudentRecipe):
 
     @model_validator(mode="after")
     def _names_differ(self):
-        names = [STUDENT, *(row.name for row in self.compare)]
-        if len(set(names)) < len(names):
+        names = [row.name for row in self.compare]
+        folders = [name.lower() for name in names]  # a file system may take names for equal that differ in case
+        if len({*TAKEN, *folders}) < len(TAKEN) + len(folders):
             raise ValueError(
-                f"compare: names must differ from each other and from {STUDENT!r}, got {', '.join(names[1:])}"
+                f"compare: names must differ from each other and from {', '.join(TAKEN)}, got {', '.join(names)}"
             )
+        if any(name.endswith(".json") for name in folders):
+            raise ValueError(f"compare: names may not end in .json, as files do, got {', '.join(names)}")
         return self
 
     @property

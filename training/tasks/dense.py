@@ -44,12 +44,16 @@ from training.distillation.trainer_checkpoints import TrainerCheckpoints, delete
 from training.evaluation.asking import evaluate
 from training.evaluation.questions import asked_of
 from training.evaluation.results import Evaluation
+from training.files import reading, writing
 from training.recipe.dense import DenseRecipe, OptimizerSettings, PhaseSettings
 from training.report.tables import families_table
 from training.run import Run, Stage, console
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
 from training.tiny_llava.model import build_model, build_processor
 from training.tiny_llava.tower import PatchDataset, PatchReader
+
+TRAIN_AGAIN = "delete it and the result in stages/ of the training that made it, and it is made again"
+"""What can be done about damaged weights."""
 
 
 def stages(recipe: DenseRecipe) -> list[Stage]:
@@ -121,7 +125,8 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
     folder = run.directory / "phases" / phase.name
     # Trainer cannot load these weights, as files have the older names of published LLaVA checkpoints.
     weights = last_checkpoint(folder / "trainer") or run.directory / start / "model"
-    model = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
+    with reading(weights, TRAIN_AGAIN):
+        model = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
     path = write_world(WORLDS, settings.world)[phase.split]
     name = run.result("world")["indexes"][phase.split]
     index = Index(run.directory / "data" / name, Source(path=path, images=path.parent))
@@ -186,7 +191,7 @@ def export(run: Run) -> dict:
     """
     output = run.recipe.teacher.output
     checkpoint = run.directory / "checkpoint"
-    with whole_folder(checkpoint) as folder:
+    with writing(checkpoint), whole_folder(checkpoint) as folder:
         load_trained_model(run).save_pretrained(folder)
         load_processor(run).save_pretrained(folder)
         (folder / "README.md").write_text(model_card(run), encoding="utf-8")
@@ -231,9 +236,9 @@ def load_processor(run: Run) -> LlavaProcessor:
 def load_trained_model(run: Run) -> LlavaForConditionalGeneration:
     """Returns the model after the last phase, in bfloat16."""
     last = run.recipe.teacher.phases[-1].name
-    return LlavaForConditionalGeneration.from_pretrained(
-        run.directory / "phases" / last / "model", dtype=torch.bfloat16
-    )
+    weights = run.directory / "phases" / last / "model"
+    with reading(weights, TRAIN_AGAIN):
+        return LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.bfloat16)
 
 
 def train_and_save(trainer: OrderedTrainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
@@ -245,7 +250,8 @@ def train_and_save(trainer: OrderedTrainer, model: LlavaForConditionalGeneration
     with stops.deferred():
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.is_world_process_zero():
-            model.save_pretrained(folder / "model")
+            with writing(folder / "model"):
+                model.save_pretrained(folder / "model")
             delete_checkpoints(folder / "trainer")
             shutil.rmtree(folder / "trainer", ignore_errors=True)
     return {"steps": outcome.global_step}

@@ -18,7 +18,7 @@ from training.distillation.datasets import calibration_batches
 from training.distillation.students import dense_processor, limited_config, load_model, trained_student
 from training.evaluation.comparison import Comparison, as_dict, compare, relative_accuracy
 from training.evaluation.results import Evaluation
-from training.files import read_json, write_json, write_text
+from training.files import read_json, write_json, write_text, writing
 from training.measure.clock.benchmark import benchmark
 from training.measure.costs import TEXT_TOKENS, cost_sheet, fractions
 from training.recipe.student import STUDENT, SparsifyRecipe
@@ -108,7 +108,9 @@ def export(run: Run) -> dict:
     card = card_of(run, model.visual_plan, model.config, compared(run), picture=plot_path.name)
     probe = calibration_batches(recipe, processor, data_folder(run))[0]
     del probe["labels"]
-    export_checkpoint(model, processor, run.directory / "checkpoint", card=card, probe=probe, picture=plot_path)
+    folder = run.directory / "checkpoint"
+    with writing(folder):
+        export_checkpoint(model, processor, folder, card=card, probe=probe, picture=plot_path)
     return {"checkpoint": "checkpoint"}
 
 

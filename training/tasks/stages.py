@@ -5,7 +5,15 @@ from transformers import ProcessorMixin
 
 from checkpoints.families import sparse_class
 from data.dataset import ConversationDataset
-from training.distillation.datasets import index_data, mixture, roles_with_rows, streamed, whole_mixture
+from training.distillation.datasets import (
+    index_data,
+    mixture,
+    record_shown_files,
+    refuse_other_shown_files,
+    roles_with_rows,
+    streamed,
+    whole_mixture,
+)
 from training.distillation.monitoring.trackers import refuse_missing_trackers
 from training.distillation.monitoring.validation import hold_out
 from training.distillation.students import dense_processor, limited_config
@@ -29,7 +37,7 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
     Plans that are found come before plans that are learned. So a budget that cannot be met is refused before anything
     is trained.
     """
-    stages = [Stage("data", "read and check the data", read_data)]
+    stages = [Stage("data", "read and check the data", read_data, look_again=look_at_files_again)]
     learned = students_to_learn(recipe)
     if reads_statistics(recipe) or bounds_latency(recipe):
         has_start = any(student.plan.start is not None for student in learned)
@@ -87,6 +95,7 @@ def read_data(run: Run) -> dict:
             refuse_too_many_answers(_answers_size(recipe, dataset, processor), run.directory)
         used[role], left_out[role] = len(dataset), {"counts": rest.counts(), "rows": rest.rows()}
         console.print(f"{role}: {len(dataset):,} samples{_in_words(rest.counts())}", soft_wrap=True)
+    record_shown_files(recipe, data_folder(run))
     write_json(run.directory / "left_out.json", left_out)
     counts = {role: rest["counts"] for role, rest in left_out.items()}
     return {
@@ -94,6 +103,11 @@ def read_data(run: Run) -> dict:
         "left_out": counts,
         "goes_on": teacher and {"from": name_of(recipe.model.path), "dense": teacher},
     }
+
+
+def look_at_files_again(run: Run) -> None:
+    """Raises UserError if a picture or a video has changed since the data was read."""
+    refuse_other_shown_files(run.recipe, data_folder(run))
 
 
 def _in_words(counts: dict[str, int]) -> str:

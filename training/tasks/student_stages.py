@@ -142,10 +142,10 @@ def evaluate_once(
     questions = [(part.benchmark.name, question.id, question.text) for part in asked for question in part.questions]
     if found is not None and questions != [(one.benchmark, one.id, one.question) for one in found.records]:
         raise UserError(f"{path}: answers other questions than data.evaluation has now; remove it, or restore the data")
+    settings = run.recipe.evaluation
+    said = [digest(asked), settings.batch_size, settings.max_new_tokens]
+    kept = KeptAnswers(path.parent / "kept" / name, json.dumps(said))
     if found is None:
-        settings = run.recipe.evaluation
-        said = [digest(asked), settings.batch_size, settings.max_new_tokens]
-        kept = KeptAnswers(path.parent / "kept" / name, json.dumps(said))
         found = evaluate(
             load().to(device()),
             processor,
@@ -159,5 +159,5 @@ def evaluate_once(
         if is_main_process():
             write_answer_files(found, path.with_suffix(""), name)
             found.save(path)
-        kept.remove()
+    kept.remove()  # also what a killed start has left beside the evaluation
     return found

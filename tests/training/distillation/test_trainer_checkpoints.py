@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from tests.processes import run_processes
 from tests.training.distillation.test_trainer import DATASET, trainer
@@ -149,6 +149,7 @@ def test_a_half_deleted_checkpoint_does_not_count(tmp_path, monkeypatch):
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / COMPLETE).write_text("{}")
+        TrainerState().save_to_json(str(tmp_path / f"checkpoint-{step}" / "trainer_state.json"))
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):

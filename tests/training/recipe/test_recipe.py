@@ -94,7 +94,10 @@ WRONG = {
     "data.train.0={weight: 2}": r"data.train.0: give path \(files\), hub \(a data set on the Hub\) or split",
     "data.train.0={path: a, hub: b/c}": r"data.train.0: give path \(files\) or hub \(a data set on the Hub\), not both",
     "data.train.0={hub: b/c, columns: {text: x}}": r"data.train.0.columns.text",
-    "compare.0.name=student": r"names must differ from each other and from 'student'",
+    "compare.0.name=student": "compare: names must differ from each other and from student, teacher, grey, dense, kept",
+    "compare.0.name=Teacher": "names must differ from each other and from student, teacher, .*got Teacher",
+    "compare.0.name=grey": "names must differ from each other and from student, teacher, grey",
+    "compare.0.name=x.json": "compare: names may not end in .json",
     "data.evaluation=[{benchmarks: [pope, gqa], path: a}, {benchmarks: [pope], hub: b}]": (
         r"data: evaluation: pope is asked twice"
     ),

@@ -83,7 +83,7 @@ SETTINGS = {
         "budgets=[0.25, 0.12, 0.04, 0.02, 0.1200000001]": "budgets: got 0.12 twice, allowed: numbers that differ",
     },
     "tiny_teacher": {
-        "teacher.phases.0.name=tower": "names must differ from each other and from world, tower, evaluate, export",
+        "teacher.phases.0.name=tower": "tower is another stage of the run; choose another name",
         "teacher.model.patch_size=7": "teacher: model: got pictures of 96 and patches of 7 pixels",
         "teacher.model.layers=1000000000000000000": "teacher.model.layers: got 1000000000000000000",
         "teacher.output=data": "teacher: output: 'data' is there and is no model, which alone would be replaced",

@@ -106,3 +106,5 @@ def test_phases_have_names_of_their_own(tmp_path):
     }
     with pytest.raises(ValidationError, match="names must differ, got one, one"):
         tiny_dense_recipe(tmp_path, phases=[phase, phase])
+    with pytest.raises(ValidationError, match="phases: tower is another stage of the run; choose another name"):
+        tiny_dense_recipe(tmp_path, phases=[{**phase, "name": "tower"}])

@@ -1,6 +1,7 @@
 """The whole story of `task: sparsify` on a random model, in this process."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from training.distillation.students import dense_processor, train_student, train
 from training.gates.learning import learned_adapters
 from training.recipe.file import load_recipe
 from training.recipe.publish import PublishSettings
-from training.run import execute
+from training.run import Stage, execute
 from training.schema import CHECKOUT
 from training.tasks.publishing.publish import without_folders
 from training.tasks.run_folder import load_plan, student_folder
@@ -53,6 +54,28 @@ def test_a_picture_that_breaks_off_is_left_out_of_every_role(dense_folder, tmp_p
     ((name, row, reason),) = listed
     assert (name, row) == (role, 0) and reason.split(" is ")[-1].startswith("truncated")
     assert left_out[role]["counts"] == {"image … is truncated or corrupt …": 1} == read.result("data")["left_out"][role]
+
+
+def test_a_picture_that_changes_between_two_starts_is_refused_by_name(dense_folder, tmp_path):
+    world = WorldSettings(seed=3, splits={"rows": SplitSettings(part="train", rows=24)})
+    path = write_world(tmp_path, world)["rows"]
+    picture = path.parent / json.loads(path.read_text())[0]["image"]
+    source = json.dumps({"path": str(path), "images": str(path.parent)})
+    recipe = load_recipe("debug", [f"model.path={dense_folder}", f"data.calibration=[{source}]"])
+    only_data = [stages(recipe)[0], Stage("more", "", lambda run: (_ for _ in ()).throw(InterruptedError))]
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            execute(recipe, only_data, tmp_path / "run")
+    before = picture.read_bytes()
+    shutil.copyfile(path.parent / json.loads(path.read_text())[1]["image"], picture)
+    with pytest.raises(UserError, match=f"{picture} has another content than when this run read its data. Put it back"):
+        execute(recipe, only_data, tmp_path / "run")
+    picture.unlink()
+    with pytest.raises(UserError, match=f"{picture} is missing, and was there when this run read its data"):
+        execute(recipe, only_data, tmp_path / "run")
+    picture.write_bytes(before)
+    with pytest.raises(InterruptedError):
+        execute(recipe, only_data, tmp_path / "run")
 
 
 def test_answers_that_do_not_fit_on_the_disk_are_refused_in_the_first_stage(dense_folder, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ so far decide what the estimator draws. Processes that search with the same jour
 result.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,6 +31,20 @@ VALID_STATES = (TrialState.RUNNING, TrialState.COMPLETE)
 """States of trials that count. Trials that wait have not begun, and failed ones are left out."""
 
 
+class NoLock:
+    """Stands for Optuna's own lock, which stays when its process is killed, and is waited for then without end.
+
+    All that writes to the journal is within the lock of `Trials`, which ends with its process.
+    """
+
+    def acquire(self) -> bool:
+        """Does nothing."""
+        return True
+
+    def release(self) -> None:
+        """Does nothing."""
+
+
 class Trials:
     """Runs searches one after the other, with one journal for all.
 
@@ -45,8 +60,10 @@ class Trials:
             self._lock = nullcontext()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._storage = JournalStorage(JournalFileBackend(str(path)))
-            self._lock = FileLock(path.with_name(f"{path.name}.guard"))  # ".lock" is the journal's own
+            self._lock = FileLock(path.with_name(f"{path.name}.guard"))
+            with self._lock:
+                _cut_torn_line(path)
+            self._storage = JournalStorage(JournalFileBackend(str(path), NoLock()))
 
     def minimize(
         self,
@@ -118,6 +135,14 @@ class Trials:
         value = objective(trial.params[PARAMETER])
         with self._lock:  # else another process may finish the trial between the check and the write
             study.tell(trial.number, value, skip_if_finished=True)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Removes the part of a line that a killed process has left at a journal's end. Optuna would append to it."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
 
 
 def read_trials(path: Path) -> dict[str, list[tuple[float, float]]]:

@@ -1,6 +1,7 @@
 """Bayesian search finds the minimum, and ends alike if it is stopped, killed, or shared by several processes."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -69,6 +70,18 @@ def test_a_stopped_search_ends_as_it_would_have(tmp_path, after):
     assert read_trials(tmp_path / "trials") == read_trials(tmp_path / "whole")
     search(tmp_path / "other", seed=8)
     assert read_trials(tmp_path / "other") != read_trials(tmp_path / "whole")
+
+
+def test_what_a_killed_process_leaves_of_a_lock_and_of_a_line_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole, path = search(Path("whole")), Path("torn")
+    search(path, num_trials=5)
+    written = path.read_bytes()
+    os.symlink(path, f"{path}.lock")  # Optuna's own
+    for place in (1, written.rfind(b"\n", 0, -1) + 9):
+        path.write_bytes(written[:place])
+        assert search(path) == whole
+        assert len(read_trials(path)["one"]) == NUM_TRIALS
 
 
 def test_a_trial_that_ended_before_its_number_was_drawn_is_left_out(tmp_path):
