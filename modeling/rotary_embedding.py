@@ -22,7 +22,8 @@ def rotary_embedding(
         positions: [B or 1, S], or [3, B or 1, S] for a module that takes three positions a row.
     """
     module: Any = rotary
-    if "dynamic" in module.rope_type or module.rope_type == "longrope":
-        module = copy.copy(rotary)
-        module._buffers = {name: buffer.clone() for name, buffer in rotary.named_buffers(recurse=False)}
-    return module(states, positions)
+    if not ("dynamic" in module.rope_type or module.rope_type == "longrope"):
+        return module(states, positions)
+    module = copy.copy(rotary)
+    module._buffers = {name: buffer.clone() for name, buffer in rotary.named_buffers(recurse=False)}
+    return module.forward(states, positions)  # not by a call: hooks of other tools are for the module itself
