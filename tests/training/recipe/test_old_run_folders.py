@@ -32,7 +32,11 @@ def test_a_run_of_before_goes_on(name, tmp_path):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(old))
     execute(recipe, [Stage("only", "one", lambda run: pytest.fail("done before"))], folder)
 
-    for damage in ({**old, "seed": 5}, {**old, "nonsense": 1}, "nonsense"):
+    changes = {
+        "holds a run with another recipe": [{**old, "seed": 5}, {**old, "nonsense": 1}],
+        "is damaged": ["nonsense"],
+    }
+    for message, damage in ((message, damage) for message, damages in changes.items() for damage in damages):
         (folder / "recipe.yaml").write_text(yaml.safe_dump(damage))
-        with pytest.raises(UserError, match="holds a run with another recipe"):
+        with pytest.raises(UserError, match=message):
             execute(recipe, stages, folder)

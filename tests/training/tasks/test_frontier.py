@@ -13,6 +13,8 @@ from training.report.style import png
 from training.run import execute
 from training.tasks.frontier import stages
 
+PLAN = RECIPES / "plans" / "vica_llava_7b_12.json"
+
 SMALL = {
     "task": "frontier",
     "budgets": [0.5, 0.3],
@@ -128,7 +130,7 @@ def test_gates_start_from_a_plan_of_their_own_budget(tmp_path):
     assert student({"planner": "vtw", "tolerance": 0.01}).plan.start.budget is None
     parts = [{"planner": "vica", "budget": {"visual_flops": 1.0}}, {"planner": "vtw", "tolerance": 0.01}]
     assert student({"planner": "stack", "of": parts}).plan.start.of[0].budget.visual_flops == 1.0
-    assert student({"planner": "file", "path": "plan.json"}).plan.start.path.name == "plan.json"
+    assert student({"planner": "file", "path": str(PLAN)}).plan.start.path == PLAN
 
 
 @pytest.mark.slow  # five students of the tiny model
@@ -171,7 +173,7 @@ def test_a_budget_out_of_reach_of_a_planner_stops_the_run_before_anything_is_lea
     "planner, message",
     [
         (
-            {"plan": {"planner": "file", "path": "x.json"}, "budgets": [0.3]},
+            {"plan": {"planner": "file", "path": str(PLAN)}, "budgets": [0.3]},
             "budgets: the plan has no budget to vary; give it one",
         ),
         ({"plan": {"planner": "fastv", "keep": 0.5}, "budgets": [0.3]}, "budgets: the plan has no budget to vary"),

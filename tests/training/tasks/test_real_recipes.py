@@ -43,8 +43,8 @@ FAMILY_OF_SHAPE = {
 }
 RECIPE = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.glob("*.yaml"))}
 REAL = [name for name, recipe in RECIPE.items() if recipe.get("model", {}).get("config")]
-QUICK = ("llava_13b_yopo_25",)
-"""One of ZeRO-3 is in every run of the tests."""
+QUICK = ("llava_13b_yopo_25", "llava_sparse")
+"""Two are in every run of the tests: one of ZeRO-3, and one that learns its plan, of ZeRO-2."""
 # The tiny decoders have three layers, and their plans are found on a few samples.
 PLANS = {
     "yopo": {"withdraw_from": 2, "whole_layers": 1},
