@@ -159,7 +159,7 @@ def execute(
         raise
     except BaseException:
         # An exception after a signal is most often a connection that another rank closed as it stopped.
-        stop = stops.received()
+        stop = stops.received_at_last()
         if stop is None:
             raise
         kind = KeyboardInterrupt if stop == signal.SIGINT else stops.Stopped

@@ -92,6 +92,20 @@ def received() -> signal.Signals | None:
     return _received
 
 
+def received_at_last() -> signal.Signals | None:
+    """Returns the signal that ended a run which an exception ends; None if there was none. From now on none raises.
+
+    The exception may be a connection that another rank closed, told to stop by a signal that is not yet known here. So
+    with several ranks this waits for as long as such a signal takes to be known.
+    """
+    global _deferred
+    _deferred = True
+    end = time.monotonic() + 2 * INTERVAL
+    while _received is None and _store is not None and time.monotonic() < end:
+        time.sleep(INTERVAL / 5)
+    return _received
+
+
 def raise_if_received() -> None:
     """Raises Stopped if this process was told to stop. An exception out of a signal handler can get lost in a library's
     destructor, so this is asked between stages too."""

@@ -1,8 +1,13 @@
 """How a process ends that was told to, or that met an error."""
 
+import signal
 import subprocess
 import sys
+import threading
 
+import pytest
+
+from training import stops
 from training.recipe.file import RECIPES
 
 FAILS = """
@@ -20,3 +25,15 @@ raise RuntimeError("a mistake in a training")
 def test_an_error_ends_the_process_although_workers_hear_no_signal():
     done = subprocess.run([sys.executable, "-c", FAILS], cwd=RECIPES.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr.rstrip().endswith("RuntimeError: a mistake in a training")
+
+
+@pytest.mark.parametrize(("store", "expected"), [(object(), signal.SIGTERM), (None, None)], ids=["ranks", "alone"])
+def test_an_error_may_be_known_before_the_signal_of_another_rank_that_caused_it(monkeypatch, store, expected):
+    """The signal then raises nothing, as that would take the place of the message."""
+    for name, value in (("_store", store), ("_received", None), ("_deferred", False)):
+        monkeypatch.setattr(stops, name, value)
+    told = threading.Timer(stops.INTERVAL / 2, lambda: stops._receive(signal.SIGTERM, None))
+    told.start()
+    assert stops.received_at_last() == expected
+    told.join()
+    assert stops.received() == signal.SIGTERM, "and none was raised"
