@@ -39,19 +39,12 @@ def read_config(path: str | os.PathLike) -> dict:
         UserError: there is no config, or as `checkpoints.checks.folder.safe_folder`.
     """
     file = Path(path)
-    if not _is_file(file):
+    if not os.path.isfile(file):  # also says so of what can be no file's name
         folder = safe_folder(path, [CONFIG])
         file = folder / CONFIG
         if not file.is_file():
             raise UserError(f"{path}: a folder without {CONFIG} is not a model")
     return checked_json(file)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # its name is too long
-        return False
 
 
 def check_tower(path: str | os.PathLike, config: PreTrainedConfig) -> None:

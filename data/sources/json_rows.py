@@ -39,7 +39,9 @@ def _list(file: BufferedIOBase) -> Iterator[str]:
     text = file.read(MAX_LIST + 1)
     if len(text) > MAX_LIST:
         raise UserError(f"a JSON list of more than {MAX_LIST} bytes; JSON lines (.jsonl) may be longer")
-    yield from _items(text.decode())
+    decoded = text.decode()
+    del text
+    yield from _items(decoded)
 
 
 def _items(text: str) -> Iterator[str]:

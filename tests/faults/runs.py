@@ -225,16 +225,16 @@ def assert_equal(found: dict, expected: dict) -> None:
                 torch.testing.assert_close(found[name][tensor], value[tensor], rtol=1e-5, atol=1e-6)
         elif name.endswith((".jsonl", "hardening.json", "cost.json", "table.json")):
             assert _shape(found[name]) == _shape(value), name
-            assert _numbers(found[name]) == pytest.approx(_numbers(value), rel=1e-5, abs=1e-8), name
+            assert numbers(found[name]) == pytest.approx(numbers(value), rel=1e-5, abs=1e-8), name
         else:
             assert found[name] == value, name
 
 
-def _numbers(value) -> list[float]:
+def numbers(value) -> list[float]:
     if isinstance(value, dict):
         value = [value[key] for key in sorted(value)]
     if isinstance(value, list):
-        return [number for item in value for number in _numbers(item)]
+        return [number for item in value for number in numbers(item)]
     return [value] if isinstance(value, int | float) else []
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.runs import numbers
 from training.distillation.callbacks import read_metrics
 from training.recipe.file import RECIPES
 
@@ -104,14 +105,6 @@ def results(folder: Path) -> dict:
         records = json.loads(path.read_text())["records"]
         found[str(path.relative_to(folder))] = [[record["id"], record["prediction"]] for record in records]
     return found
-
-
-def numbers(value) -> list[float]:
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value)]
-    if isinstance(value, list):
-        return [number for item in value for number in numbers(item)]
-    return [value] if isinstance(value, int | float) else []
 
 
 def assert_equal(found: dict, expected: dict) -> None:
