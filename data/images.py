@@ -3,7 +3,6 @@
 A picture must be of a sane size and shape, and be whole.
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers import ProcessorMixin
 
 from data.pixels import as_rgb, upright_size
-from data.sample import EmbeddedFile
+from data.sample import File
 from modeling.user_error import UserError
 
 # As many as a photograph of 64 megapixels has, which takes 192 MB once it is decoded to RGB.
@@ -35,7 +34,7 @@ _BROKEN_FILE = (
 )  # fmt: skip
 
 
-def read_image_size(picture: Path | EmbeddedFile, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_image_size(picture: File, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Returns (height, width) in pixels of a picture as it is shown. It reads the file's header and decodes nothing.
 
     Args:
@@ -50,9 +49,7 @@ def read_image_size(picture: Path | EmbeddedFile, max_pixels: int = MAX_PIXELS) 
         return upright_size(image)
 
 
-def size_of_image(
-    picture: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int, decode: bool
-) -> tuple[int, ...]:
+def size_of_image(picture: File, processor: ProcessorMixin, max_pixels: int, decode: bool) -> tuple[int, ...]:
     """Returns (height, width) in pixels of a picture, which is decoded to find whether it is whole, or is not."""
     if not decode:
         return read_image_size(picture, max_pixels)
@@ -60,7 +57,7 @@ def size_of_image(
     return image.height, image.width
 
 
-def open_image(picture: Path | EmbeddedFile, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(picture: File, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Returns the whole picture as RGB (`data.pixels.as_rgb`). The arguments are those of `read_image_size`.
 
     Raises:
@@ -77,7 +74,7 @@ def open_image(picture: Path | EmbeddedFile, max_pixels: int = MAX_PIXELS) -> Im
 
 
 def process_images(
-    pictures: Sequence[Path | EmbeddedFile], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
+    pictures: Sequence[File], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Opens pictures and processes them as the model takes them.
 
@@ -197,11 +194,11 @@ def _refused(size: tuple[int, ...], processor: ProcessorMixin, error: ValueError
     return UserError(f"a picture of {size[1]} x {size[0]} pixels is refused by {kind} ({error})")
 
 
-def _open_checked(picture: Path | EmbeddedFile, max_pixels: int) -> Image.Image:
+def _open_checked(picture: File, max_pixels: int) -> Image.Image:
     """Returns a picture of at most `max_pixels` pixels and a sane shape, opened and not yet decoded."""
     name = str(picture)
     try:
-        image = Image.open(io.BytesIO(picture.data) if isinstance(picture, EmbeddedFile) else picture, "r", FORMATS)
+        image = Image.open(picture if isinstance(picture, Path) else picture.open(), "r", FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name!r} is too large ({error}); at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:

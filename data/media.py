@@ -5,17 +5,15 @@ The tokens of a file follow from its size: (height, width) of a picture, (frames
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from transformers import ProcessorMixin
 
 from data.images import check_tokens_at, process_images, size_of_image, tokens_at
-from data.sample import EmbeddedFile, Medium
+from data.sample import File, Medium
 from data.videos import check_video_tokens_at, process_videos, size_of_video, video_tokens_at
 
-File: TypeAlias = Path | EmbeddedFile
 Size: TypeAlias = tuple[int, ...]
 
 

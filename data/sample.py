@@ -1,8 +1,9 @@
 """A conversation about pictures and videos, whatever its row looked like, and what is said of one that is not used."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, TypeAlias
 
 from modeling.user_error import UserError
 
@@ -31,6 +32,32 @@ class EmbeddedFile:
 
     def __str__(self) -> str:
         return self.name
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.data)
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A picture or a video whose file is open already.
+
+    Attributes:
+        stream: its bytes, from their start.
+        name: what messages call it.
+    """
+
+    stream: BinaryIO
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> BinaryIO:
+        return self.stream
+
+
+File: TypeAlias = Path | EmbeddedFile | OpenedFile
+"""Where the bytes of a picture or a video are read."""
 
 
 @dataclass(frozen=True)

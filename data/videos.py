@@ -3,7 +3,6 @@
 PyAV decodes them. Frames are read one after another, and only the patches of those that the model sees are kept.
 """
 
-import io
 import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from data.images import MAX_ASPECT, MAX_PIXELS
-from data.sample import EmbeddedFile
+from data.sample import File
 from modeling.user_error import UserError
 
 FRAMES_PER_SECOND = 2.0
@@ -61,9 +60,7 @@ def refuse_videos(processor: ProcessorMixin) -> None:
         raise UserError("a video is shown, and none is read without PyAV: pip install av")
 
 
-def size_of_video(
-    video: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int, decode: bool
-) -> tuple[int, ...]:
+def size_of_video(video: File, processor: ProcessorMixin, max_pixels: int, decode: bool) -> tuple[int, ...]:
     """Returns (frames, height, width) of a video: how many frames the model sees, and how large they are in pixels.
 
     Args:
@@ -128,7 +125,7 @@ def check_video_tokens_at(sizes: Iterable[tuple[int, ...]], processor: Processor
 
 
 def process_videos(
-    videos: Sequence[Path | EmbeddedFile], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
+    videos: Sequence[File], processor: ProcessorMixin, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Reads videos and processes the frames that the model sees, evenly spaced over the time of each.
 
@@ -166,9 +163,7 @@ def frames_seen(total: int, rate: float, sampling: Sampling) -> list[int]:
     return [int(index * total / count) for index in range(count)]
 
 
-def _process(
-    video: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int
-) -> tuple[torch.Tensor, tuple[int, int, int]]:
+def _process(video: File, processor: ProcessorMixin, max_pixels: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """Returns the patches of a video, and its grid: groups of frames, rows and columns of patches."""
     frames = _seen_frames(video, processor, max_pixels)
     groups: list[tuple[torch.Tensor, int, int]] = []
@@ -201,16 +196,14 @@ def _patches(frames: list[Image.Image], processor: ProcessorMixin) -> tuple[torc
     return merged.flatten(1), rows, columns
 
 
-def _seen_frames(
-    video: Path | EmbeddedFile, processor: ProcessorMixin, max_pixels: int
-) -> Generator[_Seen, None, None]:
+def _seen_frames(video: File, processor: ProcessorMixin, max_pixels: int) -> Generator[_Seen, None, None]:
     """Yields the frames that the model sees, as they are shown. Nothing is decoded behind the last of them."""
     refuse_videos(processor)
     import av  # is optional
 
     sampling = _sampling(processor)
     try:
-        with io.BytesIO(video.data) if isinstance(video, EmbeddedFile) else video.open("rb") as file:
+        with video.open("rb") if isinstance(video, Path) else video.open() as file:
             total = _num_frames(file)
             file.seek(0)
             with av.open(file, mode="r", options=_ONLY_THIS_FILE) as container:

@@ -34,7 +34,7 @@ from data.sources.rows import SourceRows
 from data.sources.source import Source
 from modeling.whole_file import whole_file
 
-_VERSION = 2
+_VERSION = 3
 """Of what an index holds. An index of another version is made anew."""
 _BUILDING = ".building"
 """Folder of what is written meanwhile."""

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 
 from data.conversations import IGNORE_INDEX
+from data.index.shown_files import CONTENT
 from data.media import READERS, Size
 from data.sample import MEDIA, Medium, Sample
 from data.sources.reading import open_source
@@ -38,6 +39,8 @@ FEATURES = Features(
         "video_frames": List(Value("int32")),
         "video_height": List(Value("int32")),
         "video_width": List(Value("int32")),
+        # What is compared of each at later starts.
+        **{f"{medium}_{name}": List(feature) for medium in MEDIA for name, feature in CONTENT.items()},
         # The text, with one placeholder per picture and video, and the tokens [start, end) of each answer, one after
         # another.
         "input_ids": List(Value("int32")),
@@ -149,6 +152,16 @@ class Index:
         for medium in MEDIA:
             names = pc.list_flatten(self._column(medium).take(rows)).unique().drop_null()
             yield from (Path(self._image_root, name) for name in names.to_pylist())
+
+    def contents(self, rows: np.ndarray) -> pa.Table:
+        """Returns the content (`data.index.shown_files.CONTENT`) that each of `files` had, in their order."""
+        found = []
+        for medium in MEDIA:
+            names = pc.list_flatten(self._column(medium).take(rows)).combine_chunks()
+            first = pc.index_in(names.unique().drop_null(), value_set=names)
+            columns = [pc.list_flatten(self._column(f"{medium}_{name}").take(rows)).take(first) for name in CONTENT]
+            found.append(pa.table(columns, schema=CONTENT.arrow_schema))
+        return pa.concat_tables(found)
 
     def ids_and_reasons(self, rows: Iterable[int]) -> list[tuple[str | None, str | None]]:
         """Returns of each row its id and what is wrong with it. Both may be None."""

@@ -3,12 +3,14 @@
 The sources are read once, by rank 0 in a run's first stage (`index_data`). All else reads their indexes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
@@ -16,7 +18,7 @@ from data.collator import AllMediaInEveryBatch, Collator
 from data.dataset import ConversationDataset
 from data.index.build import build_indexes
 from data.index.index import open_indexes
-from data.index.shown_files import first_changed, record
+from data.index.shown_files import CONTENT, first_changed, record
 from data.left_out import LeftOut
 from data.mixture import build_mixture
 from data.shapes.world import WORLDS, write_world
@@ -25,7 +27,7 @@ from data.streaming import StreamedDataset
 from modeling.user_error import UserError
 from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset
-from training.evaluation.questions import read_benchmarks
+from training.evaluation.questions import Asked, read_benchmarks
 from training.files import read_json, reading, write_json
 from training.ranks import rank, world_size
 from training.recipe.student import StudentRecipe
@@ -34,6 +36,8 @@ Role = Literal["train", "calibration", "evaluation"]
 ROLES: tuple[Role, ...] = ("train", "calibration", "evaluation")
 INDEXES = "indexes.json"
 """File that says which index each source of a recipe has."""
+BENCHMARK_FILES = "benchmarks.files.parquet"
+"""File that says what pictures and videos of benchmarks were."""
 INDEX_AGAIN = "delete this folder and the result of `data` in stages/, and the data is read again"
 """What can be done about a damaged index."""
 
@@ -55,23 +59,22 @@ def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -
     write_json(folder / INDEXES, {role: [next(names) for _ in sources[role]] for role in ROLES})
 
 
-def record_shown_files(recipe: StudentRecipe, folder: Path) -> None:
-    """Writes what is compared of all pictures and videos that rows and questions name by their paths.
+def record_shown_files(asked: Iterable[Asked], folder: Path) -> None:
+    """Writes what is compared of all pictures and videos that questions of benchmarks name by their paths.
 
-    Args:
-        folder: where `index_data` has written the indexes.
+    The indexes have it of those that rows name.
     """
-    for path, files in _shown_files(recipe, folder):
-        record(files, path)
+    record(_files_of_benchmarks(asked), folder / BENCHMARK_FILES)
 
 
 def refuse_other_shown_files(recipe: StudentRecipe, folder: Path) -> None:
-    """Raises UserError if a picture or a video has another content than when `record_shown_files` was called."""
-    for path, files in _shown_files(recipe, folder):
-        if not path.exists():  # an earlier version of this project has read the data
-            continue
-        with reading(path, INDEX_AGAIN):
-            changed = first_changed(files, path)
+    """Raises UserError if a picture or a video has another content than when the data was read.
+
+    Args:
+        folder: where `index_data` has written the indexes, and `record_shown_files` its file.
+    """
+    for files, contents in _shown_files(recipe, folder):
+        changed = first_changed(files, contents)
         if changed is not None:
             was = "has another content than" if changed.exists() else "is missing, and was there"
             raise UserError(
@@ -80,8 +83,8 @@ def refuse_other_shown_files(recipe: StudentRecipe, folder: Path) -> None:
             )
 
 
-def _shown_files(recipe: StudentRecipe, folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yields the files that are shown, by the file that says what they were: of each index, and of the benchmarks."""
+def _shown_files(recipe: StudentRecipe, folder: Path) -> Iterator[tuple[list[Path], pa.Table]]:
+    """Yields the files that are shown and what their content was: of each index, and of the benchmarks."""
     names = read_json(folder / INDEXES)
     seen = set()
     for role in ROLES:
@@ -91,11 +94,20 @@ def _shown_files(recipe: StudentRecipe, folder: Path) -> Iterator[tuple[Path, li
         for index in indexes:
             if index.path not in seen:  # equal sources share one
                 seen.add(index.path)
-                yield index.path.with_suffix(".files.parquet"), list(index.files(np.flatnonzero(index.is_good)))
-    for number, settings in enumerate(recipe.data.benchmarks):
-        questions = chain.from_iterable(part.questions for part in read_benchmarks(settings))
-        files = [file for question in questions for file in (*question.images, *question.videos)]
-        yield folder / f"benchmarks-{number}.files.parquet", [file for file in files if isinstance(file, Path)]
+                rows = np.flatnonzero(index.is_good)
+                with reading(index.path, INDEX_AGAIN):
+                    contents = index.contents(rows)
+                yield list(index.files(rows)), contents
+    asked = [part for settings in recipe.data.benchmarks for part in read_benchmarks(settings)]
+    with reading(folder / BENCHMARK_FILES, INDEX_AGAIN):
+        contents = pq.read_table(folder / BENCHMARK_FILES, schema=CONTENT.arrow_schema)
+    yield _files_of_benchmarks(asked), contents
+
+
+def _files_of_benchmarks(asked: Iterable[Asked]) -> list[Path]:
+    questions = chain.from_iterable(part.questions for part in asked if part.place is not None)
+    files = chain.from_iterable((*question.images, *question.videos) for question in questions)
+    return [file for file in files if isinstance(file, Path)]
 
 
 def mixture(recipe: StudentRecipe, role: Role, processor: ProcessorMixin, folder: Path) -> ConversationDataset:

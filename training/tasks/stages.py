@@ -95,7 +95,7 @@ def read_data(run: Run) -> dict:
             refuse_too_many_answers(_answers_size(recipe, dataset, processor), run.directory)
         used[role], left_out[role] = len(dataset), {"counts": rest.counts(), "rows": rest.rows()}
         console.print(f"{role}: {len(dataset):,} samples{_in_words(rest.counts())}", soft_wrap=True)
-    record_shown_files(recipe, data_folder(run))
+    record_shown_files(asked, data_folder(run))
     write_json(run.directory / "left_out.json", left_out)
     counts = {role: rest["counts"] for role, rest in left_out.items()}
     return {

@@ -1,5 +1,6 @@
 """An index holds what encoding row by row gives, is made once, and marks what cannot be used."""
 
+import hashlib
 import json
 import os
 import sys
@@ -182,6 +183,27 @@ def test_pictures_may_move(samples, tmp_path):
     pictures.rename(moved)
     index = Index(path, source.model_copy(update={"images": moved}))
     assert index.sample(1).images == (moved / "b.png", moved / "a.png")
+
+
+def test_an_index_says_what_its_pictures_were(samples, tmp_path):
+    """Of each once, in the order of `files`. Embedded pictures and those of bad rows have nothing to be compared."""
+    (path,) = build_indexes(
+        [source := written(samples, tmp_path / "rows.json")], tiny_processor(), tmp_path / "data", decode=True
+    )
+    index = Index(path, source)
+    for rows in ([0, 1, 2, 3, 4], [3], [3, 1, 0], [2], []):
+        files = list(index.files(np.array(rows, dtype=int)))
+        named = {file for row in rows for file in samples[row].images}
+        assert len(files) == len(named) and set(files) == named
+        read = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+        assert index.contents(np.array(rows, dtype=int)).to_pylist() == [
+            {
+                "bytes": len(data),
+                "mtime_ns": time,
+                "ends": hashlib.blake2b(data[:4096] + data[-4096:], digest_size=16).digest(),
+            }
+            for data, time in read
+        ]
 
 
 def test_a_start_that_was_killed_leaves_nothing_half_written(samples, tmp_path, monkeypatch):

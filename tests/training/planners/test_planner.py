@@ -127,8 +127,8 @@ BOUNDED = {
     for planner in PLANNERS
     if "budget" in planner.model_fields
 }
-# Freezing alone leaves every key and value in the cache.
-OUT_OF_REACH = {("shortv", "kv_bytes")}
+# Freezing alone leaves every key and value in the cache, and skipping attention leaves every FFN too.
+OUT_OF_REACH = {("shortv", "kv_bytes"), ("operator_skip", "kv_bytes"), *(("v_skip", measure) for measure in MEASURES)}
 
 
 @pytest.fixture(scope="module")
