@@ -95,11 +95,11 @@ def _shown_files(recipe: StudentRecipe, folder: Path) -> Iterator[tuple[list[Pat
             if index.path not in seen:  # equal sources share one
                 seen.add(index.path)
                 rows = np.flatnonzero(index.is_good)
-                with reading(index.path, INDEX_AGAIN):
+                with reading(folder, INDEX_AGAIN):
                     contents = index.contents(rows)
                 yield list(index.files(rows)), contents
     asked = [part for settings in recipe.data.benchmarks for part in read_benchmarks(settings)]
-    with reading(folder / BENCHMARK_FILES, INDEX_AGAIN):
+    with reading(folder, INDEX_AGAIN):
         contents = pq.read_table(folder / BENCHMARK_FILES, schema=CONTENT.arrow_schema)
     yield _files_of_benchmarks(asked), contents
 
