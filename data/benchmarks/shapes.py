@@ -1,22 +1,28 @@
-"""Scores answers about the embedded world, by a metric for each family of questions.
+"""Scores answers about the embedded world and pasted things, by a metric for each family of questions.
 
-Five families ask for one short answer and are scored by exact match after `normalise`: `existence` (POPE, arXiv
-2305.10355), `attribute` (VQAv2), `relation` (GQA), `reading` (TextVQA) and `choice` (MMBench). For `existence` this is
-plain accuracy, and any answer but yes or no is wrong. `caption` is scored by F1 over two sets of clauses, those of the
-answer and those of the true caption.
+Of the embedded world, five families ask for one short answer and are scored by exact match after `normalise`:
+`existence` (POPE, arXiv 2305.10355), `attribute` (VQAv2), `relation` (GQA), `reading` (TextVQA) and `choice` (MMBench).
+So are those of pasted things (data/pasted/questions.py). For `existence` this is plain accuracy, and any answer but yes
+or no is wrong. `caption` and `list` are scored by F1 over two sets of clauses, those of the answer and those of the
+true one.
 
 A score is in [0, 1]. The accuracy of a model is the mean of its scores.
 """
 
 import re
+from hashlib import sha256
 
 from data.benchmarks.benchmark import Benchmark, Judgement, Question, Style
 from data.benchmarks.place import Place
-from data.sample import Sample
+from data.pasted.questions import FAMILIES as PASTED_FAMILIES
+from data.sample import EmbeddedFile, Sample
 from data.shapes.questions import QUESTION_FAMILIES
 from data.sources.reading import load_samples
 from data.sources.source import Source
 from modeling.user_error import UserError
+
+FAMILIES = tuple(dict.fromkeys((*QUESTION_FAMILIES, *PASTED_FAMILIES)))
+"""The families that have a metric."""
 
 
 class Shapes(Benchmark):
@@ -41,9 +47,9 @@ def question_of(sample: Sample) -> Question:
     Raises:
         UserError: it names none, or one that has no metric.
     """
-    if sample.family not in QUESTION_FAMILIES:
+    if sample.family not in FAMILIES:
         raise UserError(
-            f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(QUESTION_FAMILIES)} "
+            f"sample {sample.id}: got family {sample.family!r}, allowed: {', '.join(FAMILIES)} "
             "(the family says how an answer is scored)"
         )
     *earlier, (question, answer) = sample.turns
@@ -53,27 +59,33 @@ def question_of(sample: Sample) -> Question:
         images=sample.images,
         videos=sample.videos,
         answers=(answer,),
-        unit=sample.id,
+        unit=_unit(sample),
         group=sample.family,
         family=sample.family,
         earlier=tuple(earlier),
     )
 
 
+def _unit(sample: Sample) -> str:
+    """Returns what tells the pictures within a row from others, or the row's id if it has none within it."""
+    files = [file for file in (*sample.images, *sample.videos) if isinstance(file, EmbeddedFile)]
+    return " ".join(sha256(file.data).hexdigest() for file in files) or sample.id
+
+
 def score(family: str, prediction: str, answer: str) -> float:
     """Returns the score of one generated answer, in [0, 1].
 
     Args:
-        family: one of QUESTION_FAMILIES.
+        family: one of FAMILIES.
         prediction: the generated answer.
         answer: the true answer.
 
     Raises:
         UserError: the family is unknown, or the true answer is not one that the family allows.
     """
-    if family not in QUESTION_FAMILIES:
-        raise UserError(f"family {family!r} has no metric, allowed: {', '.join(QUESTION_FAMILIES)}")
-    if family == "caption":
+    if family not in FAMILIES:
+        raise UserError(f"family {family!r} has no metric, allowed: {', '.join(FAMILIES)}")
+    if family in ("caption", "list"):
         return clause_f1(prediction, answer)
     if family == "existence" and normalise(answer) not in ("yes", "no"):
         raise UserError(f"a true answer of family existence is {answer!r}, allowed: yes, no")
