@@ -1,7 +1,9 @@
 """Pasted things: the same every time, their answers true, their splits apart on their axes, read as anybody's rows."""
 
 import hashlib
+import random
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -10,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import data.pasted.compose
 from data.benchmarks.shapes import question_of, score
 from data.index.build import build_indexes
 from data.index.index import Index
@@ -30,8 +31,6 @@ from tests.data.pasted.pasted_oracle import answer
 from tests.data.pasted.tiny_stock import NAMES, tiny_stock
 from tests.tiny_processor import tiny_processor
 
-import random  # isort: skip
-
 BY_TEXT = {name.text: name for name in NAMES}
 
 
@@ -50,11 +49,13 @@ def turns_of(row: dict) -> list[tuple[str, str, str]]:
     return list(zip(row["families"], texts[::2], texts[1::2], strict=True))
 
 
+def write(folder: Path, chosen: WorldSettings) -> dict[str, Path]:
+    return write_world(folder, chosen, stock=tiny_stock(), say=lambda line: None)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> dict[str, Path]:
-    return write_world(
-        tmp_path_factory.mktemp("world") / "world", settings(), stock=tiny_stock(), say=lambda line: None
-    )
+    return write(tmp_path_factory.mktemp("world") / "world", settings())
 
 
 def disagreements(rows: list[dict]) -> list[tuple]:
@@ -152,13 +153,11 @@ def digests(paths: dict[str, Path]) -> dict[str, str]:
 
 
 def test_the_same_seed_gives_the_same_bytes_on_any_number_of_cores(world, tmp_path, monkeypatch):
-    one, several, other = (
-        (
-            monkeypatch.setattr("os.cpu_count", lambda count=cores: count),
-            write_world(tmp_path / name, settings(seed), stock=tiny_stock(), say=lambda line: None),
-        )[1]
-        for name, seed, cores in (("one", 0, 1), ("several", 0, 3), ("other", 1, 1))
-    )
+    def written(name: str, seed: int, cores: int) -> dict[str, Path]:
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        return write(tmp_path / name, settings(seed))
+
+    one, several, other = written("one", 0, 1), written("several", 0, 3), written("other", 1, 1)
     assert digests(one) == digests(several) == digests(world)
     assert all(digests(other)[path.name] != digests(one)[path.name] for path in one.values())
 
@@ -214,7 +213,7 @@ def test_other_sizes_can_be_asked_for():
         assert image.size == (112, 112) and scene.sign is not None and 12 <= scene.sign.height <= 16
         assert all(24 <= max(thing.box[2:]) <= 60 for thing in scene.things) and len(scene.things) <= 3
     for wrong in ({"min_things": 5, "max_things": 4}, {"largest": 150}, {"letters": (30, 20)}, {"letters": (40, 60)}):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
             PictureSettings(**wrong)
 
 
@@ -232,7 +231,7 @@ def test_sheets_show_every_picture(world, tmp_path):
 
 def test_lines_say_what_is_missing_and_how_fast_rows_are_made(tmp_path):
     said: list[str] = []
-    stock = data.pasted.compose.Stock(*tiny_stock().__dict__.values()[:4], missing=("photographs: no apt",))
+    stock = replace(tiny_stock(), missing=("photographs: no apt",))
     write_world(tmp_path / "w", settings(scenes=2), stock=stock, say=said.append)
     assert said[0] == "photographs: no apt; the world is smaller without it"
     assert "rows/s" in said[1] and said[1].startswith("train: 2 pictures, 2 rows")
