@@ -12,11 +12,11 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.pasted.names import Name
+from data.pasted.parts.names import Name
+from data.pasted.parts.stock import FONTS, Stock, font
+from data.pasted.parts.words import WORDS
 from data.pasted.scenes import Axis, Box, Scene, Sign, Thing, cell_of, choose_names
 from data.pasted.settings import PictureSettings
-from data.pasted.stock import FONTS, Stock, font
-from data.pasted.words import WORDS
 
 MOST_SHARED = 0.05
 """Share of a smaller box that a larger one may cover."""

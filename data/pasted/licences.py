@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from data.pasted.backgrounds import BACKGROUND_PACKAGES
-from data.pasted.drawings import STYLE_PACKAGES
 from data.pasted.packages import PACKAGES
+from data.pasted.parts.backgrounds import BACKGROUND_PACKAGES
+from data.pasted.parts.drawings import STYLE_PACKAGES
 
 _ALWAYS = ("emojibase-data", "vega_datasets")
 

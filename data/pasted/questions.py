@@ -3,7 +3,7 @@
 name: what is in a place.            where: in which place a thing is.
 existence: whether a thing is there.  count: how often a thing, or a kind of thing, is there.
 relation: on which side of another.   larger: which of two is larger in the picture.
-category: of what kind a thing is.    knowledge: what people know of such things (data/pasted/knowledge.py).
+category: of what kind a thing is.    knowledge: what people know of such things (data/pasted/parts/knowledge.py).
 reading: the sign's word or number.   chart: which bar is longest, shortest, or longer than another.
 list: the names of all things.
 
@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from data.pasted.knowledge import FACTS
-from data.pasted.names import CATEGORIES, Name
+from data.pasted.parts.knowledge import FACTS
+from data.pasted.parts.names import CATEGORIES, Name
 from data.pasted.scenes import Scene, Thing
 
 _EASY = 0.3  # share of the absent things asked for that are like nothing in the picture

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
 
-from data.pasted.names import Name
+from data.pasted.parts.names import Name
 
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))
 Axis = Literal["none", "backgrounds", "style", "combinations"]

@@ -30,10 +30,10 @@ class PictureSettings(Settings):
     def _check(self) -> "PictureSettings":
         if self.min_things > self.max_things:
             raise ValueError(f"min_things {self.min_things} is above max_things {self.max_things}")
-        if not self.smallest <= self.largest <= 0.6 * self.size:
+        if not self.smallest <= min(self.largest, 0.3 * self.size) or self.largest > 0.6 * self.size:
             raise ValueError(
-                f"smallest {self.smallest} and largest {self.largest}: allowed: the second is no less, and at "
-                f"most 0.6 of a picture's {self.size}"
+                f"smallest {self.smallest} and largest {self.largest}: allowed: at most 0.3 and 0.6 of a picture's "
+                f"{self.size}, the first no more than the second"
             )
         if not 8 <= self.letters[0] <= self.letters[1] <= self.size / 5:
             raise ValueError(f"letters {self.letters}: allowed: 8 to a fifth of {self.size}, the least first")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from data.pasted.stock import font
+from data.pasted.parts.stock import font
 
 _COLUMNS, _ROWS, _WIDTH, _LINE, _LETTERS = 4, 2, 360, 13, 7
 _MOST_LINES = 14

@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ import pyarrow.parquet as pq
 
 from data.pasted.compose import compose
 from data.pasted.licences import licence_list
+from data.pasted.parts.stock import Stock, read_stock
 from data.pasted.questions import Turn, ask_conversation, ask_each_family
 from data.pasted.scenes import Box, Scene
 from data.pasted.settings import SplitSettings, WorldSettings
-from data.pasted.stock import Stock, read_stock
 from modeling.user_error import UserError
 
 WORLD = Path(__file__).resolve().parents[1] / "testbed"
@@ -177,9 +178,9 @@ def _tables(name: str, split: SplitSettings, settings: WorldSettings, stock: Sto
         yield from (make(chunk, stock=stock) for chunk in chunks)
         return
     # Forked processes share the stock in memory.
-    context = multiprocessing.get_context("fork")
-    with context.Pool(num_processes, _keep_stock, (stock,)) as pool:
-        yield from pool.imap(make, chunks)
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(num_processes, mp_context=fork, initializer=_keep_stock, initargs=(stock,)) as pool:
+        yield from pool.map(make, chunks)
 
 
 _stock: Stock | None = None

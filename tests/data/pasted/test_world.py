@@ -16,13 +16,13 @@ from data.benchmarks.shapes import question_of, score
 from data.index.build import build_indexes
 from data.index.index import Index
 from data.pasted.compose import compose, draw
-from data.pasted.drawings import HELD_OUT_STYLE
-from data.pasted.knowledge import FACTS
+from data.pasted.parts.drawings import HELD_OUT_STYLE
+from data.pasted.parts.knowledge import FACTS
+from data.pasted.parts.words import WORDS
 from data.pasted.questions import FAMILIES, absent_names
 from data.pasted.scenes import Box, Scene, Thing, choose_names, is_reserved
 from data.pasted.settings import PictureSettings, SplitSettings, WorldSettings
 from data.pasted.sheets import write_sheets
-from data.pasted.words import WORDS
 from data.pasted.world import write_world
 from data.sources.reading import load_samples
 from data.sources.source import Source
@@ -212,7 +212,13 @@ def test_other_sizes_can_be_asked_for():
         scene, image = compose(random.Random(number), tiny_stock(), "none", small)
         assert image.size == (112, 112) and scene.sign is not None and 12 <= scene.sign.height <= 16
         assert all(24 <= max(thing.box[2:]) <= 60 for thing in scene.things) and len(scene.things) <= 3
-    for wrong in ({"min_things": 5, "max_things": 4}, {"largest": 150}, {"letters": (30, 20)}, {"letters": (40, 60)}):
+    for wrong in (
+        {"min_things": 5, "max_things": 4},
+        {"largest": 150},
+        {"smallest": 60},
+        {"letters": (30, 20)},
+        {"letters": (40, 60)},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             PictureSettings(**wrong)
 

@@ -4,9 +4,9 @@ import random
 
 from PIL import Image, ImageDraw
 
-from data.pasted.backgrounds import texture
-from data.pasted.names import Name
-from data.pasted.stock import Stock
+from data.pasted.parts.backgrounds import texture
+from data.pasted.parts.names import Name
+from data.pasted.parts.stock import Stock
 
 NAMES = [
     Name(text, f"{0x1F400 + number:x}", chr(0x1F400 + number), subgroup, category)

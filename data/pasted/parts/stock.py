@@ -10,12 +10,12 @@ import matplotlib
 from PIL import Image, ImageFont
 
 from data.pasted.archive import members
-from data.pasted.backgrounds import read_backgrounds
-from data.pasted.drawings import HELD_OUT_STYLE, STYLE_PACKAGES, read_drawings
-from data.pasted.names import Name, read_names
 from data.pasted.packages import PACKAGES, PackageUnavailable, fetch
+from data.pasted.parts.backgrounds import read_backgrounds
+from data.pasted.parts.drawings import HELD_OUT_STYLE, STYLE_PACKAGES, read_drawings
+from data.pasted.parts.names import Name, read_names
+from data.pasted.parts.tables import read_columns
 from data.pasted.scenes import Axis
-from data.pasted.tables import read_columns
 
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 """Fonts of signs, which come with matplotlib."""

@@ -5,7 +5,7 @@ A thing of which people could argue stands under no answer, and is not asked abo
 
 from typing import NamedTuple
 
-from data.pasted.names import listed
+from data.pasted.parts.names import listed
 
 
 class Fact(NamedTuple):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from data.pasted.archive import members
-from data.pasted.names import Name, listed
 from data.pasted.packages import PACKAGES, fetch
+from data.pasted.parts.names import Name, listed
 
 HELD_OUT_STYLE = "twemoji"
 """The style that is never trained."""

@@ -1,6 +1,6 @@
 """Words that signs show. None of them is the name of a thing."""
 
-from data.pasted.names import listed
+from data.pasted.parts.names import listed
 
 WORDS = sorted(
     listed(
