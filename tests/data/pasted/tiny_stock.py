@@ -25,6 +25,8 @@ NAMES = [
     )
 ]  # fmt: skip
 
+TEXTURES = {f"texture-{number}": texture(random.Random(number)).resize((200, 200)) for number in range(6)}
+
 
 def tiny_stock(seed: int = 0) -> Stock:
     """Every name in three styles, coloured shapes of different proportions, on six textures."""
@@ -33,7 +35,7 @@ def tiny_stock(seed: int = 0) -> Stock:
         style: {name.text: (_drawing(rng),) for name in NAMES} for style in ("fluent", "twemoji", "noto")
     }
     drawings["photo"] = {name.text: (_drawing(rng), _drawing(rng)) for name in NAMES[:5]}
-    backgrounds = {f"texture-{number}": texture(random.Random(number)) for number in range(6)}
+    backgrounds = {name: image.copy() for name, image in TEXTURES.items()}
     columns = [tuple(float(rng.randint(1, 100)) for _ in range(30)) for _ in range(2)]
     return Stock(NAMES, drawings, backgrounds, columns)
 
