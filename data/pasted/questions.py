@@ -110,7 +110,9 @@ def _ask_count(scene: Scene, names: Sequence[Name], rng: random.Random) -> Asked
     if scene.bars:
         question = rng.choice(("How many bars are there?", "How many bars does the chart have?"))
         return Asked(question, str(len(scene.bars)))
-    counts: Counter[str] = Counter({"things": len(scene.things)})
+    counts: Counter[str] = Counter()
+    if scene.sign is None:  # which people might count as a thing
+        counts["things"] = len(scene.things)
     counts.update(f"times: {thing.name.with_article}" for thing in scene.things)
     counts.update(f"{category}s" for thing in scene.things if (category := thing.name.category) in _COUNTED)
     number = rng.choice(sorted(set(counts.values())))
@@ -211,7 +213,7 @@ def _ask_knowledge(scene: Scene, names: Sequence[Name], rng: random.Random) -> A
 def _ask_reading(scene: Scene, names: Sequence[Name], rng: random.Random) -> Asked | None:
     if scene.sign is None:
         return None
-    phrasings = ("What {} is written?", "Which {} does the sign show?", "Read the {} on the sign.")
+    phrasings = ("What {} is written on the sign?", "Which {} does the sign show?", "Read the {} on the sign.")
     return Asked(rng.choice(phrasings).format(scene.sign.kind), scene.sign.text)
 
 

@@ -104,7 +104,7 @@ _LEFT_OUT = listed(
     nazar amulet, hamsa, placard, identification card, dagger, bomb, water pistol, clutch bag, handbag, briefs,
     shorts, bikini, hair pick, prayer beads, safety vest, lab coat, woman’s boot, performing arts, sewing needle,
     thread, knot, movie camera, video camera, film projector, pen, black nib, tennis, bowling, badminton, lacrosse,
-    mouse trap, elevator, skewer, safety pin, ballet shoes, crossed swords, microbe, worm, wood, rock, canned food,
+    mouse trap, elevator, safety pin, ballet shoes, crossed swords, microbe, worm, wood, rock, canned food,
     sponge, lotion bottle, shower, plunger, studio microphone, cut of meat, stadium, wing, long drum, fax machine,
     ballot box with ballot, hospital, satellite antenna, seat, oil drum"""
 )  # fmt: skip
