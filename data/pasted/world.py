@@ -85,7 +85,9 @@ def write_world(
             )
         say(f"{folder}: the world is there already")
         return paths
-    stock = read_stock() if stock is None else stock
+    if stock is None:
+        say(f"{folder}: reading drawings and pictures from their packages, which are fetched once")
+        stock = read_stock()
     for line in stock.missing:
         say(f"{line}; the world is smaller without it")
     folder.parent.mkdir(parents=True, exist_ok=True)
