@@ -8,12 +8,12 @@ from PIL import Image, ImageDraw
 
 from data.pasted.parts.stock import font
 
-_COLUMNS, _ROWS, _WIDTH, _LINE, _LETTERS = 4, 2, 360, 13, 7
+_COLUMNS, _ROWS, _WIDTH, _LINE, _LETTERS = 3, 2, 620, 13, 7
 _MOST_LINES = 14
 
 
 def write_sheets(split: Path, count: int, folder: Path) -> list[Path]:
-    """Writes the first pictures of a split with their questions and answers, eight to a PNG.
+    """Writes the first pictures of a split with their questions and answers, six to a PNG.
 
     Args:
         split: a parquet file of the world.
