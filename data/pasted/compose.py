@@ -96,7 +96,9 @@ def _things(rng: random.Random, stock: Stock, axis: Axis, settings: PictureSetti
     drawn = [_drawing(rng, stock, name, axis) for name in names]
     room = (size / 3) * (1.7 if count < 4 else 1.3 if count == 4 else 1.05)
     largest = max(min(settings.largest, room), settings.smallest)
-    sides = [rng.uniform(settings.smallest, largest) for _ in drawn]
+    # Things are rather small or rather large, so that it can be asked which is larger.
+    shares = [rng.uniform(*rng.choice(((0.0, 0.3), (0.7, 1.0)))) for _ in drawn]
+    sides = [settings.smallest + share * (largest - settings.smallest) for share in shares]
     for attempt in range(_TRIES):
         scale = 1 - 0.5 * attempt / _TRIES
         sizes = [

@@ -21,9 +21,11 @@ from data.pasted.parts.names import CATEGORIES, Name
 from data.pasted.scenes import Scene, Thing
 
 _EASY = 0.3  # share of the absent things asked for that are like nothing in the picture
-_LARGER = 1.4  # the longer side of the larger of two is at least so many times the other's
+_LARGER = 1.3  # the longer side of the larger of two is at least so many times the other's
 _LARGER_AREA = 1.6  # and its box at least so many times the other's
 _APART = 0.12  # of the picture, by which two things stand apart where one is said to be on a side of the other
+_ONCE = 0.2  # share of the counts of one that are asked for; blindly, most counts would be one
+_AS_MANY = 12  # of the names with one answer to a fact, about so many are asked about, so that no answer is likely
 _EXISTENCE = (
     "Is there {a} in the picture?",
     "Does the picture show {a}?",
@@ -105,7 +107,7 @@ def _ask_existence(scene: Scene, names: Sequence[Name], rng: random.Random) -> A
     return Asked(rng.choice(phrasings).format(a=name.with_article), answer, name)
 
 
-def _ask_count(scene: Scene, names: Sequence[Name], rng: random.Random) -> Asked:
+def _ask_count(scene: Scene, names: Sequence[Name], rng: random.Random) -> Asked | None:
     """Asks for a number. The number is drawn first, then what is there so many times."""
     if scene.bars:
         question = rng.choice(("How many bars are there?", "How many bars does the chart have?"))
@@ -115,7 +117,12 @@ def _ask_count(scene: Scene, names: Sequence[Name], rng: random.Random) -> Asked
         counts["things"] = len(scene.things)
     counts.update(f"times: {thing.name.with_article}" for thing in scene.things)
     counts.update(f"{category}s" for thing in scene.things if (category := thing.name.category) in _COUNTED)
-    number = rng.choice(sorted(set(counts.values())))
+    numbers = sorted(set(counts.values()))
+    if numbers[0] == 1 and rng.random() >= _ONCE:
+        numbers = numbers[1:]
+    if not numbers:
+        return None
+    number = rng.choice(numbers)
     what = rng.choice(sorted(what for what, count in counts.items() if count == number))
     if what.startswith("times: "):
         phrasings = ("How many times do you see {}?", "How often does the picture show {}?")
@@ -199,7 +206,7 @@ def _ask_knowledge(scene: Scene, names: Sequence[Name], rng: random.Random) -> A
         for fact in ([] if scene.bars else FACTS)
         for answer, texts in fact.answers.items()
         for thing in scene.things
-        if thing.name.text in texts
+        if thing.name.text in texts and rng.random() < _AS_MANY / len(texts)
     ]
     if not known:
         return None
@@ -251,7 +258,7 @@ _ASKERS: dict[str, tuple[Asker, int]] = {
     "existence": (_ask_existence, 5),
     "count": (_ask_count, 2),
     "relation": (_ask_relation, 3),
-    "larger": (_ask_larger, 2),
+    "larger": (_ask_larger, 4),
     "category": (_ask_category, 1),
     "knowledge": (_ask_knowledge, 2),
     "reading": (_ask_reading, 2),
@@ -269,21 +276,27 @@ def ask_conversation(scene: Scene, names: Sequence[Name], most: int, rng: random
 
     What was asked is not asked again in other words.
     """
-    turns: dict[Hashable, Turn] = {}
     weights = [weight for _, weight in _ASKERS.values()]
-    for family in rng.choices(FAMILIES, weights, k=4 * most):
-        asked = _ASKERS[family][0](scene, names, rng)
-        if asked is not None and len(turns) < most:
-            turns.setdefault((family, asked.about), Turn(family, asked.question, asked.answer))
-    return list(turns.values())
+    return _ask(rng.choices(FAMILIES, weights, k=4 * most), scene, names, rng)[:most]
 
 
 def ask_each_family(scene: Scene, names: Sequence[Name], rng: random.Random) -> list[Turn]:
     """Returns one question of each family that the scene allows, up to two of those of `_TWICE`, all different."""
+    return _ask([family for family in FAMILIES for _ in range(1 + (family in _TWICE))], scene, names, rng)
+
+
+def _ask(families: Sequence[str], scene: Scene, names: Sequence[Name], rng: random.Random) -> list[Turn]:
+    """Returns a question of each of these families in turn, where there is a new one.
+
+    Of what is there and what is not, none is asked about more than once more often than the other.
+    """
     turns: dict[Hashable, Turn] = {}
-    for family, (asker, _) in _ASKERS.items():
-        for _ in range(2 if family in _TWICE else 1):
-            asked = asker(scene, names, rng)
-            if asked is not None:
-                turns.setdefault((family, asked.about), Turn(family, asked.question, asked.answer))
+    for family in families:
+        asker, _ = _ASKERS[family]
+        asked = asker(scene, names, rng)
+        if asked is None:
+            continue
+        answers = Counter(turn.answer for turn in turns.values() if turn.family == family)
+        if family != "existence" or answers[asked.answer] <= min(answers["yes"], answers["no"]):
+            turns.setdefault((family, asked.about), Turn(family, asked.question, asked.answer))
     return list(turns.values())

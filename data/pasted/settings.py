@@ -9,21 +9,21 @@ from data.sources.settings import Name, Seed, Settings
 class PictureSettings(Settings):
     """What the pictures of all splits look like."""
 
-    size: int = Field(168, ge=96, le=1_024)
+    size: int = Field(default=168, ge=96, le=1_024)
     """Width and height of a picture in pixels."""
-    min_things: int = Field(2, ge=2, le=6)
+    min_things: int = Field(default=2, ge=2, le=6)
     """Fewest things in a picture."""
-    max_things: int = Field(6, ge=2, le=6)
+    max_things: int = Field(default=6, ge=2, le=6)
     """Most things in a picture."""
-    smallest: int = Field(40, ge=16, le=512)
+    smallest: int = Field(default=40, ge=16, le=512)
     """Least longer side of a thing in pixels."""
-    largest: int = Field(90, ge=16, le=512)
+    largest: int = Field(default=90, ge=16, le=512)
     """Greatest longer side of a thing in pixels."""
     letters: tuple[int, int] = (24, 32)
     """Least and greatest height of a sign's capitals in pixels."""
-    signs: float = Field(0.25, ge=0, le=1)
+    signs: float = Field(default=0.25, ge=0, le=1)
     """Share of the pictures with a sign."""
-    charts: float = Field(0.12, ge=0, le=1)
+    charts: float = Field(default=0.12, ge=0, le=1)
     """Share of the pictures that are bar charts."""
 
     @model_validator(mode="after")
@@ -49,7 +49,7 @@ class SplitSettings(Settings):
     """What is never trained, and is in each of these pictures."""
     apart: bool = False
     """Each question has a row of its own, with its family. false: a row has a picture and all its questions."""
-    questions: int = Field(12, ge=1, le=40)
+    questions: int = Field(default=12, ge=1, le=40)
     """The most questions about a picture that stand in one row. Apart, each family asks what it can."""
 
 

@@ -59,8 +59,8 @@ def _pictures(files: Iterable[tuple[str, bytes]], pattern: str) -> Mapping[str, 
 def _scaled(image: Image.Image) -> Image.Image:
     image.draft("RGB", (2 * SHORT_SIDE, 2 * SHORT_SIDE))
     scale = SHORT_SIDE / min(image.size)
-    size = tuple(max(SHORT_SIDE, round(side * scale)) for side in image.size)
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(SHORT_SIDE, round(side * scale)) for side in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
 
 
 def texture(rng: random.Random) -> Image.Image:

@@ -135,7 +135,7 @@ def test_existence_is_balanced_and_mostly_asks_for_what_is_like_something_there(
         if family == "existence"
     ]
     absent = [(question, subgroups) for question, said, subgroups in asked if said == "no"]
-    assert 0.35 < len(absent) / len(asked) < 0.65
+    assert 0.45 < len(absent) / len(asked) < 0.55
     hard = [any(name in question and BY_TEXT[name].subgroup in of for name in BY_TEXT) for question, of in absent]
     assert 0.4 < np.mean(hard) < 0.95
 

@@ -41,7 +41,7 @@ def tiny_stock(seed: int = 0) -> Stock:
 
 
 def _drawing(rng: random.Random) -> Image.Image:
-    image = Image.new("RGBA", (rng.randint(20, 32), rng.randint(20, 32)))
+    image = Image.new("RGBA", (rng.randint(10, 32), rng.randint(10, 32)))
     color = tuple(rng.choice((0, 255)) for _ in range(3))
     ImageDraw.Draw(image).ellipse((0, 0, image.width - 1, image.height - 1), fill=(*color, 255), outline="black")
     return image
