@@ -174,18 +174,21 @@ def _place(rng: random.Random, sizes: Sequence[tuple[int, int]], size: int) -> l
     cells = rng.sample(range(9), len(sizes))
     boxes: list[Box] = []
     for (width, height), cell in zip(sizes, cells, strict=True):
-        ranges = []
-        for side, index in ((width, cell % 3), (height, cell // 3)):
-            low = max((index / 3 + _INSET) * size - side / 2, 2)
-            high = min(((index + 1) / 3 - _INSET) * size - side / 2, size - 2 - side)
-            if low > high:
-                return None
-            ranges.append((low, high))
-        box = Box(*(round(rng.uniform(*bounds)) for bounds in ranges), width, height)
+        x, y = _span(width, cell % 3, size), _span(height, cell // 3, size)
+        if x[0] > x[1] or y[0] > y[1]:
+            return None
+        box = Box(round(rng.uniform(*x)), round(rng.uniform(*y)), width, height)
         if any(box.shared(other) > MOST_SHARED * min(box.area, other.area) for other in boxes):
             return None
         boxes.append(box)
     return boxes
+
+
+def _span(side: int, index: int, size: int) -> tuple[float, float]:
+    """Returns the least and the greatest start of a side whose middle is in a row or column of cells."""
+    low = (index / 3 + _INSET) * size - side / 2
+    high = ((index + 1) / 3 - _INSET) * size - side / 2
+    return max(low, 2), min(high, size - 2 - side)
 
 
 def _background(rng: random.Random, stock: Stock, axis: Axis, size: int) -> tuple[str, Box]:

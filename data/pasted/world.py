@@ -38,7 +38,7 @@ from modeling.user_error import UserError
 WORLD = Path(__file__).resolve().parents[1] / "testbed"
 """Where the world lies."""
 _VERSION = 1  # raised whenever the same settings would give other pictures or other questions
-_JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}
+_QUALITY = 92  # of JPEG
 _SCENES_AT_ONCE = 50  # composed by a process in one go, and written together
 
 _BOX = [(name, pa.int32()) for name in Box._fields]
@@ -133,7 +133,7 @@ def scene_rows(stock: Stock, settings: WorldSettings, name: str, number: int) ->
             else ask_conversation(scene, stock.names, split.questions, rng)
         )
     buffer = io.BytesIO()
-    image.save(buffer, **_JPEG)
+    image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
     shown = {
         "image": {"bytes": buffer.getvalue(), "path": f"{scene_name}.jpg"},
         "scene": scene_name,
