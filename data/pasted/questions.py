@@ -261,13 +261,13 @@ _ASKERS: dict[str, tuple[Asker, int]] = {
     "larger": (_ask_larger, 4),
     "category": (_ask_category, 1),
     "knowledge": (_ask_knowledge, 2),
-    "reading": (_ask_reading, 2),
+    "reading": (_ask_reading, 10),
     "chart": (_ask_chart, 8),
     "list": (_ask_list, 1),
 }
 """Name of each family -> its asker, and how often it is chosen in a conversation, relative to the others."""
 FAMILIES = tuple(_ASKERS)
-_TWICE = ("name", "existence")
+_TWICE = ("name", "existence", "chart")
 """Families that ask twice about a picture where each question stands apart."""
 
 
