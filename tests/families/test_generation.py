@@ -1,5 +1,5 @@
 """Every way to generate gives what the stock class gives under the dense plan. Under a sparse one a cache is as good
-s no cache.
+as none.
 
 These are the ways that transformers' `GenerationTesterMixin` tries.
 """
