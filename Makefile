@@ -17,7 +17,10 @@ WORKERS := --numprocesses logical --maxprocesses 8 --dist worksteal
 # lmms-eval in an environment of its own, as it asks for other versions of what .venv has.
 VENV_LMMS_EVAL := .venv-lmms-eval
 
-.PHONY: demo lint test test-slow test-gpu fuzz test-versions test-lmms-eval clean
+# transformers' own tests of models. Its source distribution has them, its wheel does not.
+TRANSFORMERS := .venv-transformers-tests
+
+.PHONY: demo lint test test-slow test-gpu fuzz test-versions test-lmms-eval test-transformers clean
 
 demo: $(VENV)/installed
 	deepspeed train.py --recipe tiny_sparse.yaml
@@ -48,6 +51,10 @@ test-versions: $(VENV)/installed $(VENV_OLDEST)/installed
 test-lmms-eval: $(VENV_LMMS_EVAL)/installed
 	OMP_NUM_THREADS=1 $(VENV_LMMS_EVAL)/bin/pytest tests/lmms_eval
 
+test-transformers: $(VENV)/installed $(TRANSFORMERS)/fetched
+	OMP_NUM_THREADS=1 PYTHONPATH=$(TRANSFORMERS) SQUINT_TRANSFORMERS_TESTS=$(TRANSFORMERS)/source/tests \
+		pytest $(WORKERS) tests/transformers_tests
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip $(INSTALL) --constraint constraints.txt --editable '.[dev]'
@@ -66,6 +73,15 @@ $(VENV_LMMS_EVAL)/installed: pyproject.toml constraints.txt
 	$(VENV_LMMS_EVAL)/bin/pip $(INSTALL) --constraint constraints.txt --editable . \
 		pytest 'filelock<4' evaluate loguru pytablewriter pytz sacrebleu tenacity
 	$(VENV_LMMS_EVAL)/bin/pip $(INSTALL) --no-deps lmms-eval==0.7.3
+	touch $@
+
+$(TRANSFORMERS)/fetched: $(VENV)/installed constraints.txt
+	rm -rf $(TRANSFORMERS)
+	mkdir -p $(TRANSFORMERS)/source
+	$(BIN)/pip download --quiet --no-deps --no-binary transformers --constraint constraints.txt \
+		--dest $(TRANSFORMERS) transformers
+	tar --extract --gzip --strip-components 1 --directory $(TRANSFORMERS)/source --file $(TRANSFORMERS)/transformers-*.tar.gz
+	$(BIN)/pip $(INSTALL) --target $(TRANSFORMERS) parameterized
 	touch $@
 
 # What can be made again. Runs hold trained checkpoints: they are yours to delete.

@@ -55,7 +55,8 @@ def llava_layout(model: nn.Module, sample: dict) -> Layout:
             len(model.vision_tower.encoder.layers) + 1 + config.vision_feature_layer
         )  # the layers that are run for what is read
         rows = class_rows(model.vision_tower, sample["pixel_values"])[..., :read].flatten(0, 1)
-        class_attention = torch.zeros(len(ids), read).masked_scatter((ids == config.image_token_id)[:, None], rows)
+        at_pictures = (ids == config.image_token_id)[:, None]
+        class_attention = torch.zeros(len(ids), read, dtype=rows.dtype).masked_scatter(at_pictures, rows)
         features = torch.cat(list(model.model.get_image_features(sample["pixel_values"]).pooler_output))
         states = states.masked_scatter((ids == config.image_token_id)[:, None], features)
         side = config.vision_config.image_size // config.vision_config.patch_size
