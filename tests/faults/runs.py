@@ -29,7 +29,7 @@ from training.recipe.file import RECIPES
 KILL_BEFORE = "SQUINT_KILL_BEFORE"
 """Variable of the environment: the number of the change before which a start kills itself."""
 NAME = "run"
-LONGEST = 600
+LONGEST = 3600
 """Seconds after which a start is taken to hang."""
 LEARNED = (
     "step", "loss", "cross_entropy", "forward_kl", "grad_norm", "learning_rate", "eval_loss", "cost", "target", "read",
