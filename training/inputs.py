@@ -46,9 +46,10 @@ def inputs_of(recipe: BaseModel, known: dict) -> Iterator[tuple[str, Input]]:
     for field, setting in settings(recipe).items():
         if setting.may_change is not MayChange.WITH_EQUAL_CONTENT or setting.value is None:
             continue
+        on_hub = _is_commit(known.get(field, {})) if known else not Path(setting.value).exists()
         if field.rpartition(".")[2] == "hub":
             yield field, _DataOnHub(setting.value)
-        elif field.startswith("model.") and not Path(setting.value).exists() and COMMIT in known.get(field, [COMMIT]):
+        elif field.startswith("model.") and on_hub:
             yield field, _ModelOnHub(setting.value)
         else:
             yield field, _Files(Path(setting.value))
@@ -68,7 +69,7 @@ def may_change(change: Change, known: dict) -> bool:
     before = known.get(change.field)
     if not before or change.now is None:
         return False
-    return COMMIT not in before or _without_revision(change.before) == _without_revision(change.now)
+    return not _is_commit(before) or _without_revision(change.before) == _without_revision(change.now)
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,10 @@ class _World:
 
 def _other_commit(name: str, before: str, now: str) -> str:
     return f"{name} is commit {now} on the Hub, and was {before} {BEGUN}"
+
+
+def _is_commit(record: dict) -> bool:
+    return isinstance(record.get(COMMIT), str)
 
 
 def _without_revision(hub: str) -> str:

@@ -122,9 +122,9 @@ def other_has_failed() -> bool:
 def first_to_fail() -> bool:
     """Tells all ranks that this one ends with an error. Returns whether none of them has said so before."""
     global _failed_here, _deferred
-    _deferred = True  # a signal that comes now would take the place of the message
     if _store is None:
         return True
+    _deferred = True  # a signal that comes now would take the place of the message
     if other_has_failed():
         return False
     store, _ = _store
