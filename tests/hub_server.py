@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/auth-check(/write)?", "auth_check"),
         ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
         ("GET", r"/api/models/([^/]+/[^/]+)/refs", "refs"),
-        ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", "tree"),
+        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", "tree"),
         ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
         ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
         ("POST", r"/api/models/([^/]+/[^/]+)/tag/([^/]+)", "tag"),
@@ -191,8 +191,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         return {**listed, "converts": []}
 
-    def tree(self, repo_id: str, revision: str, folder: str | None):
-        tree = self.tree_of(repo_id, revision)
+    def tree(self, kind: str, repo_id: str, revision: str, folder: str | None):
+        tree = self.tree_of(repo_id, revision, kind)
         if folder and not any(path.startswith(f"{folder}/") for path in tree):
             raise Refused(404, "no such entry", NO_ENTRY)
         return [

@@ -3,7 +3,7 @@
 A run goes on with the recipe it was begun with. What decides no result may change, and each start is recorded:
 
     recipe.yaml     the recipe as it is now, with what `precision: auto` became when the run was begun
-    inputs.json     records of what the recipe reads (training/inputs.py), but for the files in `images`
+    inputs.json     records of what the recipe reads (training/inputs/recorded.py), but for the files in `images`
     env.json        the environment of the last start
     starts.jsonl    a line for each start: when, in which environment, and which fields had changed
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from modeling.user_error import UserError
 from training.changes import AnyRecipe, Change, changes, decided, leaves, undecided
 from training.files import PUT_BACK, read_json, reading, write_json, write_text
-from training.inputs import inputs_of, may_change
+from training.inputs.recorded import inputs_of, may_change
 from training.schema import AUTO, MayChange
 
 RECIPE, INPUTS, ENVIRONMENT, STARTS = "recipe.yaml", "inputs.json", "env.json", "starts.jsonl"

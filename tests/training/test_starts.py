@@ -20,7 +20,7 @@ from data.shapes import world
 from modeling.user_error import UserError
 from tests.hub_server import Repo
 from training import starts
-from training.fingerprints import fingerprints, is_unchanged
+from training.inputs.fingerprints import fingerprints, is_unchanged
 from training.recipe.file import RECIPES, load_recipe
 from training.run import Stage, execute
 from training.starts import COMPLETE, METRICS
@@ -252,9 +252,18 @@ def test_files_of_a_pattern_and_of_a_folder_are_compared(inputs, path):
         again(path.replace("rows", "moved"))
 
 
-def test_a_model_on_the_hub_may_change_its_card_alone(inputs, hub, monkeypatch):
+@pytest.fixture
+def served(inputs, hub, monkeypatch):
+    """A Hub that files are downloaded from, to a cache that is empty."""
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(inputs / "cache"))
-    model = hub.repos["models", "me/model"] = Repo()
+    return hub
+
+
+def test_a_model_on_the_hub_may_change_its_card_alone(inputs, served, monkeypatch):
+    model = served.repos["models", "me/model"] = Repo()
     files = {"config.json": b"{}", "model.safetensors": b"1", "README.md": b"of today"}
     first = model.commit("main", files)
     begin(inputs / "run", "model.path=me/model")
@@ -275,12 +284,11 @@ def test_a_model_on_the_hub_may_change_its_card_alone(inputs, hub, monkeypatch):
         begin(inputs / "run", "model.path=me/model")
 
 
-def test_data_on_the_hub_is_of_one_commit(inputs, hub, monkeypatch):
+def test_data_on_the_hub_is_of_one_commit(inputs, served, monkeypatch):
     def again(name):
         begin(inputs / "run", f"data.train=[{{hub: '{name}'}}]")
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(inputs / "cache"))
-    rows = hub.repos["datasets", "me/set"] = Repo()
+    rows = served.repos["datasets", "me/set"] = Repo()
     first = rows.commit("main", {"README.md": b"1", "rows.jsonl": b"1"})
     again("me/set:a")
     last = rows.commit("main", {"README.md": b"1", "rows.jsonl": b"2"})
@@ -309,9 +317,9 @@ def test_another_world_is_refused(inputs, monkeypatch):
 
 
 def test_large_weights_are_sampled_and_a_change_anywhere_in_a_block_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.fingerprints.SAMPLED", 100)
-    monkeypatch.setattr("training.fingerprints.BLOCK", 4)
-    monkeypatch.setattr("training.fingerprints.BLOCKS", 5)
+    monkeypatch.setattr("training.inputs.fingerprints.SAMPLED", 100)
+    monkeypatch.setattr("training.inputs.fingerprints.BLOCK", 4)
+    monkeypatch.setattr("training.inputs.fingerprints.BLOCKS", 5)
     for name, is_sampled in (("x.safetensors", True), ("x.parquet", True), ("x.json", False)):
         content = bytearray(range(200))
         path = tmp_path / name

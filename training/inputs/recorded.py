@@ -2,7 +2,7 @@
 
 A run folder records them when the run is begun. A later start compares what is there now. A record is
 
-    of files                {name: {"size", "mtime_ns", "sha256"}} (training/fingerprints.py)
+    of files                {name: {"size", "mtime_ns", "sha256"}} (training/inputs/fingerprints.py)
     of a name on the Hub    {"commit": what it stood for}, or {} where that is not known
     of the embedded world   {"first_rows": a hash of its first rows and pictures, as this version makes them}
 """
@@ -20,7 +20,7 @@ from checkpoints.checks.folder import CONFIG, local_folder
 from data.shapes.world import WorldSettings, digest_of_first_rows
 from data.sources.tables import parts_of_hub
 from training.changes import Change, sections, settings
-from training.fingerprints import OF_A_MODEL, files_at, fingerprints, folder_of, is_model, is_unchanged
+from training.inputs.fingerprints import OF_A_MODEL, files_at, fingerprints, folder_of, is_model, is_unchanged
 from training.schema import MayChange
 
 BEGUN = "when this run was begun"
