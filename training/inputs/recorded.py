@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from checkpoints.checks.folder import CONFIG, local_folder
 from data.shapes.world import WorldSettings, digest_of_first_rows
 from data.sources.tables import parts_of_hub
+from modeling.user_error import UserError
 from training.changes import Change, sections, settings
 from training.inputs.fingerprints import OF_A_MODEL, files_at, fingerprints, folder_of, is_model, is_unchanged
 from training.schema import MayChange
@@ -102,11 +103,14 @@ class _ModelOnHub:
     name: str
 
     def record(self) -> dict:
-        return {COMMIT: local_folder(self.name, [CONFIG]).name}
+        try:  # without a network, the cache tells the commit
+            return {COMMIT: local_folder(self.name, [CONFIG]).name}
+        except UserError:  # the first stage, which reads the model, says what is wrong
+            return {}
 
     def difference(self, before: dict) -> str | None:
-        now = self.record()[COMMIT]
-        if now == before.get(COMMIT, now):
+        now = self.record().get(COMMIT)
+        if now is None or now == before.get(COMMIT, now):
             return None
         try:
             then, files = (_files_of(self.name, commit) for commit in (before[COMMIT], now))
@@ -133,11 +137,11 @@ class _DataOnHub:
 
     def record(self) -> dict:
         parts = parts_of_hub(self.name)
-        try:  # without a network, the cache tells the commit
+        try:
             folder = snapshot_download(
                 parts["repo"], repo_type="dataset", revision=parts["revision"], allow_patterns="README.md"
             )
-        except (OSError, HTTPError):  # the first stage, which reads the rows, says what is wrong
+        except (OSError, HTTPError):  # as above
             return {}
         return {COMMIT: Path(folder).name}
 
