@@ -39,7 +39,7 @@ from training.evaluation.kept_answers import KeptAnswers
 from training.evaluation.questions import Asked, asked_of, digest, limited, read_benchmarks
 from training.evaluation.results import Evaluation
 from training.files import write_json
-from training.fingerprints import fingerprints
+from training.inputs.fingerprints import fingerprints
 from training.ranks import led_by_rank_0
 from training.recipe.data import BenchmarkSettings
 from training.report.numbers import percent

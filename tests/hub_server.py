@@ -95,13 +95,13 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/auth-check(/write)?", "auth_check"),
         ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
         ("GET", r"/api/models/([^/]+/[^/]+)/refs", "refs"),
-        ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", "tree"),
+        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", "tree"),
         ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
         ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
         ("POST", r"/api/models/([^/]+/[^/]+)/tag/([^/]+)", "tag"),
         ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(\w+)", "lfs_put"),
-        ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
 
     def answer(self) -> None:
@@ -153,11 +153,11 @@ class Handler(BaseHTTPRequestHandler):
         if not writes or repo_id.split("/")[0] != name:
             raise Refused(403, f"you have no write rights to {repo_id}")
 
-    def tree_of(self, repo_id: str, revision: str) -> dict[str, bytes]:
-        oid = self.repo(repo_id).find(revision)
+    def tree_of(self, repo_id: str, revision: str, kind: str = "models") -> dict[str, bytes]:
+        oid = self.repo(repo_id, kind).find(revision)
         if oid is None:
             raise Refused(404, "Invalid rev id", NO_REVISION)
-        return self.repo(repo_id).commits[oid]
+        return self.repo(repo_id, kind).commits[oid]
 
     def whoami(self):
         return {"type": "user", "name": self.user()[0], "orgs": []}
@@ -175,9 +175,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, kind: str, repo_id: str, revision: str | None):
         repo = self.repo(repo_id, kind)
-        if kind != "models":
+        if not repo.commits:
             return {"id": repo_id, "private": repo.private, "siblings": [], "tags": []}
-        tree = self.tree_of(repo_id, revision or "main")
+        tree = self.tree_of(repo_id, revision or "main", kind)
         return {
             "id": repo_id, "sha": repo.find(revision or "main"), "private": repo.private, "tags": [], "downloads": 0,
             "likes": 0, "siblings": [{"rfilename": path} for path in tree],
@@ -191,8 +191,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         return {**listed, "converts": []}
 
-    def tree(self, repo_id: str, revision: str, folder: str | None):
-        tree = self.tree_of(repo_id, revision)
+    def tree(self, kind: str, repo_id: str, revision: str, folder: str | None):
+        tree = self.tree_of(repo_id, revision, kind)
         if folder and not any(path.startswith(f"{folder}/") for path in tree):
             raise Refused(404, "no such entry", NO_ENTRY)
         return [
@@ -272,9 +272,10 @@ class Handler(BaseHTTPRequestHandler):
         repo.tags[tag] = repo.find(revision)
         return {}
 
-    def resolve(self, repo_id: str, revision: str, path: str):
-        tree = self.tree_of(repo_id, revision)
+    def resolve(self, kind: str | None, repo_id: str, revision: str, path: str):
+        kind = (kind or "models").rstrip("/")
+        tree = self.tree_of(repo_id, revision, kind)
         if path not in tree:
             raise Refused(404, "no such entry", NO_ENTRY)
-        found = {"X-Repo-Commit": self.repo(repo_id).find(revision), "ETag": f'"{git_id(tree[path])}"'}
+        found = {"X-Repo-Commit": self.repo(repo_id, kind).find(revision), "ETag": f'"{git_id(tree[path])}"'}
         return tree[path], found

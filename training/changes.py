@@ -50,6 +50,14 @@ def settings(section: BaseModel, prefix: str = "") -> dict[str, Setting]:
     return found
 
 
+def sections(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, BaseModel]]:
+    """Yields every section below a recipe, at any depth, with its dotted name."""
+    for name in type(section).model_fields:
+        for path, child in _held(f"{prefix}{name}", getattr(section, name)):
+            yield path, child
+            yield from sections(child, f"{path}.")
+
+
 def undecided(recipe: BaseModel) -> list[str]:
     """Returns the dotted names of the fields in which a precision is `auto`."""
     found = settings(recipe)

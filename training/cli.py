@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from modeling.user_error import UserError
-from training.stops import INTERRUPTED, STOPPED, LeaderFailed, Stopped
+from training.stops import FAILED, INTERRUPTED, STOPPED, OtherFailed, Stopped
 
 OF_FILES = frozenset(
     getattr(errno, name)
@@ -42,9 +42,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except LeaderFailed:
-        sys.exit(2)
+        sys.exit(FAILED)
+    except OtherFailed:
+        sys.exit(FAILED)
     except (Stopped, KeyboardInterrupt) as stop:
         if stop.args or os.environ.get("RANK", "0") == "0":  # only one rank of several says it
             print(f"\nstopped: {' '.join(map(str, stop.args)) or 'Ctrl-C'}", file=sys.stderr)
@@ -54,7 +54,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         if refused is None:
             raise
         print(f"error: {refused}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(FAILED)
     sys.exit(0)
 
 

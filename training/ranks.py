@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from modeling.user_error import UserError
-from training.stops import LeaderFailed
+from training.stops import OtherFailed
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -117,7 +117,7 @@ def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAl
         What the story returns, on rank 0. None on the others.
 
     Raises:
-        Whatever a task or the story raises. A task's error is raised on rank 0 too. LeaderFailed is raised on the other
+        Whatever a task or the story raises. A task's error is raised on rank 0 too. OtherFailed is raised on the other
         ranks if rank 0 has an error.
     """
     if world_size() == 1:
@@ -155,7 +155,7 @@ def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:
     if first_error is not None and not isinstance(first_error, UserError | OSError):
         raise first_error
     if asked:
-        raise LeaderFailed
+        raise OtherFailed
 
 
 def _broadcast(message: Any = None) -> Any:

@@ -130,6 +130,7 @@ def execute(
         UserError: as `training.starts.open_folder`, or a stage that was done before saw what has changed since.
         Stopped: a signal ended the run. On rank 0 the message says what is kept and how to go on.
         KeyboardInterrupt: likewise, for Ctrl-C.
+        OtherFailed: another rank has raised what ended the run.
     """
     assert len({stage.name for stage in stages}) == len(stages), [stage.name for stage in stages]
     _clear_killed_builds()
@@ -155,15 +156,17 @@ def execute(
             if is_main_process():
                 console.print(f"finished: {directory}", soft_wrap=True)
             return run
-    except UserError:
-        raise
-    except BaseException:
+    except BaseException as error:
+        if stops.other_has_failed():
+            raise stops.OtherFailed from None
         # An exception after a signal is most often a connection that another rank closed as it stopped.
-        stop = stops.received_at_last()
-        if stop is None:
-            raise
-        kind = KeyboardInterrupt if stop == signal.SIGINT else stops.Stopped
-        raise kind(*([_last_words(stop, begun, stages, directory)] if is_main_process() else [])) from None
+        stop = None if isinstance(error, UserError) else stops.received_at_last()
+        if stop is not None:
+            kind = KeyboardInterrupt if stop == signal.SIGINT else stops.Stopped
+            raise kind(*([_last_words(stop, begun, stages, directory)] if is_main_process() else [])) from None
+        if not isinstance(error, stops.OtherFailed) and not stops.first_to_fail():
+            raise stops.OtherFailed from None
+        raise
     finally:
         stops.wait_until_all_know()
         stops.leave()

@@ -3,7 +3,7 @@
 A run goes on with the recipe it was begun with. What decides no result may change, and each start is recorded:
 
     recipe.yaml     the recipe as it is now, with what `precision: auto` became when the run was begun
-    inputs.json     fingerprints of the files that the recipe reads, but for those in `images`
+    inputs.json     records of what the recipe reads (training/inputs/recorded.py), but for the files in `images`
     env.json        the environment of the last start
     starts.jsonl    a line for each start: when, in which environment, and which fields had changed
 
@@ -13,7 +13,7 @@ As long as no stage has finished, nothing is kept of the recipe. So a mistake in
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ import yaml
 from pydantic import BaseModel
 
 from modeling.user_error import UserError
-from training.changes import AnyRecipe, Change, changes, decided, leaves, settings, undecided
+from training.changes import AnyRecipe, Change, changes, decided, leaves, undecided
 from training.files import PUT_BACK, read_json, reading, write_json, write_text
-from training.fingerprints import files_at, fingerprints, folder_of, is_model, is_unchanged
+from training.inputs.recorded import inputs_of, may_change
 from training.schema import AUTO, MayChange
 
 RECIPE, INPUTS, ENVIRONMENT, STARTS = "recipe.yaml", "inputs.json", "env.json", "starts.jsonl"
@@ -77,7 +77,7 @@ def open_folder(
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     if not (done and (directory / INPUTS).exists()):
-        write_json(directory / INPUTS, {field: fingerprints(path) for field, path in _inputs(recipe)})
+        write_json(directory / INPUTS, {field: one.record() for field, one in inputs_of(recipe, {})})
     write_json(directory / ENVIRONMENT, environment)
     start = {
         "time": datetime.now(timezone.utc).isoformat(),
@@ -123,7 +123,7 @@ def _accepted_changes(
     """Returns what has changed since the last start. Raises UserError if the run cannot go on with it."""
     changed = changes(written, recipe)
     known = read_json(directory / INPUTS) if (directory / INPUTS).exists() else {}
-    refused = [change for change in changed if not _may_change(change, known)]
+    refused = [change for change in changed if not may_change(change, known)]
     if refused:
         named = "; ".join(str(change) for change in refused[:MOST_NAMED])
         more = f"; and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
@@ -146,31 +146,14 @@ def _accepted_changes(
     return changed
 
 
-def _may_change(change: Change, known: dict) -> bool:
-    """Returns whether a field may change, as far as that can be said without reading files."""
-    if change.may_change is MayChange.WITH_EQUAL_CONTENT:
-        return bool(known.get(change.field)) and change.now is not None
-    return change.may_change is not None
-
-
 def _refuse_other_content(recipe: BaseModel, directory: Path, known: dict) -> None:
-    """Raises UserError if a file that the recipe reads has another content than when the run was begun."""
-    for field, path in _inputs(recipe):
-        files, before = files_at(path), known.get(field, {})
-        added = [] if is_model(path) or not before else [name for name in files if name not in before]
-        for name in (*before, *added):
-            file = files.get(name)
-            if file is None:
-                was = "is missing"
-            elif name in added:
-                was = "was not there when this run was begun"
-            elif not is_unchanged(file, before[name]):
-                was = "has another content than when this run was begun"
-            else:
-                continue
+    """Raises UserError if something that the recipe reads has another content than when the run was begun."""
+    for field, one in inputs_of(recipe, known):
+        difference = one.difference(known.get(field, {}))
+        if difference is not None:
             raise UserError(
-                f"{field}: {file or folder_of(path) / name} {was}. Put back what {directory} was begun with, "
-                "choose another name (name=...), or begin again with --restart"
+                f"{field}: {difference}. Put back what {directory} was begun with, choose another name (name=...), or "
+                "begin again with --restart"
             )
 
 
@@ -198,13 +181,6 @@ def _refuse_shards(directory: Path, processes: int) -> None:
                 f"{checkpoint}: DeepSpeed divided this checkpoint among {saved['processes']} processes and cannot "
                 f"load it in {processes}. Go on with {saved['processes']}, at least until this training is done"
             )
-
-
-def _inputs(recipe: BaseModel) -> Iterator[tuple[str, Path]]:
-    """Yields the fields whose content must stay, with the file or folder that each names."""
-    for field, setting in settings(recipe).items():
-        if setting.may_change is MayChange.WITH_EQUAL_CONTENT and setting.value is not None:
-            yield field, Path(setting.value)
 
 
 def _ask_to_delete(directory: Path) -> None:

@@ -6,6 +6,9 @@ they stop together, whether all of them got it or only one.
 
 A launcher may die alone: `deepspeed` does not pass a signal on to what it started. Its death counts as SIGTERM.
 
+A rank that ends by an error tells the others first. What they meet then, most often a connection that was closed, is
+no news, so that the one which met the error alone says so.
+
 transformers has `enable_jit_checkpoint` for this. It is not used, as each rank would decide alone at which step it
 saves, and saving is a collective. It also knows SIGTERM only, and lets the script go on as if the training had ended.
 """
@@ -22,28 +25,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-STOPPED, INTERRUPTED = os.EX_TEMPFAIL, 128 + signal.SIGINT
-"""Exit codes: after SIGTERM, SIGUSR1 or the death of the launcher (75), and after Ctrl-C (130)."""
+FAILED, STOPPED, INTERRUPTED = 2, os.EX_TEMPFAIL, 128 + signal.SIGINT
+"""Exit codes: after what a user can mend, or where another rank failed; after SIGTERM, SIGUSR1 or the death of the
+launcher (75); and after Ctrl-C (130)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What tells a process to stop."""
 INTERVAL = 0.5
 """Seconds between two looks at the launcher and at what other ranks know."""
 PATIENCE = 10.0
-"""Seconds that a rank which stops waits until all others know that they stop too."""
+"""Seconds that a rank which stops, or fails, waits until all others know of it."""
+LAST_PATIENCE = 30.0
+"""Seconds in which a rank must end after another has failed. One that waits in NCCL's code would wait for ever."""
 
 _received: signal.Signals | None = None
 _deferred = False
 _store: Any = None
 _watcher: threading.Thread | None = None
 _over = threading.Event()
+_failed_here = False
+_failed_elsewhere = threading.Event()
 
 
 class Stopped(BaseException):
     """The run was told to stop. This is no error, so no `except Exception` may take it for one."""
 
 
-class LeaderFailed(Exception):
-    """Rank 0 has ended with an error, and says so. The other ranks end too, without a word."""
+class OtherFailed(Exception):
+    """Another rank has ended with an error, and says so. This one ends too, without a word."""
 
 
 def listen(launcher_has_died: Callable[[], bool]) -> None:
@@ -106,6 +114,27 @@ def received_at_last() -> signal.Signals | None:
     return _received
 
 
+def other_has_failed() -> bool:
+    """Returns whether this rank knows that another one has ended with an error."""
+    return _failed_elsewhere.is_set()
+
+
+def first_to_fail() -> bool:
+    """Tells all ranks that this one ends with an error. Returns whether none of them has said so before."""
+    global _failed_here, _deferred
+    if _store is None:
+        return True
+    _deferred = True  # a signal that comes now would take the place of the message
+    if other_has_failed():
+        return False
+    store, _ = _store
+    _failed_here = True  # before the watcher can see it in the store
+    try:
+        return store.add("stops/failed", 1) == 1
+    except RuntimeError:  # rank 0 holds the store, and was killed
+        return True
+
+
 def raise_if_received() -> None:
     """Raises Stopped if this process was told to stop. An exception out of a signal handler can get lost in a library's
     destructor, so this is asked between stages too."""
@@ -126,8 +155,8 @@ def deferred() -> Iterator[None]:
 
 
 def wait_until_all_know() -> None:
-    """After a signal: waits until all ranks know of it. A rank that left before would look to them as if it crashed."""
-    if _store is None or _received is None:
+    """After a signal or an error: waits until all ranks know of it. To others, one that left before would crash."""
+    if _store is None or not (_failed_here or _received):
         return
     store, world_size = _store
     end = time.monotonic() + PATIENCE
@@ -196,8 +225,14 @@ def _watch(launcher_has_died: Callable[[], bool]) -> None:
             continue
         store, _ = _store
         try:
-            if _received is not None and not told:
-                store.set("stops/signal", str(int(_received)))
+            if not _failed_here and not other_has_failed() and store.check(["stops/failed"]):
+                _failed_elsewhere.set()
+                last = threading.Timer(LAST_PATIENCE, lambda: _over.is_set() or os._exit(FAILED))
+                last.daemon = True
+                last.start()
+            if not told and (_received is not None or _failed_here or other_has_failed()):
+                if _received is not None:
+                    store.set("stops/signal", str(int(_received)))
                 store.add("stops/known", 1)
                 told = True
             elif _received is None and store.check(["stops/signal"]):

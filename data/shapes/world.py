@@ -10,6 +10,8 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,8 @@ from data.sources.settings import Name, Seed, Settings
 
 WORLDS = Path(__file__).resolve().parents[1] / "cache"
 """Where worlds are kept between runs."""
+_FIRST_ROWS = 32
+"""Rows of each split by which worlds are told apart: several of each family of questions."""
 _WORLD_VERSION = 2  # raised whenever the same settings would give other pictures or other questions
 
 
@@ -85,6 +89,21 @@ def write_world(cache: Path, settings: WorldSettings) -> dict[str, Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return {name: directory / f"{name}.json" for name in settings.splits}
+
+
+def digest_of_first_rows(settings: WorldSettings) -> str:
+    """Returns a hash of the first rows of each split, with their pictures, as this version of the code makes them."""
+    return _digest_of_first_rows(settings.model_dump_json())
+
+
+@cache
+def _digest_of_first_rows(settings_json: str) -> str:
+    settings, digest = WorldSettings.model_validate_json(settings_json), hashlib.sha256(b"%d" % _WORLD_VERSION)
+    for name, split in settings.splits.items():
+        for scene, family, turns in islice(split_rows(name, split, settings.seed), _FIRST_ROWS):
+            digest.update(f"{name} {family} {turns}".encode())
+            digest.update(draw_scene(scene).tobytes())
+    return digest.hexdigest()
 
 
 def split_rows(name: str, split: SplitSettings, seed: int) -> Iterator[tuple[Scene, str | None, list[Turn]]]:

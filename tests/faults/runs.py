@@ -29,9 +29,7 @@ from training.recipe.file import RECIPES
 KILL_BEFORE = "SQUINT_KILL_BEFORE"
 """Variable of the environment: the number of the change before which a start kills itself."""
 NAME = "run"
-IMPORTED = ("training.tasks.sparsify", "training.tasks.dense", "train", "deepspeed", "matplotlib.pyplot", "optuna")
-"""What takes seconds to import, as some of it is imported late."""
-LONGEST = 600
+LONGEST = 3600
 """Seconds after which a start is taken to hang."""
 LEARNED = (
     "step", "loss", "cross_entropy", "forward_kl", "grad_norm", "learning_rate", "eval_loss", "cost", "target", "read",
@@ -62,7 +60,8 @@ def sparsify_arguments(dense_folder: Path) -> list[str]:
         "training.save_steps=1",
         "training.micro_batch_size=2",
         "training.report_to=[]",
-        "evaluation.batch_size=6",
+        "data.world.splits.test.rows=6",
+        "evaluation.batch_size=3",
         "evaluation.max_new_tokens=3",
     ]
 
@@ -99,7 +98,7 @@ class Starts:
     def __init__(self, arguments: list[str]):
         self.arguments = arguments
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*IMPORTED, __name__])
+        self._context.set_forkserver_preload(["tests.faults.warm", __name__])
 
     def start(
         self,

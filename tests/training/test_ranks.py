@@ -6,7 +6,7 @@ from modeling.user_error import UserError
 from tests.processes import run_processes
 from training import ranks
 from training.ranks import in_order, led_by_rank_0, own_share, own_share_by_cost, rank
-from training.stops import LeaderFailed
+from training.stops import OtherFailed
 
 ITEMS = list(range(7))
 
@@ -39,7 +39,7 @@ def breaking_story(on_all_ranks):
 def outcome(which) -> object:
     try:
         return led_by_rank_0(TASKS, which)
-    except (UserError, LeaderFailed) as error:
+    except (UserError, OtherFailed) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -58,12 +58,12 @@ def test_several_processes_give_the_results_of_one(count):
 def test_a_followers_error_ends_both():
     assert run_processes(2, outcome, failing_story) == [
         "UserError: rank 1: no such picture",
-        "LeaderFailed: ",
+        "OtherFailed: ",
     ]
 
 
 def test_the_leaders_error_lets_the_followers_go():
-    assert run_processes(2, outcome, breaking_story) == ["UserError: the story ends here", "LeaderFailed: "]
+    assert run_processes(2, outcome, breaking_story) == ["UserError: the story ends here", "OtherFailed: "]
 
 
 def shares(monkeypatch, world_size: int, share) -> list[list[tuple[int, int]]]:

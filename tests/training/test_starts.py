@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import constants
+from PIL import Image
 
 import training.run
+from data.shapes import world
 from modeling.user_error import UserError
+from tests.hub_server import Repo
 from training import starts
-from training.fingerprints import fingerprints, is_unchanged
+from training.inputs.fingerprints import fingerprints, is_unchanged
 from training.recipe.file import RECIPES, load_recipe
 from training.run import Stage, execute
 from training.starts import COMPLETE, METRICS
@@ -248,16 +252,76 @@ def test_files_of_a_pattern_and_of_a_folder_are_compared(inputs, path):
         again(path.replace("rows", "moved"))
 
 
-def test_a_name_on_the_hub_is_not_exchanged_for_a_folder(inputs):
-    begin(inputs / "run", "model.path=someone/model")
-    with pytest.raises(UserError, match="model.path: got 'dense', before 'someone/model'"):
+@pytest.fixture
+def served(inputs, hub, monkeypatch):
+    """A Hub that files are downloaded from, to a cache that is empty."""
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(inputs / "cache"))
+    return hub
+
+
+def test_a_model_on_the_hub_may_change_its_card_alone(inputs, served, monkeypatch):
+    model = served.repos["models", "me/model"] = Repo()
+    files = {"config.json": b"{}", "model.safetensors": b"1", "README.md": b"of today"}
+    first = model.commit("main", files)
+    begin(inputs / "run", "model.path=me/model")
+    assert json.loads((inputs / "run" / "inputs.json").read_text())["model.path"] == {"commit": first}
+    with pytest.raises(UserError, match="model.path: got 'dense', before 'me/model'"):
         begin(inputs / "run")
+    model.commit("main", files | {"README.md": b"of tomorrow"})
+    begin(inputs / "run", "model.path=me/model")
+    last = model.commit("main", files | {"model.safetensors": b"2"})
+    changed = f"model.safetensors: me/model is commit {last} on the Hub, and was {first} when this run was begun"
+    with pytest.raises(UserError, match=f"^model.path: {changed}. Put back"):
+        begin(inputs / "run", "model.path=me/model")
+    del model.commits[first]
+    with pytest.raises(UserError, match=f"^model.path: me/model is commit {last}"):
+        begin(inputs / "run", "model.path=me/model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the cache holds the last one
+    with pytest.raises(UserError, match=f"^model.path: me/model is commit {last}"):
+        begin(inputs / "run", "model.path=me/model")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(inputs / "empty"))
+    begin(inputs / "run", "model.path=me/model")  # what cannot be asked is not compared
+
+
+def test_data_on_the_hub_is_of_one_commit(inputs, served, monkeypatch):
+    def again(name):
+        begin(inputs / "run", f"data.train=[{{hub: '{name}'}}]")
+
+    rows = served.repos["datasets", "me/set"] = Repo()
+    first = rows.commit("main", {"README.md": b"1", "rows.jsonl": b"1"})
+    again("me/set:a")
+    last = rows.commit("main", {"README.md": b"1", "rows.jsonl": b"2"})
+    changed = f"me/set:a is commit {last} on the Hub, and was {first} when this run was begun; me/set:a@{first} names"
+    with pytest.raises(UserError, match=f"^data.train.0.hub: {changed}"):
+        again("me/set:a")
+    again(f"me/set:a@{first}")
+    for other in ("me/set:b", "me/other:a"):
+        with pytest.raises(UserError, match=f"data.train.0.hub: got '{other}', before 'me/set:a@{first}'"):
+            again(other)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(inputs / "empty"))
+    again("me/set:a@main")  # what cannot be asked is not compared
+
+
+def test_another_world_is_refused(inputs, monkeypatch):
+    begin(inputs / "run")
+    world._digest_of_first_rows.cache_clear()
+    begin(inputs / "run")
+    world._digest_of_first_rows.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "draw_scene", lambda scene: Image.new("RGB", (8, 8)))
+        with pytest.raises(UserError, match="^data.world: this version of the project makes another world than"):
+            begin(inputs / "run")
+    world._digest_of_first_rows.cache_clear()
 
 
 def test_large_weights_are_sampled_and_a_change_anywhere_in_a_block_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.fingerprints.SAMPLED", 100)
-    monkeypatch.setattr("training.fingerprints.BLOCK", 4)
-    monkeypatch.setattr("training.fingerprints.BLOCKS", 5)
+    monkeypatch.setattr("training.inputs.fingerprints.SAMPLED", 100)
+    monkeypatch.setattr("training.inputs.fingerprints.BLOCK", 4)
+    monkeypatch.setattr("training.inputs.fingerprints.BLOCKS", 5)
     for name, is_sampled in (("x.safetensors", True), ("x.parquet", True), ("x.json", False)):
         content = bytearray(range(200))
         path = tmp_path / name

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from torch.distributed import HashStore
 
 from training import stops
 from training.recipe.file import RECIPES
@@ -37,3 +38,15 @@ def test_an_error_may_be_known_before_the_signal_of_another_rank_that_caused_it(
     assert stops.received_at_last() == expected
     told.join()
     assert stops.received() == signal.SIGTERM, "and none was raised"
+
+
+def test_of_two_ranks_that_fail_one_says_so(monkeypatch):
+    store, first = HashStore(), []
+    for other_is_heard in (False, False, True):
+        for name, value in (("_store", (store, 2)), ("_failed_here", False), ("_deferred", False)):
+            monkeypatch.setattr(stops, name, value)
+        monkeypatch.setattr(stops, "other_has_failed", lambda heard=other_is_heard: heard)
+        first.append(stops.first_to_fail())
+    assert first == [True, False, False]
+    monkeypatch.setattr(stops, "_store", None)
+    assert stops.first_to_fail(), "a process alone"

@@ -9,7 +9,7 @@ import numpy as np
 from data.dataset import ConversationDataset
 from modeling.user_error import UserError
 from training.evaluation.questions import Asked
-from training.fingerprints import fingerprints
+from training.inputs.fingerprints import fingerprints
 
 
 def refuse_shared_files(asked: Sequence[Asked], files: Iterable[Path], role: str) -> None:

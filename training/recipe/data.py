@@ -23,6 +23,7 @@ class SourceSettings(Source):
     alone). docs/data.md has examples."""
 
     path: Annotated[Path | None, MayChange.WITH_EQUAL_CONTENT] = _as_in_source("path")
+    hub: Annotated[str | None, MayChange.WITH_EQUAL_CONTENT] = _as_in_source("hub")
     images: Annotated[Path | None, MayChange.ALWAYS] = _as_in_source("images")
     split: str | None = None
     """Split of the data set (null: `train`). Where neither `path` nor `hub` is given, a split of `data.world`."""
