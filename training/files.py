@@ -30,6 +30,7 @@ NO_ROOM = 2**20
 """A disk with fewer bytes left is full."""
 OF_WRITING = ("PytorchStreamWriter", "inline_container", "iostream error")
 """What torch says where it could not write a file."""
+CLOSED = "I/O operation on closed file"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,11 +108,17 @@ def _number_of(error: Exception, path: Path) -> int | None:
     if _is_of_safetensors(error) and (found := re.search(r"os error (\d+)", str(error))):
         return int(found.group(1))
     if isinstance(error, RuntimeError):  # torch does not say why it could not write
-        folder = next(one for one in (path, *path.parents) if one.exists())
-        if shutil.disk_usage(folder).free < NO_ROOM:
+        if _is_full(path):
             return errno.ENOSPC
         return errno.EIO if any(word in str(error) for word in OF_WRITING) else None
+    if isinstance(error, ValueError) and CLOSED in str(error):  # datasets closes a file again that it could not write
+        return errno.ENOSPC if _is_full(path) else None
     return None
+
+
+def _is_full(path: Path) -> bool:
+    folder = next(one for one in (path, *path.parents) if one.exists())
+    return shutil.disk_usage(folder).free < NO_ROOM
 
 
 def _is_of_safetensors(error: Exception) -> bool:

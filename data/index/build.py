@@ -147,35 +147,23 @@ def _map(
         return features.arrow_schema.empty_table()
     processes = min(os.cpu_count() or 1, len(table) // per_process)
     start = time.perf_counter()
-    with _first_refusal():
-        mapped = table.map(
-            function,
-            with_indices=True,
-            batched=True,
-            batch_size=at_once,
-            num_proc=processes if processes > 1 else None,
-            features=features,
-            remove_columns=table.column_names,
-            load_from_cache_file=False,
-            cache_file_name=str(path),
-            new_fingerprint=path.stem,
-            desc=desc,
-        )
+    mapped = table.map(
+        function,
+        with_indices=True,
+        batched=True,
+        batch_size=at_once,
+        num_proc=processes if processes > 1 else None,
+        features=features,
+        remove_columns=table.column_names,
+        load_from_cache_file=False,
+        cache_file_name=str(path),
+        new_fingerprint=path.stem,
+        desc=desc,
+    )
     if not sys.stderr.isatty():
         rate = len(table) / (time.perf_counter() - start)
         print(f"{desc}: {len(table):,}, {rate:,.0f} a second", file=sys.stderr)
     return mapped.data.table
-
-
-@contextmanager
-def _first_refusal() -> Iterator[None]:
-    """Inside, `datasets` may close a file a second time after the disk refused to write it. The refusal is raised."""
-    try:
-        yield
-    except ValueError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
 
 
 def _check_processor(table: pa.Table, processor: ProcessorMixin) -> None:

@@ -28,7 +28,7 @@ from modeling.user_error import UserError
 from training.distillation.monitoring.validation import Validation, hold_out
 from training.distillation.teacher_answers import AnsweredDataset
 from training.evaluation.questions import Asked, read_benchmarks
-from training.files import read_json, reading, write_json
+from training.files import read_json, reading, write_json, writing
 from training.ranks import rank, world_size
 from training.recipe.student import StudentRecipe
 
@@ -52,9 +52,10 @@ def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -
         UserError: a source cannot be read. Bad rows are an error of `mixture`.
     """
     sources = {role: [source for source in sources_of(recipe, role) if not source.streaming] for role in ROLES}
-    paths = build_indexes(
-        list(chain.from_iterable(sources.values())), processor, folder, decode=recipe.data.on_bad_sample == "skip"
-    )
+    with writing(folder):
+        paths = build_indexes(
+            list(chain.from_iterable(sources.values())), processor, folder, decode=recipe.data.on_bad_sample == "skip"
+        )
     names = iter(path.name for path in paths)
     write_json(folder / INDEXES, {role: [next(names) for _ in sources[role]] for role in ROLES})
 
