@@ -17,10 +17,13 @@ WORKERS := --numprocesses logical --maxprocesses 8 --dist worksteal
 # lmms-eval in an environment of its own, as it asks for other versions of what .venv has.
 VENV_LMMS_EVAL := .venv-lmms-eval
 
-.PHONY: demo lint test test-slow test-gpu fuzz test-versions test-lmms-eval clean
+.PHONY: demo testbed lint test test-slow test-gpu fuzz test-versions test-lmms-eval clean
 
 demo: $(VENV)/installed
 	deepspeed train.py --recipe tiny_sparse.yaml
+
+testbed: $(VENV)/installed
+	python scripts/testbed.py
 
 lint: $(VENV)/installed
 	ruff check
