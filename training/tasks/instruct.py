@@ -103,7 +103,7 @@ def train_projector(run: Run) -> dict:
     model, processor = load_dense(run.recipe.model.path, "float32")
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     names, named = names_of_patches(run, index, rows, side)
-    measured = torch.from_numpy(features[:PICTURES_MEASURED]).float().flatten(0, 1)
+    measured = torch.from_numpy(features[:PICTURES_MEASURED].copy()).float().flatten(0, 1)
     namer = PatchNamer(
         model.model.multi_modal_projector,
         measured.mean(dim=0),
