@@ -20,10 +20,13 @@ VENV_LMMS_EVAL := .venv-lmms-eval
 # transformers' own tests of models. Its source distribution has them, its wheel does not.
 TRANSFORMERS := .venv-transformers-tests
 
-.PHONY: demo lint test test-slow test-gpu fuzz test-versions test-lmms-eval test-transformers clean
+.PHONY: demo testbed lint test test-slow test-gpu fuzz test-versions test-lmms-eval test-transformers clean
 
 demo: $(VENV)/installed
 	deepspeed train.py --recipe tiny_sparse.yaml
+
+testbed: $(VENV)/installed
+	python scripts/testbed.py
 
 lint: $(VENV)/installed
 	ruff check

@@ -46,6 +46,8 @@ def main() -> None:
         return
     if recipe.task == "dense":
         from training.tasks.dense import stages
+    elif recipe.task == "instruct":
+        from training.tasks.instruct import stages
     elif recipe.task in ("frontier", "planners"):
         from training.tasks.frontier import stages
     else:

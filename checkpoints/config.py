@@ -48,12 +48,19 @@ def read_config(path: str | os.PathLike) -> dict:
 
 
 def check_tower(path: str | os.PathLike, config: PreTrainedConfig) -> None:
-    """Raises UserError if a model's vision tower is none that its family has, or lacks a layer that is read.
+    """Raises UserError if a model's vision tower is none that its family has, sees no squares, or lacks a layer that
+    is read.
 
     LLaVA's classes would build any model of transformers as a tower, also one that asks the Hub for its own weights.
     """
     tower = config.vision_config
     if isinstance(tower, tuple(CONFIG_MAPPING[kind] for kind in CLASS_TOKENS)):
+        for name in ("image_size", "patch_size"):
+            if not isinstance(getattr(tower, name), int):
+                raise UserError(
+                    f"{path}: vision_config.{name}: got {getattr(tower, name)!r}, allowed: one integer, as pictures "
+                    "and patches of a LLaVA are squares"
+                )
         read = config.vision_feature_layer
         for layer in read if isinstance(read, list) else [read]:
             if not -tower.num_hidden_layers - 1 <= layer <= tower.num_hidden_layers:

@@ -89,15 +89,26 @@ def llava_class_blocks(tower: nn.Module, read: int | Sequence[int]) -> list[Towe
     model: Any = tower
     if CLASS_TOKENS.get(model.config.model_type) != 1:
         return []
-    blocks = model.encoder.layers
-    return [
-        TowerBlock(
-            (block.layer_norm1, block.self_attn.q_proj),
-            (block.layer_norm1, block.self_attn.k_proj),
-            block.self_attn.num_heads,
-        )
-        for block in blocks[: num_blocks_read(read, len(blocks))]
-    ]
+    if model.config.model_type == "dinov2":
+        blocks, block_of = model.encoder.layer, _dinov2_block
+    else:
+        blocks, block_of = model.encoder.layers, _clip_block
+    return [block_of(block) for block in blocks[: num_blocks_read(read, len(blocks))]]
+
+
+def _clip_block(block: Any) -> TowerBlock:
+    attention = block.self_attn
+    return TowerBlock((block.layer_norm1, attention.q_proj), (block.layer_norm1, attention.k_proj), attention.num_heads)
+
+
+def _dinov2_block(block: Any) -> TowerBlock:
+    attention = block.attention
+    if hasattr(attention, "q_proj"):
+        query, key = attention.q_proj, attention.k_proj
+    else:  # older transformers
+        attention = attention.attention
+        query, key = attention.query, attention.key
+    return TowerBlock((block.norm1, query), (block.norm1, key), attention.num_attention_heads)
 
 
 class ClassAttentionMixin:

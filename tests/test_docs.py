@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(ROOMS)})/[\w./-]*[\w/]")
 # What a reader makes, or puts there; NAME stands for a name of the reader's.
-MADE = re.compile(r"data/(cache|llava_v1_5|testbed/)|checkpoints/internvl2-|.*NAME")
+MADE = re.compile(r"data/(cache|llava_v1_5)|checkpoints/(internvl2|testbed)-|data/testbed|.*NAME")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -100,7 +100,7 @@ FLOORS = (
     {"planners"},
     {"recipe"},
     {"evaluation"},
-    {"distillation", "tiny_llava"},
+    {"distillation", "instruct", "tiny_llava"},
     {"gates", "report"},
     {"tasks"},
 )

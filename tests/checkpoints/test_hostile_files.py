@@ -166,6 +166,10 @@ BOTH = {
         set_field("config.json", "vision_feature_layer", 9),
         "vision_feature_layer: got 9, the vision tower has 2 layers",
     ),
+    "pictures that are no squares": (
+        set_field("config.json", "vision_config.image_size", [24, 48]),
+        r"vision_config.image_size: got .24, 48., allowed: one integer",
+    ),
     "a dropout": (
         set_field("config.json", "text_config.attention_dropout", 1e9),
         "attention_dropout: got 1000000000.0, allowed",

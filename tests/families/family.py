@@ -67,7 +67,7 @@ class TinyFamily:
 def with_telling_class_token(model: PreTrainedModel) -> PreTrainedModel:
     """The model, its tower's class token attending to patches differently, if it has one."""
     for name, value in model.vision_tower.named_parameters():
-        if "q_proj.weight" in name:
+        if "q_proj.weight" in name or "query.weight" in name:  # transformers 5.17 has the latter in a DINOv2
             value.data *= 100  # weights as small as the tower's first ones attend to all alike
         if "cls_token" in name:
             nn.init.normal_(value)  # InternVL's starts at zero

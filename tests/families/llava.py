@@ -9,9 +9,14 @@ from tests.families.family import DECODER, TinyFamily, sample_of, template_with,
 from tests.modeling.masked_reference import llava_layout
 
 IMAGE, SIZE, PATCH = 3, 24, 8
+TOWERS = {
+    "clip_vision_model": {"intermediate_size": 24},
+    "dinov2": {"mlp_ratio": 2, "use_mask_token": False},
+}
+"""What a tower's sizes are, beside those that all have."""
 
 
-def config(text_type: str) -> LlavaConfig:
+def config(text_type: str, tower_type: str) -> LlavaConfig:
     return LlavaConfig(
         text_config={
             "model_type": text_type,
@@ -20,9 +25,9 @@ def config(text_type: str) -> LlavaConfig:
             "sliding_window": None,
         },
         vision_config={
-            "model_type": "clip_vision_model",
+            "model_type": tower_type,
+            **TOWERS[tower_type],
             "hidden_size": 16,
-            "intermediate_size": 24,
             "num_hidden_layers": 3,
             "num_attention_heads": 2,
             "image_size": SIZE,
@@ -62,6 +67,7 @@ def processor() -> LlavaProcessor:
 
 
 LLAVA = [
-    TinyFamily(f"llava_{text}", partial(config, text), samples, llava_layout, dict, processor)
-    for text in ("llama", "mistral", "qwen2")
+    TinyFamily(f"llava_{text}", partial(config, text, tower), samples, llava_layout, dict, processor)
+    for text, tower in (("llama", "clip_vision_model"), ("mistral", "clip_vision_model"), ("qwen2", "dinov2"))
 ]
+DINOV2 = LLAVA[-1]

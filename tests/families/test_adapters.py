@@ -103,7 +103,7 @@ def train(model: PeftModel, loss_of, num_steps: int) -> tuple[list[float], list[
     """Returns the loss of each step, and the gradients of each step in one vector."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     losses, gradients = [], []
-    for _ in range(num_steps):
+    for _ in range(num_steps):  # short ones: in long ones what norms and softmax round in float32 would grow
         model.zero_grad()
         loss = loss_of(model)
         loss.backward()
@@ -112,7 +112,7 @@ def train(model: PeftModel, loss_of, num_steps: int) -> tuple[list[float], list[
         gradients.append(torch.cat([one.flatten() for one in found]))
         with torch.no_grad():
             for one, gradient in zip(trained, found, strict=True):
-                one -= gradient * 0.1 / (1 + gradients[-1].norm())
+                one -= gradient * 0.03 / (1 + gradients[-1].norm())
     return losses, gradients
 
 

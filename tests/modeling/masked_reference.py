@@ -51,9 +51,8 @@ def llava_layout(model: nn.Module, sample: dict) -> Layout:
     image, class_attention = torch.full_like(ids, -1), None
     places = torch.zeros(len(ids), 2, dtype=torch.long)
     if "pixel_values" in sample:
-        read = (
-            len(model.vision_tower.encoder.layers) + 1 + config.vision_feature_layer
-        )  # the layers that are run for what is read
+        # the layers that are run for what is read
+        read = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
         rows = class_rows(model.vision_tower, sample["pixel_values"])[..., :read].flatten(0, 1)
         at_pictures = (ids == config.image_token_id)[:, None]
         class_attention = torch.zeros(len(ids), read, dtype=rows.dtype).masked_scatter(at_pictures, rows)

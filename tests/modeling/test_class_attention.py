@@ -9,7 +9,7 @@ from transformers import InternVLConfig
 from modeling.class_attention import ScoredFeatures, class_attention_of
 from tests.families.family import with_telling_class_token
 from tests.families.internvl import INTERNVL
-from tests.families.llava import LLAVA
+from tests.families.llava import DINOV2, LLAVA
 from tests.modeling.masked_reference import class_rows
 
 
@@ -20,15 +20,15 @@ def internvl_with_normed_queries() -> InternVLConfig:
     return config
 
 
-FAMILIES = [LLAVA[0], replace(INTERNVL[0], config=internvl_with_normed_queries)]
+FAMILIES = [LLAVA[0], DINOV2, replace(INTERNVL[0], config=internvl_with_normed_queries)]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=["clip", "normed internvl"])
+@pytest.mark.parametrize("family", FAMILIES, ids=["clip", "dinov2", "normed internvl"])
 @pytest.mark.parametrize("read", [-1, -2, 1])
 def test_rows_are_those_of_eager_attention(family, read):
     model, generator = with_telling_class_token(family.sparse()).model, torch.Generator().manual_seed(0)
     for name, value in model.vision_tower.named_parameters():
-        if "_norm.weight" in name:
+        if "norm" in name and name.endswith("weight"):
             value.data.uniform_(0.5, 2, generator=generator)
     pixels = family.samples(1)[2]["pixel_values"]
     blocks = model.class_blocks(read)
@@ -44,7 +44,7 @@ def test_rows_are_those_of_eager_attention(family, read):
             torch.testing.assert_close(torch.cat(list(scored.pooler_output)), torch.cat(list(plain.pooler_output)))
             found = class_attention_of(scored)
             assert found.shape[1] == layers
-            if family is LLAVA[0]:  # InternVL takes means over patches
+            if family in LLAVA:  # InternVL takes means over patches
                 torch.testing.assert_close(found, expected[..., -layers:].flatten(0, 1), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(expected, expected.mean(1, keepdim=True), rtol=0.1), "patches are attended to alike"
 

@@ -25,6 +25,7 @@ from modeling.visual_flops import (
     visual_fraction_by_layer,
 )
 from modeling.visual_plan import VisualPlan
+from tests.families.llava import DINOV2
 from tests.modeling.random_plans import random_plan
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"
@@ -76,6 +77,20 @@ def test_vision_tower_runs_to_the_layer_that_is_read():
         "the projector takes both layers"
     )
     assert vision_macs(config, (image_grids(config),) * 3) == 3 * vision_macs(config, (image_grids(config),))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_dinov2_costs_what_it_executes(gated):
+    """Its FFN has two matrices or three, by the config, and its neurons stand there as a ratio."""
+    config = DINOV2.config()
+    config.vision_config.use_swiglu_ffn, config.vision_config.mlp_ratio = gated, 4
+    size = config.vision_config.image_size
+    model = SparseLlavaForConditionalGeneration(SparseLlavaConfig(**config.to_dict())).model
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.get_image_features(torch.zeros(1, 3, size, size))
+    assert 2 * vision_macs(config, (image_grids(config),)) == counter.get_total_flops()
+    config.vision_config.use_swiglu_ffn = not gated
+    assert 2 * vision_macs(config, (image_grids(config),)) != counter.get_total_flops()
 
 
 def test_other_vision_towers_are_refused():

@@ -3,6 +3,7 @@
 from training.recipe.dense import DenseRecipe
 from training.recipe.file import load_recipe
 from training.recipe.frontier import FrontierRecipe, PlannersRecipe
+from training.recipe.instruct import InstructRecipe
 from training.recipe.recipe import Recipe
 from training.recipe.student import STUDENT, CompareSettings, SparsifyRecipe, StudentRecipe
 
@@ -11,6 +12,7 @@ __all__ = [
     "CompareSettings",
     "DenseRecipe",
     "FrontierRecipe",
+    "InstructRecipe",
     "PlannersRecipe",
     "Recipe",
     "SparsifyRecipe",

@@ -37,19 +37,17 @@ class TinyLlavaSettings(Strict):
 
 
 class OptimizerSettings(Strict):
-    """AdamW training on one split of the world."""
+    """Training with AdamW."""
 
-    split: str
-    """Name of the split of `teacher.world` that is trained on."""
     steps: int = Field(ge=1)
     """Number of optimizer steps."""
     micro_batch_size: int = Field(ge=1)
     """Pictures per step and process."""
     learning_rate: float = Field(gt=0)
     """The highest learning rate, reached at the end of the warm-up. In a phase it is that of the text decoder."""
-    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    """How the learning rate goes on after the warm-up: it falls to 0 (cosine, linear) or stays
-    (constant_with_warmup)."""
+    lr_schedule: Literal["cosine", "linear", "constant_with_warmup", "cosine_at_last"] = "cosine"
+    """How the learning rate goes on after the warm-up: it falls to 0 (cosine, linear), stays (constant_with_warmup), or
+    stays for the first half of the steps and falls to 0 in the second (cosine_at_last)."""
     warmup_steps: int = Field(default=50, ge=0)
     """Number of steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -63,7 +61,14 @@ class OptimizerSettings(Strict):
     """Steps from one checkpoint to the next. A run that was killed continues from its last checkpoint."""
 
 
-class PhaseSettings(OptimizerSettings):
+class SplitOptimizerSettings(OptimizerSettings):
+    """Training with AdamW on one split of the world."""
+
+    split: str
+    """Name of the split of `teacher.world` that is trained on."""
+
+
+class PhaseSettings(SplitOptimizerSettings):
     """A phase of training on questions and answers. The whole model is trained."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$", max_length=100)
@@ -89,7 +94,7 @@ class DenseSettings(Strict):
     """Longest conversation in tokens, visual tokens included. Longer ones are left out."""
     world: WorldSettings
     """The embedded world: pictures and questions that the model is trained and evaluated on."""
-    tower: OptimizerSettings
+    tower: SplitOptimizerSettings
     """First training: the vision tower and the projector learn to name what each patch of a picture shows."""
     phases: tuple[PhaseSettings, ...] = Field(min_length=1)
     """Second training: the whole model learns to answer questions, in one or more phases."""

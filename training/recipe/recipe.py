@@ -13,7 +13,10 @@ from pydantic import Field
 
 from training.recipe.dense import DenseRecipe
 from training.recipe.frontier import FrontierRecipe, PlannersRecipe
+from training.recipe.instruct import InstructRecipe
 from training.recipe.student import SparsifyRecipe
 
-Recipe = Annotated[DenseRecipe | SparsifyRecipe | FrontierRecipe | PlannersRecipe, Field(discriminator="task")]
+Recipe = Annotated[
+    DenseRecipe | SparsifyRecipe | FrontierRecipe | PlannersRecipe | InstructRecipe, Field(discriminator="task")
+]
 """Any recipe. The key `task` decides which class it is."""

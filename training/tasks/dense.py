@@ -14,8 +14,10 @@ Each stage writes its result in the run's folder, and the next stage reads it th
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +112,7 @@ def train_tower(run: Run) -> dict:
         train_dataset=PatchDataset(scenes, processor),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
     )
-    return train_and_save(trainer, model, folder)
+    return train_and_save(trainer, model.save_pretrained, folder)
 
 
 def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
@@ -160,7 +162,7 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
         optimizers=(optimizer, None),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
     )
-    return train_and_save(trainer, model, folder)
+    return train_and_save(trainer, model.save_pretrained, folder)
 
 
 def evaluate_dense_model(run: Run) -> dict:
@@ -210,7 +212,7 @@ def training_arguments(settings: OptimizerSettings, output_dir: Path, seed: int)
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch_size,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_schedule,
+        **schedule(settings),
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         adam_beta2=0.98,
@@ -228,6 +230,14 @@ def training_arguments(settings: OptimizerSettings, output_dir: Path, seed: int)
     )
 
 
+def schedule(settings: OptimizerSettings) -> dict[str, Any]:
+    """Returns the schedule of the learning rate as transformers' `TrainingArguments` take it."""
+    if settings.lr_schedule != "cosine_at_last":
+        return {"lr_scheduler_type": settings.lr_schedule}
+    shape = {"num_decay_steps": settings.steps - settings.steps // 2, "decay_type": "cosine"}
+    return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": shape}
+
+
 def load_processor(run: Run) -> LlavaProcessor:
     """Returns the processor of this run."""
     return AutoProcessor.from_pretrained(run.directory / "processor", trust_remote_code=False)
@@ -241,8 +251,8 @@ def load_trained_model(run: Run) -> LlavaForConditionalGeneration:
         return LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.bfloat16)
 
 
-def train_and_save(trainer: OrderedTrainer, model: LlavaForConditionalGeneration, folder: Path) -> dict:
-    """Trains to the end, and saves the model in `folder`/model. Returns the number of steps.
+def train_and_save(trainer: OrderedTrainer, save: Callable[[Path], object], folder: Path) -> dict:
+    """Trains to the end, and calls `save` with `folder`/model, where it writes. Returns the number of steps.
 
     If an earlier start of the run was stopped, training continues from its last checkpoint.
     """
@@ -251,7 +261,7 @@ def train_and_save(trainer: OrderedTrainer, model: LlavaForConditionalGeneration
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.is_world_process_zero():
             with writing(folder / "model"):
-                model.save_pretrained(folder / "model")
+                save(folder / "model")
             delete_checkpoints(folder / "trainer")
             shutil.rmtree(folder / "trainer", ignore_errors=True)
     return {"steps": outcome.global_step}

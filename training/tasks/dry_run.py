@@ -16,6 +16,7 @@ from training.distillation.students import limited_config
 from training.measure.costs import TEXT_TOKENS, cost_sheet
 from training.recipe.dense import DenseRecipe
 from training.recipe.frontier import FrontierRecipe
+from training.recipe.instruct import InstructRecipe
 from training.recipe.student import SparsifyRecipe, StudentRecipe
 from training.recipe.training import TrainingSettings
 from training.report.numbers import COST_LABELS, quantity
@@ -34,7 +35,9 @@ PRECISION = "bfloat16"
 console = Console()
 
 
-def dry_run(recipe: DenseRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assumptions | None = None) -> None:
+def dry_run(
+    recipe: DenseRecipe | InstructRecipe | SparsifyRecipe | FrontierRecipe, assumed: Assumptions | None = None
+) -> None:
     """Prints what the recipe would do and cost. Of several processes, the first one does.
 
     Args:

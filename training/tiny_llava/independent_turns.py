@@ -59,16 +59,17 @@ def masked_attention(
 
     Args:
         query: [B, N, S, H], for N heads of H values.
-        key: [B, N, S, H].
-        value: [B, N, S, H].
+        key: [B, K, S, H]. Each of its K heads serves N / K heads of the query, one after another.
+        value: [B, K, S, H].
         attention_mask: [B, 1, S, S] bool, from `independent_turns`.
         scaling: factor of the scores.
 
     Returns:
         The output [B, S, N, H], and None in place of attention weights.
     """
-    scores = (query * scaling @ key.mT).masked_fill(~attention_mask, float("-inf"))
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+    query = query.unflatten(1, (key.shape[1], -1))  # [B, K, N / K, S, H]
+    scores = (query * scaling @ key[:, :, None].mT).masked_fill(~attention_mask[:, :, None], float("-inf"))
+    return (scores.softmax(dim=-1) @ value[:, :, None]).flatten(1, 2).transpose(1, 2).contiguous(), None
 
 
 MASKED_ATTENTION = "masked_products"

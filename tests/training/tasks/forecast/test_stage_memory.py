@@ -39,7 +39,7 @@ def tensor_bytes(tensors) -> int:
 def test_every_stage_of_every_recipe_has_an_estimate():
     for path in sorted(RECIPES.glob("*.yaml")):
         shipped = load_recipe(path.name)
-        if shipped.task != "dense":
+        if shipped.task not in ("dense", "instruct"):
             assert {stage.name for stage in stages_of(shipped)} <= ESTIMATES.keys() | WITHOUT_A_MODEL
 
 

@@ -1,0 +1,258 @@
+"""The stages of `task: instruct`, which teaches a dense LLaVA of pretrained parts to answer questions about pictures.
+
+The vision tower stays as it is. Each stage writes its result in the run's folder, and the next stage reads it there:
+
+    data/                    the encoded rows
+    features.npy             what the vision tower makes of the pictures that are trained on
+    naming/model/            the projector after it learned to name patches (training/instruct/naming.py)
+    tuning/model/            projector and adapters after the questions, as peft writes them
+    evaluation/teacher.json  answers of the finished model to the evaluation's questions
+    evaluation/grey.json     its answers to the same questions if it is shown grey pictures
+    adapter/                 projector and adapters in bfloat16
+    checkpoint/              the finished model in bfloat16, an ordinary Hugging Face folder. It is copied to the
+                             recipe's `model.output`
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import LlavaForConditionalGeneration, set_seed
+
+from checkpoints.build import load_dense
+from checkpoints.processor import load_processor
+from checkpoints.whole_folder import whole_folder
+from data.collator import Collator
+from data.dataset import ConversationDataset
+from data.index.build import build_indexes
+from data.index.index import Index
+from data.sources.reading import load_samples, open_source
+from modeling.user_error import UserError
+from training.distillation.callbacks import MetricsFile
+from training.distillation.sample_order import OrderedTrainer
+from training.distillation.trainer_checkpoints import TrainerCheckpoints
+from training.evaluation.asking import evaluate
+from training.evaluation.questions import asked_of
+from training.files import reading, writing
+from training.instruct.answering import LlavaOfFeatures, first_token_weights, parameter_groups, with_adapters
+from training.instruct.features import KeptFeatures, write_features
+from training.instruct.naming import NamedPatches, PatchNamer, patch_names, read_things
+from training.recipe.instruct import InstructRecipe
+from training.report.tables import families_table
+from training.run import Run, Stage, console
+from training.tasks.dense import TRAIN_AGAIN, train_and_save, training_arguments
+from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
+
+PICTURES_AT_ONCE = 32
+"""As many go through the vision tower together."""
+PICTURES_MEASURED = 500
+"""As many say the mean and the deviation of the tower's features."""
+PROJECTOR = "projector.safetensors"
+
+
+def stages(recipe: InstructRecipe) -> list[Stage]:
+    """Returns the stages of a run, in order."""
+    return [
+        Stage("data", "read and check model and data", read_data),
+        Stage("features", "show the pictures to the vision tower", see_pictures),
+        Stage("naming", "teach the projector to name things", train_projector, distributed=True),
+        Stage("tuning", "teach the model to answer questions", train_adapters, distributed=True),
+        Stage("evaluate", "ask the evaluation's questions", evaluate_model),
+        Stage("export", "export the model", export),
+    ]
+
+
+def read_data(run: Run) -> dict:
+    """Checks the model, and reads and encodes the rows that are trained on.
+
+    Raises:
+        UserError: the model is no LLaVA or cannot be loaded, or no row can be trained on.
+    """
+    settings = run.recipe.model
+    model, processor = load_dense(settings.path, "auto")
+    if not isinstance(model, LlavaForConditionalGeneration):
+        raise UserError(f"{settings.path}: got a {model.config.model_type!r} model, allowed: 'llava'")
+    (path,) = build_indexes([run.recipe.data.train.source({})], processor, run.directory / "data", decode=False)
+    dataset, index, _ = trained_on(run, path.name)
+    if not len(dataset):
+        raise UserError(f"{index.name}: no row can be trained on; {left_out(run, index)}")
+    return {"index": path.name, "rows": len(dataset)}
+
+
+def see_pictures(run: Run) -> dict:
+    """Writes what the vision tower makes of each picture that is trained on."""
+    dataset, *_ = trained_on(run, run.result("data")["index"])
+    model, _ = load_dense(run.recipe.model.path, "float32")
+    model.eval()
+    if torch.cuda.is_available():
+        model = model.cuda()
+    write_features(model, dataset, run.directory / "features.npy", PICTURES_AT_ONCE)
+    return {"pictures": len(dataset)}
+
+
+def train_projector(run: Run) -> dict:
+    """Trains the projector to name what patches show. All other weights stay as they are."""
+    settings, folder = run.recipe.naming, run.directory / "naming"
+    dataset, index, rows = trained_on(run, run.result("data")["index"])
+    features = KeptFeatures(dataset, run.directory / "features.npy").values
+    set_seed(run.recipe.seed)
+    model, processor = load_dense(run.recipe.model.path, "float32")
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    names, named = names_of_patches(run, index, rows, side)
+    measured = torch.from_numpy(features[:PICTURES_MEASURED].copy()).float().flatten(0, 1)
+    namer = PatchNamer(
+        model.model.multi_modal_projector,
+        measured.mean(dim=0),
+        measured.std(dim=0).clamp(min=1e-6),
+        model.get_input_embeddings().weight.detach(),
+        processor.tokenizer,
+        names,
+        side,
+        settings.place_weight,
+    )
+    trainer = OrderedTrainer(
+        model=namer,
+        args=training_arguments(settings, folder / "trainer", run.recipe.seed),
+        train_dataset=NamedPatches(features, named),
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
+    )
+
+    def save(folder: Path) -> None:
+        namer.fold()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: value.contiguous() for name, value in namer.projector.state_dict().items()}, folder / PROJECTOR
+        )
+
+    return train_and_save(trainer, save, folder) | {"names": len(names)}
+
+
+def train_adapters(run: Run) -> dict:
+    """Trains projector and adapters on questions, each of them as if it were the only one about its picture."""
+    settings, folder = run.recipe.tuning, run.directory / "tuning"
+    dataset, *_ = trained_on(run, run.result("data")["index"])
+    processor = load_processor(run.recipe.model.path)
+    set_seed(run.recipe.seed)
+    dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    model = LlavaOfFeatures.from_pretrained(run.recipe.model.path, dtype=dtype, use_safetensors=True)
+    put_projector(run, model)
+    if not torch.cuda.is_available():
+        model.model.language_model.set_attn_implementation(MASKED_ATTENTION)
+    model.token_weights = first_token_weights(
+        settings.answer_weights, processor.tokenizer, model.config.text_config.vocab_size
+    )
+    adapted = with_adapters(model, run.recipe.lora)
+    arguments = training_arguments(settings, folder / "trainer", run.recipe.seed)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(adapted, settings.learning_rate, settings.projector_learning_rate),
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        weight_decay=settings.weight_decay,
+    )
+    collator = Collator(processor)
+    trainer = OrderedTrainer(
+        model=adapted,
+        args=arguments,
+        train_dataset=KeptFeatures(dataset, run.directory / "features.npy"),
+        data_collator=lambda samples: independent_turns(collator(samples), processor.image_token_id),
+        optimizers=(optimizer, None),
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
+    )
+    return train_and_save(trainer, adapted.save_pretrained, folder)
+
+
+def evaluate_model(run: Run) -> dict:
+    """Asks the model the questions, with their pictures and with grey ones. Returns both accuracies.
+
+    The weights are rounded to bfloat16, as in the checkpoint.
+    """
+    processor = load_processor(run.recipe.model.path)
+    model = load_taught_model(run).float().eval()
+    samples, _ = load_samples(run.recipe.data.evaluation.source({}))
+    asked, evaluations = [asked_of(samples)], {}
+    batch_size = run.recipe.evaluation_batch_size
+    (run.directory / "evaluation").mkdir(exist_ok=True)
+    for name, transform in (("teacher", None), ("grey", "grey")):
+        evaluations[name] = evaluate(
+            model, processor, asked, batch_size=batch_size, pixel_transform=transform, title=name
+        )
+        evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
+    console.print(families_table(evaluations))
+    return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
+
+
+def export(run: Run) -> dict:
+    """Writes the model as a Hugging Face folder, copied to the recipe's `model.output`, and the adapter in bfloat16."""
+    base, output = Path(run.recipe.model.path), run.recipe.model.output
+    checkpoint = run.directory / "checkpoint"
+    with writing(checkpoint), whole_folder(checkpoint) as folder:
+        load_taught_model(run).save_pretrained(folder)
+        load_processor(run.recipe.model.path).save_pretrained(folder)
+        if (base / "README.md").is_file():
+            shutil.copyfile(base / "README.md", folder / "README.md")  # it says the licences
+    with whole_folder(run.directory / "adapter") as folder:
+        shutil.copytree(run.directory / "tuning" / "model", folder, dirs_exist_ok=True)
+        weights = load_file(folder / "adapter_model.safetensors")
+        save_file({name: value.bfloat16() for name, value in weights.items()}, folder / "adapter_model.safetensors")
+    with whole_folder(output) as folder:
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    return {"output": str(output)}
+
+
+# ---- what the stages use ----
+
+
+def trained_on(run: Run, index_name: str) -> tuple[ConversationDataset, Index, np.ndarray]:
+    """Returns the rows that are trained on as a dataset, the source's index, and their numbers there."""
+    index = Index(run.directory / "data" / index_name, run.recipe.data.train.source({}))
+    rows = np.flatnonzero(index.is_good & (index.lengths <= run.recipe.data.max_length))
+    processor = load_processor(run.recipe.model.path)
+    return ConversationDataset([index], np.zeros_like(rows), rows, processor), index, rows
+
+
+def left_out(run: Run, index: Index) -> str:
+    """Returns why rows are left out."""
+    bad = np.flatnonzero(index.is_bad)
+    long = int((index.lengths > run.recipe.data.max_length).sum())
+    first = f", the first: {index.ids_and_reasons(bad[:1])[0][1]}" if len(bad) else ""
+    return f"{len(bad)} of {len(index)} are bad{first}; {long} have more than {run.recipe.data.max_length} tokens"
+
+
+def names_of_patches(run: Run, index: Index, rows: np.ndarray, side: int) -> tuple[list[str], np.ndarray]:
+    """Returns the names of all things, sorted, and the number of each patch's name [N, patches] int64.
+
+    Raises:
+        UserError: the source has no such column, or a row of it lists no things.
+    """
+    column = run.recipe.data.things
+    table = open_source(index.source).table
+    if column not in table.column_names:
+        raise UserError(f"data.things: {index.name} has no column {column!r}, got {', '.join(table.column_names)}")
+    listed = table.select_columns([column])[column]
+    things = [read_things(listed[row], f"{index.name}: row {row}, {column}") for row in rows.tolist()]
+    names = sorted({thing.name for of_picture in things for thing in of_picture})
+    if not names:
+        raise UserError(f"data.things: no row of {index.name} lists a thing in {column!r}")
+    numbers = {name: number for number, name in enumerate(names)}
+    sizes = index.sizes_of(rows, "image").tolist()
+    return names, np.stack(
+        [patch_names(of_picture, numbers, size, side) for of_picture, size in zip(things, sizes, strict=True)]
+    )
+
+
+def put_projector(run: Run, model: nn.Module) -> None:
+    """Gives a model the projector that learned to name patches."""
+    path = run.directory / "naming" / "model" / PROJECTOR
+    with reading(path, TRAIN_AGAIN):
+        model.model.multi_modal_projector.load_state_dict(load_file(path))
+
+
+def load_taught_model(run: Run) -> LlavaForConditionalGeneration:
+    """Returns the model with its trained projector, and its adapters merged, in bfloat16."""
+    model, _ = load_dense(run.recipe.model.path, "float32")
+    path = run.directory / "tuning" / "model"
+    with reading(path, TRAIN_AGAIN):
+        return PeftModel.from_pretrained(model, path).merge_and_unload().to(torch.bfloat16)
