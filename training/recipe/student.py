@@ -157,7 +157,7 @@ class StudentRecipe(BaseRecipe):
             if student.plan.last_step >= max_steps:
                 raise ValueError(
                     f"student {student.name}: plan.steps: got {student.plan.steps}, so that the race ends at step "
-                    f"{student.plan.last_step}, allowed: before training.max_steps ({max_steps})"
+                    f"{student.plan.last_step}; allowed: fewer, so that it ends before training.max_steps ({max_steps})"
                 )
             if not any(
                 other.distil and (other.plan, other.seed) == (student.plan, student.seed) for other in self.students

@@ -1,18 +1,23 @@
 """A race against a slow loop over plain trainings of its candidates: the winner, its weights, and after kills."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from modeling.layer_plan import LayerPlan
 from modeling.user_error import UserError
+from modeling.visual_plan import VisualPlan
 from training.distillation.callbacks import read_metrics
+from training.files import append_text, write_text
 from training.recipe.file import load_recipe
 from training.run import Run, execute
+from training.starts import COMPLETE
 from training.tasks import race
-from training.tasks.run_folder import load_plan, student_folder
+from training.tasks.run_folder import load_plan, plan_path, student_folder
 from training.tasks.sparsify import stages
 
 BUDGET = {"visual_flops": 0.5}
@@ -54,6 +59,113 @@ def assert_trained_alike(run: Run, name: str, other: Run, other_name: str) -> No
     assert all((value == weights(other, other_name)[key]).all() for key, value in weights(run, name).items())
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is done after it."""
+
+
+# ---- who is dropped when: trainings that only say what their losses are ----
+
+
+class Told:
+    """Stands for trainings: each candidate's loss at each step is told, and a checkpoint is left."""
+
+    def __init__(self, losses: dict[str, dict[int, float]], kill_after: int | None = None):
+        self.losses, self.trained, self.kill_after = losses, [], kill_after
+
+    def __call__(self, run, student, data, pause_at):
+        folder = student_folder(run, student.name) / "trainer"
+        name = folder.parent.name
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        (folder / f"checkpoint-{pause_at}").mkdir(parents=True)
+        write_text(folder / f"checkpoint-{pause_at}" / COMPLETE, "{}")
+        append_text(folder / "metrics.jsonl", json.dumps({"step": pause_at, "loss": 0.0}) + "\n")
+        row = {"step": pause_at, "eval_loss": self.losses[name][pause_at]}
+        append_text(folder / "metrics.jsonl", json.dumps(row) + "\n")
+        self.trained.append((name, pause_at))
+        if len(self.trained) == self.kill_after:
+            raise Killed
+
+
+def told_run(folder: Path, names: list[str], heads: dict[str, int]) -> Run:
+    """A run whose candidates have plans, of which each costs more with more heads."""
+    plan = race_of({name: {"planner": "random", "budget": BUDGET, "seed": 0} for name in names})
+    recipe = load_recipe("debug", settings("checkpoints/tiny-llava", plan, "training.max_steps=100"))
+    for name in names:
+        plan = VisualPlan.dense(8).replace(0, heads=heads[name])
+        plan.save(folder / "plans" / "student" / "race" / f"{name}.json")
+    return Run(recipe, folder)
+
+
+def slow_race(names: list[str], losses: dict[str, dict[int, float]], heads: dict[str, int]) -> list[tuple[str, int]]:
+    """Which candidate is trained to which step. The winner is the last one."""
+    left, step, trained = list(names), 1, []
+    while len(left) > 1:
+        trained += [(name, step) for name in left]
+        for _ in range(len(left) // 2):
+            worst = max(losses[name][step] for name in left)
+            dearest = max(heads[name] for name in left if losses[name][step] == worst)
+            left.remove([name for name in left if (losses[name][step], heads[name]) == (worst, dearest)][-1])
+        step *= 2
+    return [*trained, (left[0], 0)]
+
+
+def test_the_worse_half_is_dropped_in_each_round(tmp_path, monkeypatch):
+    """With few different losses and costs, so that there are ties; every race is killed somewhere and goes on."""
+    monkeypatch.setattr(race, "training_data", lambda run: None)
+    draw = random.Random(0)
+    winners = set()
+    for number, count in enumerate([1, 2, 3, 4, 5, 8, 8, 8]):
+        names = [f"c{index}" for index in range(count)]
+        losses = {name: {step: draw.randrange(3) for step in (1, 2, 4)} for name in names}
+        heads = {name: draw.randrange(1, 3) for name in names}
+        *trained, (winner, _) = slow_race(names, losses, heads)
+        run = told_run(tmp_path / str(number), names, heads)
+        told = Told(losses, kill_after=draw.randrange(1, len(trained) + 1) if trained else None)
+        monkeypatch.setattr(race, "train_by_own_plan", told)
+        if trained:
+            with pytest.raises(Killed):
+                race.race(run)
+            told.kill_after = None
+            told.trained = told.trained[:-1]
+        outcome = race.race(run)["students"]["student"]
+        assert outcome["winner"] == winner
+        assert list(dict.fromkeys(told.trained)) == trained
+        assert outcome["extra_steps"] == run.recipe.plan.all_steps - run.recipe.plan.last_step
+        for row in outcome["candidates"]:
+            assert row["losses"] == [losses[row["name"]][step] for name, step in trained if name == row["name"]]
+        kept = [path.parent.relative_to(run.directory) for path in run.directory.rglob("checkpoint-*")]
+        assert kept == ([Path("students/student/trainer")] if trained else []), "the winner goes on, others are gone"
+        assert load_plan(run, "student") == load_plan(run, f"student/race/{winner}")
+        winners.add(winner)
+    assert len(winners) > 2
+
+
+def test_a_plan_that_costs_more_than_the_budget_is_refused(tmp_path):
+    run = told_run(tmp_path, ["cheap", "dear"], {"cheap": 1, "dear": 1})
+    text_alone = VisualPlan((LayerPlan(tokens=0.0),) * 8)
+    text_alone.save(plan_path(run, "student/race/cheap"))
+    with pytest.raises(UserError, match="plan.candidates.dear: its plan costs 0.* of the dense model's visual_flops, "):
+        race.refuse_dear_candidates(run)
+    text_alone.save(plan_path(run, "student/race/dear"))
+    race.refuse_dear_candidates(run)
+
+
+def test_a_loss_that_is_missing_or_not_finite_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "training_data", lambda run: None)
+    run = told_run(tmp_path, ["a", "b"], {"a": 1, "b": 1})
+    monkeypatch.setattr(race, "train_by_own_plan", Told({"a": {1: 0.5}, "b": {1: float("nan")}}))
+    with pytest.raises(UserError, match="race/b/trainer/metrics.jsonl: got nan loss on held-out samples at step 1"):
+        race.race(run)
+    (tmp_path / "students/student/race/b/trainer/metrics.jsonl").unlink()
+    monkeypatch.setattr(race, "train_by_own_plan", lambda *arguments, **keywords: None)
+    with pytest.raises(UserError, match="race/b/trainer/metrics.jsonl: got no loss"):
+        race.race(run)
+
+
+# ---- real trainings ----
+
+
 @pytest.fixture(scope="module")
 def plain(dense_folder, tmp_path_factory) -> Run:
     """Each candidate's plan trained to the end, in a run without a race."""
@@ -76,6 +188,7 @@ def plain_losses(plain: Run, name: str) -> dict[int, float]:
     }
 
 
+@pytest.mark.slow
 def test_the_winner_is_that_of_a_slow_loop_and_trained_as_alone(plain, raced):
     left, seen = list(CANDIDATES), {name: [] for name in CANDIDATES}
     for step, keep in ((1, 2), (2, 1)):
@@ -100,10 +213,7 @@ def test_the_winner_is_that_of_a_slow_loop_and_trained_as_alone(plain, raced):
     assert not list(raced.directory.rglob("checkpoint-*"))
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is done after it."""
-
-
+@pytest.mark.slow
 def test_a_race_that_is_killed_anywhere_ends_as_one_that_is_not(raced, tmp_path, monkeypatch):
     """Kills before and after each training, between rounds, and before the winner's training is handed on."""
     folder = tmp_path / "run"
@@ -153,6 +263,7 @@ def _kill_before(calls, rename, source, target):
     return rename(source, target)
 
 
+@pytest.mark.slow
 def test_one_candidate_is_trained_as_without_a_race(dense_folder, plain, tmp_path):
     recipe = load_recipe("debug", settings(dense_folder, race_of({"only": CANDIDATES["random"]})))
     run = distilled(recipe, tmp_path / "run")
@@ -170,7 +281,7 @@ GATES = {"planner": "gates", "budget": BUDGET, "steps": 2}
         (
             race_of(CANDIDATES, steps=3),
             [],
-            "plan.steps: got 3, so that the race ends at step 6, allowed: before .* (5)",
+            "plan.steps: got 3, so that the race ends at step 6; allowed: fewer",
         ),
         (race_of(CANDIDATES), ["validation=null"], "validation: got null, but a race"),
         (race_of(CANDIDATES), ["training.max_steps=null", "training.num_epochs=1"], "max_steps: got null, but a race"),
@@ -197,11 +308,3 @@ GATES = {"planner": "gates", "budget": BUDGET, "steps": 2}
 def test_a_race_that_cannot_be_run_is_refused(plan, overrides, message):
     with pytest.raises(UserError, match=message):
         load_recipe("debug", settings("checkpoints/tiny-llava", plan, *overrides))
-
-
-def test_a_plan_that_costs_more_than_the_budget_is_refused(dense_folder, tmp_path):
-    dear = {"planner": "vtw", "layer": 2}
-    recipe = load_recipe("debug", settings(dense_folder, race_of({**CANDIDATES, "dear": dear}, budget=BUDGET)))
-    with pytest.raises(UserError, match="plan.candidates.dear: its plan costs 0.* of the dense model's visual_flops"):
-        distilled(recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / "students").exists()
