@@ -271,7 +271,32 @@ def test_one_candidate_is_trained_as_without_a_race(dense_folder, plain, tmp_pat
     assert_trained_alike(run, "student", plain, "student")
 
 
-GATES = {"planner": "gates", "budget": BUDGET, "steps": 2}
+GATES = {"planner": "gates", "budget": BUDGET, "steps": 2, "ffn_blocks": 4, "draws": 2}
+
+
+@pytest.mark.slow
+def test_learned_plans_race_and_the_report_shows_it(dense_folder, tmp_path):
+    """Steps that learn gates are among those of the race. The report's figures are those of the winner."""
+    raced = {"gates": GATES, "evenly": CANDIDATES["evenly"]}
+    compare = json.dumps([{"name": "untrained", "distil": False}, {"name": "gates", "plan": GATES, "distil": True}])
+    recipe = load_recipe("debug", settings(dense_folder, race_of(raced, steps=3), f"compare={compare}"))
+    run = execute(recipe, stages(recipe), tmp_path / "run")
+    outcome = json.loads((run.directory / "result.json").read_text())["race"]
+    assert outcome == run.result("race")["students"]["student"]
+    assert (outcome["rounds"], outcome["extra_steps"]) == ([3], 3)
+    # The gates' own step 1 is step 3 of the race. Both students of that plan have its adapters, so their losses agree.
+    alone = student_folder(run, "gates") / "trainer/metrics.jsonl"
+    expected = {row["step"]: row["eval_loss"] for row in read_metrics(alone) if "eval_loss" in row}
+    (learned,) = (row for row in outcome["candidates"] if row["name"] == "gates")
+    assert learned["losses"] == [pytest.approx(expected[1], rel=1e-6)]
+    assert (
+        load_plan(run, "student") == load_plan(run, "untrained") == load_plan(run, f"student/race/{outcome['winner']}")
+    )
+    for name in ("report.html", "checkpoint/README.md"):
+        text = (run.directory / name).read_text(encoding="utf-8")
+        assert f"won by {outcome['winner']} among 2 candidates; the race took 3 more steps (60%)" in text.replace(
+            "`", ""
+        )
 
 
 @pytest.mark.parametrize(
