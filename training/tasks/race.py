@@ -11,7 +11,8 @@ as that of the student. These files are written in the run's folder:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,6 @@ from training.measure.costs import fractions
 from training.measure.price import PlanPrice
 from training.ranks import from_rank_0, led_by_rank_0
 from training.recipe.gates import GateSettings
-from training.recipe.race import RaceSettings
 from training.recipe.student import CompareSettings
 from training.report.numbers import percent
 from training.run import Run, console, is_main_process
@@ -62,20 +62,15 @@ def race(run: Run) -> dict:
         UserError: as `DistillationTrainer`, or a candidate's loss on the held-out samples is missing or not finite.
     """
     data = training_data(run)
-    outcomes = {plan_key(student): _race_one(run, student, data) for student in races(run.recipe)}
-    of_students = {}
-    for student in run.recipe.students:
-        if isinstance(student.plan, RaceSettings):
-            of_students[student.name] = outcomes[plan_key(student)]
-    if is_main_process():
-        for student in races(run.recipe):
-            outcome = outcomes[plan_key(student)]
-            plan = load_plan(run, candidates(student)[outcome["winner"]].name)
-            for other in run.recipe.students:
-                if plan_key(other) == plan_key(student):
-                    plan.save(plan_path(run, other.name))
+    outcomes: dict[str, dict] = {}
+    for student in races(run.recipe):
+        outcome = _race_one(run, student, data)
+        sharing = [other.name for other in run.recipe.students if plan_key(other) == plan_key(student)]
+        outcomes |= dict.fromkeys(sharing, outcome)
+        _on_rank_0(partial(_hand_on, run, student, outcome["winner"], sharing))
+        if is_main_process():
             console.print(race_table(student.name, outcome))
-    return {"students": of_students}
+    return {"students": outcomes}
 
 
 def race_table(name: str, outcome: dict) -> Table:
@@ -89,29 +84,47 @@ def race_table(name: str, outcome: dict) -> Table:
 
 
 def _race_one(run: Run, student: CompareSettings, data: TrainingData) -> dict:
-    """Races the candidates of one student, hands the training of the winner on to it, and returns the outcome."""
-    folder = student_folder(run, student.name) / "race"
-    journal, running = folder / "rounds.json", candidates(student)
-    prices = _on_rank_0(lambda: _prices(run, student, running))
+    """Races the candidates of one student, and returns the outcome."""
+    journal, running = student_folder(run, student.name) / "race" / "rounds.json", candidates(student)
+    prices = _on_rank_0(partial(_prices, run, student, running))
     over = _on_rank_0(lambda: read_json(journal) if journal.exists() else [])
     for number, (count, step) in enumerate(student.plan.rounds):
         if number == len(over):
             for candidate in running.values():
                 train_by_own_plan(run, candidate, data, pause_at=_own_step(candidate, step))
-            losses = _on_rank_0(lambda: {name: _loss(run, one, step) for name, one in running.items()})  # noqa: B023
-            over.append({"step": step, "losses": losses})
-            if is_main_process():
-                write_json(journal, over)
+            over = _on_rank_0(partial(_end_round, run, running, step, over, journal))
         losses = over[number]["losses"]
-        best = sorted(running, key=lambda name: (losses[name], prices[name]))[: (count + 1) // 2]
-        for name in running.keys() - best:
-            if is_main_process():
-                delete_checkpoints(_trainer_folder(run, running[name]))
+        ranked = sorted(running, key=lambda name: (losses[name], prices[name]))
+        best, dropped = ranked[: (count + 1) // 2], ranked[(count + 1) // 2 :]
+        _on_rank_0(partial(_delete_checkpoints, run, [running[name] for name in dropped]))
         running = {name: one for name, one in running.items() if name in best}
     (winner,) = running
-    if is_main_process() and _trainer_folder(run, running[winner]).exists():
-        _trainer_folder(run, running[winner]).rename(_trainer_folder(run, student))
     return _outcome(run, student, winner, over)
+
+
+def _end_round(
+    run: Run, running: Mapping[str, CompareSettings], step: int, over: list[dict], journal: Path
+) -> list[dict]:
+    """Writes the journal of the rounds that are over, and returns it."""
+    over = [*over, {"step": step, "losses": {name: _loss(run, one, step) for name, one in running.items()}}]
+    write_json(journal, over)
+    return over
+
+
+def _delete_checkpoints(run: Run, dropped: Sequence[CompareSettings]) -> None:
+    for candidate in dropped:
+        delete_checkpoints(_trainer_folder(run, candidate))
+
+
+def _hand_on(run: Run, student: CompareSettings, winner: str, sharing: Sequence[str]) -> None:
+    """Gives the winner's training to the student, and its plan to all students that share it."""
+    candidate = candidates(student)[winner]
+    plan = load_plan(run, candidate.name)
+    for name in sharing:
+        plan.save(plan_path(run, name))
+    trained = _trainer_folder(run, candidate)
+    if trained.exists():  # after a stop it may be moved already
+        trained.rename(_trainer_folder(run, student))
 
 
 def _outcome(run: Run, student: CompareSettings, winner: str, rounds: list[dict]) -> dict:
