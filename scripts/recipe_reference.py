@@ -19,6 +19,7 @@ from training import cli
 from training.planners import PLANNERS
 from training.recipe import Recipe
 from training.recipe.gates import GateSettings
+from training.recipe.race import RaceSettings
 from training.schema import FROM_ANYWHERE, MayChange
 
 HEAD = """# The fields of a recipe
@@ -37,10 +38,11 @@ first of a list `train`, and the value is YAML. `recipes/README.md` lists the re
 PLANS = """## Plans
 
 Wherever a recipe asks for a plan, `planner` says how it is found. The other fields are that planner's. The `start` of
-`gates` is any planner but `gates`. A part of a `stack` is any planner but `gates` and `stack`.
+`gates` is any planner but `gates` and `race`. A part of a `stack` is any planner but `gates`, `race` and `stack`. A
+candidate of a `race` is any planner but `race`.
 """
 TASKS = get_args(get_args(Recipe)[0])
-PLANNER_CLASSES = (*PLANNERS, GateSettings)
+PLANNER_CLASSES = (*PLANNERS, GateSettings, RaceSettings)
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Path: "path"}
 BOUNDS = {
     "ge": "≥",

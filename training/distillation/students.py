@@ -28,7 +28,7 @@ from training.distillation.lora import add_lora, permuted_adapters
 from training.distillation.monitoring.validation import Validation
 from training.distillation.narrow_projections import put_narrow_projections
 from training.distillation.trainer import DistillationTrainer
-from training.distillation.trainer_checkpoints import delete_checkpoints
+from training.distillation.trainer_checkpoints import delete_checkpoints, last_step
 from training.files import reading, writing
 from training.ranks import from_rank_0
 from training.recipe.model import ModelSettings
@@ -134,10 +134,12 @@ def train_student(
     folder: Path,
     adapters: Mapping[str, torch.Tensor] | None = None,
     validation: Validation | None = None,
+    pause_at: int | None = None,
 ) -> None:
     """Distils the student under `plan`, unless `folder` has its weights already. Every process calls this.
 
-    It writes weights/ and trainer/metrics.jsonl in `folder`. weights/ is complete if it is there.
+    It writes weights/ and trainer/metrics.jsonl in `folder`. weights/ is complete if it is there. A training that was
+    stopped, or has paused, goes on from its last checkpoint.
 
     Args:
         recipe: the recipe, with the student's own seed and training.
@@ -147,11 +149,13 @@ def train_student(
         folder: folder of the student.
         adapters: adapters of the dense model that the student begins with, not permuted; None for fresh adapters.
         validation: held-out samples that are looked at meanwhile, if any.
+        pause_at: the step after which the training pauses: it looks at the held-out samples, and leaves a checkpoint
+            but no weights. None trains to the end.
 
     Raises:
         UserError: as `DistillationTrainer`.
     """
-    if is_trained(folder):
+    if is_trained(folder) or (pause_at is not None and last_step(folder / "trainer") >= pause_at):
         return
     set_seed(recipe.seed)
     # The models are loaded before the training arguments are made. With ZeRO-3, these make from_pretrained divide
@@ -178,6 +182,7 @@ def train_student(
         validation=validation,
         distillation=recipe.distillation,
         teacher=teacher,
+        pause_at=pause_at,
     )
     train_and_save(trainer, folder)
 
@@ -196,19 +201,20 @@ def is_trained(folder: Path) -> bool:
 def train_and_save(trainer: DistillationTrainer, folder: Path) -> None:
     """Trains to the end, and saves what was trained in `folder`/weights. Every process calls this.
 
-    The trainer's checkpoints are deleted then. weights/ is complete if it is there. Stopped is raised if a process was
-    told to stop meanwhile.
+    The trainer's checkpoints are deleted then. weights/ is complete if it is there. A trainer that pauses leaves its
+    checkpoint instead. Stopped is raised if a process was told to stop meanwhile.
     """
     with stops.deferred():
         trainer.train()
-        partial = folder / "weights.partial"
-        with writing(folder / "weights"):
-            trainer.save_model(str(partial))
-        trainer.accelerator.wait_for_everyone()
-        if is_main_process():
-            partial.rename(folder / "weights")
-            delete_checkpoints(folder / "trainer")
-        trainer.accelerator.wait_for_everyone()
+        if trainer.pause_at is None:
+            partial = folder / "weights.partial"
+            with writing(folder / "weights"):
+                trainer.save_model(str(partial))
+            trainer.accelerator.wait_for_everyone()
+            if is_main_process():
+                partial.rename(folder / "weights")
+                delete_checkpoints(folder / "trainer")
+            trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer
     gc.collect()  # DeepSpeed's engine and hooks refer to each other, and the next model needs the memory

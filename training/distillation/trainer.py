@@ -57,6 +57,8 @@ class DistillationTrainer(OrderedTrainer):
         distillation: the losses and their weights.
         teacher: a model of the same class under the dense plan. None means that a PeftModel is its own teacher.
         validation: held-out samples that are looked at meanwhile, if any.
+        pause_at: the step after which `train` returns with a checkpoint, before the last one; None for none. The
+            held-out samples are looked at then.
         **kwargs: other arguments of transformers.Trainer. Batches are those of `data.collator.Collator`.
 
     Raises:
@@ -71,6 +73,7 @@ class DistillationTrainer(OrderedTrainer):
         distillation: DistillationSettings,
         teacher: PreTrainedModel | None = None,
         validation: Validation | None = None,
+        pause_at: int | None = None,
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
@@ -83,6 +86,7 @@ class DistillationTrainer(OrderedTrainer):
         self.distillation = distillation
         self.teacher = teacher
         self.validation = validation
+        self.pause_at = pause_at
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_sums_begin = 0
         self._watch = LossWatch(self.accelerator)
@@ -95,7 +99,7 @@ class DistillationTrainer(OrderedTrainer):
             self.add_callback(ValidateEvery(validation.steps))
         self.add_callback(TrainingProgress())
         self.add_callback(MetricsFile(Path(self.args.output_dir) / "metrics.jsonl"))
-        self.add_callback(TrainerCheckpoints())
+        self.add_callback(TrainerCheckpoints(pause_at))
 
     def _get_train_sampler(self, train_dataset=None) -> SampleOrder:
         args = self.args
@@ -260,7 +264,7 @@ class DistillationTrainer(OrderedTrainer):
         )
 
     def train(self, **kwargs):
-        """Trains to the end. It continues from the last complete checkpoint in the output folder, if there is one.
+        """Trains to the end, or to the pause. It continues from the last complete checkpoint in the output folder.
 
         Every process calls this. Stopped is raised if one of them was told to stop, after a checkpoint was saved.
         """

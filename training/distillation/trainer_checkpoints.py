@@ -1,4 +1,4 @@
-"""The checkpoints from which a training goes on, and its end when the run is told to stop.
+"""The checkpoints from which a training goes on, its pause, and its end when the run is told to stop.
 
 A checkpoint counts when `complete.json` lies in it. That file is written when all ranks have written theirs, and the
 checkpoint before is deleted only then. transformers' own rotation deletes it when rank 0 has written, so `training`
@@ -26,7 +26,14 @@ class TrainerCheckpoints(TrainerCallback):
     """Completes each checkpoint. If any rank was told to stop, all save at the end of the step, and Stopped is raised.
 
     Add it as the last callback, so that the others see the end of the training before Stopped is raised.
+
+    Args:
+        pause_at: the step after which the training ends with a look at the held-out samples and a checkpoint. None
+            trains to the last step.
     """
+
+    def __init__(self, pause_at: int | None = None):
+        self._pause_at = pause_at
 
     def on_train_begin(self, args, state, control, **kwargs):
         # A checkpoint brings the intervals that it was saved under, but they may have changed since.
@@ -35,6 +42,8 @@ class TrainerCheckpoints(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
             control.should_save = False
+        elif state.global_step == self._pause_at:
+            control.should_evaluate = control.should_save = control.should_training_stop = True
         elif any_rank(stops.received() is not None):
             control.should_save = control.should_training_stop = True
 
@@ -49,7 +58,7 @@ class TrainerCheckpoints(TrainerCallback):
         wait_for_rank_0()
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.global_step < state.max_steps:
+        if state.global_step < state.max_steps and state.global_step != self._pause_at:
             raise stops.Stopped
 
 
@@ -70,6 +79,16 @@ def last_checkpoint(folder: Path) -> Path | None:
                 TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME))
         delete_checkpoints(folder, but=newest)
     return from_rank_0(newest)
+
+
+def last_step(folder: Path) -> int:
+    """Returns the step of the newest complete checkpoint in a trainer's folder, or 0. Every process calls this.
+
+    Raises:
+        UserError: as `last_checkpoint`.
+    """
+    checkpoint = last_checkpoint(folder)
+    return 0 if checkpoint is None else step_of(checkpoint)
 
 
 def reading_checkpoint(checkpoint: str | Path) -> AbstractContextManager[None]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.sources.settings import Name, Seed
-from training.recipe.gates import PlannerSettings
+from training.recipe.race import PlannerSettings
 from training.recipe.student import CompareSettings, StudentRecipe
 from training.schema import Strict
 

@@ -1,6 +1,6 @@
-"""The settings of a plan that is learned by gates, and of any plan that a recipe may ask for."""
+"""The settings of a plan that is learned by gates."""
 
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -78,7 +78,3 @@ class GateSettings(BudgetPlanner):
             return changed
         ratio = self.start.bound.share / self.budget.share
         return changed.model_copy(update={"start": self.start.with_budget(min(1.0, ratio * share))})
-
-
-PlannerSettings = Annotated[AnyPlanner | GateSettings, Field(discriminator="planner")]
-"""The settings of any plan that a recipe may ask for, whether it is found or learned."""

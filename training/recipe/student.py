@@ -8,10 +8,11 @@ from data.sources.settings import Name, Seed
 from training.recipe.base import BaseRecipe
 from training.recipe.data import DataSettings
 from training.recipe.distillation import DistillationSettings
-from training.recipe.gates import GateSettings, PlannerSettings
+from training.recipe.gates import GateSettings
 from training.recipe.lora import LoraSettings
 from training.recipe.model import ModelSettings
 from training.recipe.publish import PublishSettings
+from training.recipe.race import PlannerSettings, RaceSettings
 from training.recipe.training import TrainingSettings
 from training.schema import MayChange, Strict
 
@@ -140,6 +141,29 @@ class StudentRecipe(BaseRecipe):
                 raise ValueError(
                     f"student {student.name}: plan.steps: got {student.plan.steps}, "
                     f"allowed: less than training.max_steps ({max_steps}), of which they are a part"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _races_can_be_run(self):
+        max_steps = self.training.max_steps
+        for student in self.students:
+            if not isinstance(student.plan, RaceSettings):
+                continue
+            if self.validation is None:
+                raise ValueError("validation: got null, but a race scores its candidates on these samples")
+            if max_steps is None:
+                raise ValueError("training.max_steps: got null, but a race counts in steps")
+            if student.plan.last_step >= max_steps:
+                raise ValueError(
+                    f"student {student.name}: plan.steps: got {student.plan.steps}, so that the race ends at step "
+                    f"{student.plan.last_step}; allowed: fewer, so that it ends before training.max_steps ({max_steps})"
+                )
+            if not any(
+                other.distil and (other.plan, other.seed) == (student.plan, student.seed) for other in self.students
+            ):
+                raise ValueError(
+                    f"student {student.name}: distil: got false, allowed: true, as its plan is found by distilling"
                 )
         return self
 

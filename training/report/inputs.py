@@ -4,7 +4,7 @@ All of these are needed, except for the folders search/ and gates/, which not ev
 
     recipe.yaml, env.json      the resolved recipe and the environment
     result.json                the run's figures in one flat object (teacher_accuracy, ...), and `seconds`, an object
-                               that gives the seconds of each stage
+                               that gives the seconds of each stage; after a race `race` (training/tasks/race.py)
     stages/data.json           `used` and `left_out` samples of each role (docs/run-folder.md)
     plan.json                  the student's VisualPlan
     cost.json                  {"num_units", "intermediate_size", "layers": [visual FLOPs left in each layer],
@@ -15,7 +15,8 @@ All of these are needed, except for the folders search/ and gates/, which not ev
     metrics.jsonl              one object per logged step: `step`, `loss` and the single losses
     search/student/            what was measured to find the student's plan, if it was searched (training/planners)
     gates/student/             how the student's plan was learned, if it was learned: hardening.json,
-                               trainer/gates.jsonl and trainer/metrics.jsonl
+                               trainer/gates.jsonl and trainer/metrics.jsonl. After a race, the last two folders are
+                               those of the winner, such as search/student/race/WINNER/
     evaluation/teacher.json    `Evaluation` of the dense model
     evaluation/student.json    `Evaluation` of the student
     evaluation/grey.json       `Evaluation` of the dense model that is shown grey pictures
@@ -93,17 +94,18 @@ def read_inputs(run_directory: Path) -> Inputs:
 
     for name in ("metrics.jsonl", *(f"evaluation/{file}.json" for file in EVALUATIONS.values())):
         text(name)
-    learned = None
-    if (run_directory / "gates" / "student").is_dir():
-        metrics = read_metrics(run_directory / "gates/student/trainer/metrics.jsonl")
-        learned = {
-            "history": read_metrics(run_directory / "gates/student/trainer/gates.jsonl"),
-            "metrics": [row for row in metrics if "cost" in row],
-            "hardening": parsed("gates/student/hardening.json"),
-        }
     recipe, result = yaml.safe_load(text("recipe.yaml")), parsed("result.json")
+    found_as = f"student/race/{result['race']['winner']}" if "race" in result else "student"
+    learned, gates = None, f"gates/{found_as}"
+    if (run_directory / gates).is_dir():
+        metrics = read_metrics(run_directory / gates / "trainer/metrics.jsonl")
+        learned = {
+            "history": read_metrics(run_directory / gates / "trainer/gates.jsonl"),
+            "metrics": [row for row in metrics if "cost" in row],
+            "hardening": parsed(f"{gates}/hardening.json"),
+        }
     plan = VisualPlan.load(run_directory / "plan.json")
-    search_folder = run_directory / "search" / "student"
+    search_folder = run_directory / "search" / found_as
     has_plots = any(path.name != JOURNAL for path in search_folder.glob("*"))
     rows = parsed("table.json")
     plans: dict[str, VisualPlan] = {}

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from checkpoints.card import benchmark_rows, speed_conditions, speed_rows
 from training.files import write_text
-from training.recipe.gates import PlannerSettings
+from training.recipe.race import PlannerSettings, RaceSettings
 from training.report.data_uris import figure_uri
 from training.report.gate_plots import budget_plot, gates_plot
 from training.report.inputs import Inputs, read_inputs
@@ -100,6 +100,7 @@ def render(inputs: Inputs, made: Mapping[str, str]) -> str:
         goes_on=inputs.data.get("goes_on"),
         figures=[(label, figure_text(inputs.result[key], unit)) for key, (label, unit) in FIGURES.items()],
         plots={name: figure_uri(plot) for name, plot in plots.items()},
+        race=inputs.result.get("race"),
         search=None if inputs.search_folder is None else figure_uri(plot_search(inputs, inputs.search_folder)),
         learned=None if inputs.learned is None else learned_section(**inputs.learned),
         costs=cost_rows(cost),
@@ -126,6 +127,8 @@ def render(inputs: Inputs, made: Mapping[str, str]) -> str:
 def plot_search(inputs: Inputs, folder: Path) -> Figure:
     """Returns the plot of the search for the student's plan. `folder` is the folder of the search."""
     settings = TypeAdapter(PlannerSettings).validate_python(inputs.recipe["plan"])
+    if isinstance(settings, RaceSettings):
+        settings = settings.candidates[inputs.result["race"]["winner"]]
     return search_plot(inputs.plan, inputs.result["visual_flops"], settings, folder)
 
 

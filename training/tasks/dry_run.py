@@ -27,6 +27,7 @@ from training.tasks.forecast.budget_costs import budget_costs
 from training.tasks.forecast.sizes import Sizes, build_on_meta, num_parameters, sizes_of
 from training.tasks.forecast.stage_hours import Hours, hours_by_stage
 from training.tasks.forecast.stage_memory import ESTIMATES, HEADROOM, PROCESSES_PER_MACHINE, memory_by_stage
+from training.tasks.shared_plans import races
 from training.tasks.starting_point import check_starting_point
 
 PRECISION = "bfloat16"
@@ -63,10 +64,25 @@ def dry_run(
         check_starting_point(recipe, recipe.model.config)
         student = build_on_meta(recipe.lora, config)
         console.print(parameter_table(student))
+        for line in race_lines(recipe):
+            console.print(line, soft_wrap=True)
         console.print(cost_table(recipe, config) if isinstance(recipe, SparsifyRecipe) else points_table(recipe))
         assumed = assumed or Assumptions()
         for table in stage_tables(recipe, config, sizes_of(recipe, config, student, assumed), assumed):
             console.print(table)
+
+
+def race_lines(recipe: StudentRecipe) -> list[str]:
+    """Returns a line for each race: its rounds, and the steps that it takes besides those of the student."""
+    lines = []
+    for student in races(recipe):
+        extra, max_steps = student.plan.extra_steps, recipe.training.max_steps
+        rounds = ", ".join(f"{count} candidates to step {step:,}" for count, step in student.plan.rounds) or "no rounds"
+        lines.append(
+            f"student {student.name}: a race ({rounds}) takes {extra:,} steps besides the student's {max_steps:,}, "
+            f"{extra / max_steps:.1%} of them"
+        )
+    return lines
 
 
 def parameter_table(student: nn.Module) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from modeling.visual_plan import VisualPlan
-from training.distillation.datasets import calibration_batches, training_collator
+from training.distillation.datasets import calibration_batches
 from training.distillation.students import dense_processor, dense_student, limited_config
 from training.gates.learning import budgeted_gates, hardened_plan, learn_gates
 from training.measure.calibration import Calibration, calibrate
@@ -19,6 +19,7 @@ from training.ranks import OnAllRanks, led_by_rank_0
 from training.recipe.gates import GateSettings
 from training.recipe.student import CompareSettings
 from training.run import Run, is_main_process
+from training.tasks.race import refuse_dear_candidates
 from training.tasks.run_folder import (
     CALIBRATION,
     LATENCY,
@@ -35,6 +36,7 @@ from training.tasks.shared_plans import (
     reads_unit_kl,
     recipe_of_student,
     students_to_learn,
+    with_own_plans,
 )
 from training.tasks.student_stages import training_data
 
@@ -85,10 +87,12 @@ def find_plans(run: Run) -> dict:
     def story(on_all_ranks: OnAllRanks) -> dict:
         statistics = Calibration.load(run.directory / CALIBRATION) if reads_statistics(run.recipe) else None
         search = Search(model, batches, statistics, load_latency(run), ranks=on_all_ranks)
-        students = [student for student in run.recipe.students if not isinstance(student.plan, GateSettings)]
-        return _save_plans(
+        students = [one for one in with_own_plans(run.recipe) if not isinstance(one.plan, GateSettings)]
+        costs = _save_plans(
             run, students, lambda student: student.plan.find(replace(search, folder=search_folder(run, student.name)))
         )
+        refuse_dear_candidates(run)
+        return costs
 
     return led_by_rank_0(search_tasks(model, batches), story) or {}
 
@@ -96,9 +100,7 @@ def find_plans(run: Run) -> dict:
 def learn_plans(run: Run) -> dict:
     """Trains gates and LoRA adapters for every plan that is learned. All processes execute it together."""
     recipe = run.recipe
-    processor = dense_processor(recipe.model)
-    dataset, validation = training_data(run, processor)
-    collator = training_collator(dataset, processor)
+    data = training_data(run)
     statistics = Calibration.load(run.directory / CALIBRATION)
     for student in students_to_learn(recipe):
         learn_gates(
@@ -106,10 +108,10 @@ def learn_plans(run: Run) -> dict:
             student.plan,
             statistics,
             load_latency(run),
-            dataset,
-            collator,
+            data.dataset,
+            data.collator,
             gates_folder(run, student.name),
-            validation,
+            data.validation,
         )
     return {}
 
@@ -132,7 +134,7 @@ def harden_plans(run: Run) -> dict:
     }
     if not is_main_process():
         return {}
-    students = [student for student in recipe.students if isinstance(student.plan, GateSettings)]
+    students = [student for student in with_own_plans(recipe) if isinstance(student.plan, GateSettings)]
     return _save_plans(run, students, lambda student: plans[plan_key(student)])
 
 

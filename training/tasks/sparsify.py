@@ -30,6 +30,7 @@ from training.run import Run, Stage, console, device, is_main_process
 from training.tasks.publishing.card import card_of, training_rows
 from training.tasks.publishing.publish import add_record, publish_checkpoint
 from training.tasks.run_folder import DENSE, GREY, data_folder, evaluation_path, load_plan, plan_path, student_folder
+from training.tasks.shared_plans import races
 from training.tasks.stages import stages_before_students
 from training.tasks.student_stages import distil, evaluate_once, load_student, questions_of
 
@@ -146,6 +147,7 @@ def report(run: Run) -> dict:
         "benchmarks": as_dict(compared(run)),
         **fractions(plan, limited_config(run.recipe.model)),
         "prefill_speedup": run.result("benchmark")["prefill_speedup"],
+        **({"race": run.result("race")["students"][STUDENT]} if races(run.recipe) else {}),
         "seconds": {name: run.result(name)["seconds"] for name in done},
     }
     write_json(run.directory / "result.json", result)

@@ -25,8 +25,9 @@ from training.run import Run, Stage, console
 from training.tasks.answers_size import answers_size, refuse_too_many_answers
 from training.tasks.plan_stages import find_plans, harden_plans, learn_plans, measure_dense
 from training.tasks.publishing.publish import check_publishing
+from training.tasks.race import race
 from training.tasks.run_folder import data_folder
-from training.tasks.shared_plans import bounds_latency, reads_statistics, students_to_learn
+from training.tasks.shared_plans import bounds_latency, races, reads_statistics, students_to_learn, with_own_plans
 from training.tasks.starting_point import check_starting_point, dense_in_words, name_of
 from training.tasks.student_stages import ask_teacher, questions_of
 
@@ -43,13 +44,15 @@ def stages_before_students(recipe: StudentRecipe) -> list[Stage]:
         has_start = any(student.plan.start is not None for student in learned)
         title = "measure the dense model" + (", and find the plans that learning starts from" if has_start else "")
         stages.append(Stage("calibrate", title, measure_dense, distributed=True))
-    if any(not isinstance(student.plan, GateSettings) for student in recipe.students):
+    if any(not isinstance(student.plan, GateSettings) for student in with_own_plans(recipe)):
         stages.append(Stage("plan", "find the plans", find_plans, distributed=True))
     if recipe.distillation.keep_answers:
         stages.append(Stage("ask", "ask the dense model for all its answers", ask_teacher, distributed=True))
     if learned:
         stages.append(Stage("learn", "learn which visual work is needed", learn_plans, distributed=True))
         stages.append(Stage("harden", "harden what was learned into plans", harden_plans, distributed=True))
+    if races(recipe):
+        stages.append(Stage("race", "race the candidates", race, distributed=True))
     return stages
 
 

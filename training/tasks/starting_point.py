@@ -18,6 +18,7 @@ from training.distillation.students import limited_config
 from training.recipe.frontier import FrontierRecipe
 from training.recipe.model import ModelSettings
 from training.recipe.student import StudentRecipe
+from training.tasks.shared_plans import with_own_plans
 
 SIZES = (
     "model_type",
@@ -59,7 +60,7 @@ def check_starting_point(recipe: StudentRecipe, config_path: str | None = None) 
         _check_teacher(settings, config)
         if config_path is None:
             _check_words(settings)
-    for student in recipe.students:
+    for student in with_own_plans(recipe):
         plan = student.plan.plan_of_config(config)
         if plan is not None:
             _refuse_opened(plan, start, config, f"student {student.name}: plan")

@@ -6,6 +6,7 @@ Each stage reads what earlier stages left in the run's folder, and leaves its ow
 
 import json
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -32,6 +33,7 @@ from training.evaluation.results import Evaluation
 from training.gates.learning import learned_adapters
 from training.ranks import from_rank_0
 from training.recipe.gates import GateSettings
+from training.recipe.race import RaceSettings
 from training.recipe.student import CompareSettings
 from training.run import Run, device, is_main_process
 from training.tasks.run_folder import (
@@ -44,6 +46,17 @@ from training.tasks.run_folder import (
     student_folder,
 )
 from training.tasks.shared_plans import name_of_learned_plan, recipe_of_student
+
+
+class TrainingData(NamedTuple):
+    """What students and gates are trained on."""
+
+    dataset: ConversationDataset | AnsweredDataset | StreamedDataset
+    """The training data, with the teacher's answers if the recipe keeps them."""
+    collator: Collator
+    """Makes batches of its samples."""
+    validation: Validation | None
+    """What is held out of it, if anything."""
 
 
 def ask_teacher(run: Run) -> dict:
@@ -63,33 +76,58 @@ def ask_teacher(run: Run) -> dict:
 
 def distil(run: Run) -> dict:
     """Trains every student that is distilled. All processes execute it together."""
-    recipe = run.recipe
-    processor = dense_processor(recipe.model)
-    dataset, validation = training_data(run, processor)
-    collator = training_collator(dataset, processor)
-    for student in recipe.students:
+    data = training_data(run)
+    for student in run.recipe.students:
         if student.distil:
-            plan, folder = load_plan(run, student.name), student_folder(run, student.name)
-            adapters = None
-            # The student continues with the adapters that were learned together with its gates. Full fine-tuning has
-            # no adapters.
-            if isinstance(student.plan, GateSettings) and recipe.lora is not None:
-                adapters = learned_adapters(gates_folder(run, name_of_learned_plan(recipe, student)))
-            train_student(recipe_of_student(recipe, student), plan, dataset, collator, folder, adapters, validation)
+            train_by_own_plan(run, _with_own_plan(run, student), data)
     return {}
 
 
-def training_data(
-    run: Run, processor: ProcessorMixin
-) -> tuple[ConversationDataset | AnsweredDataset | StreamedDataset, Validation | None]:
-    """Returns the training data, with the teacher's answers if the recipe keeps them, and what is held out of it."""
+def train_by_own_plan(run: Run, student: CompareSettings, data: TrainingData, pause_at: int | None = None) -> None:
+    """Trains a student, or a candidate of a race. All processes execute it together.
+
+    Args:
+        student: the student. Its plan is no race.
+        pause_at: as for `train_student`.
+    """
+    recipe = run.recipe
+    adapters = None
+    # The student continues with the adapters that were learned together with its gates. Full fine-tuning has no
+    # adapters.
+    if isinstance(student.plan, GateSettings) and recipe.lora is not None:
+        adapters = learned_adapters(gates_folder(run, name_of_learned_plan(recipe, student)))
+    train_student(
+        recipe_of_student(recipe, student),
+        load_plan(run, student.name),
+        data.dataset,
+        data.collator,
+        student_folder(run, student.name),
+        adapters,
+        data.validation,
+        pause_at,
+    )
+
+
+def _with_own_plan(run: Run, student: CompareSettings) -> CompareSettings:
+    """Returns the student with the settings of its plan: those of the winner, where a race decided."""
+    if not isinstance(student.plan, RaceSettings):
+        return student
+    winner = run.result("race")["students"][student.name]["winner"]
+    return student.model_copy(update={"plan": student.plan.candidates[winner]})
+
+
+def training_data(run: Run) -> TrainingData:
+    """Returns what the recipe trains on."""
+    processor = dense_processor(run.recipe.model)
+    dataset: ConversationDataset | AnsweredDataset | StreamedDataset
     if run.recipe.data.is_streamed:
-        return streamed(run.recipe, processor), None
-    dataset, held_out = training_split(run.recipe, processor, data_folder(run))
-    validation = validation_of(run.recipe, held_out, processor)
-    if run.recipe.distillation.keep_answers:
-        return AnsweredDataset(dataset, run.directory / ANSWERS), validation
-    return dataset, validation
+        dataset, validation = streamed(run.recipe, processor), None
+    else:
+        dataset, held_out = training_split(run.recipe, processor, data_folder(run))
+        validation = validation_of(run.recipe, held_out, processor)
+        if run.recipe.distillation.keep_answers:
+            dataset = AnsweredDataset(dataset, run.directory / ANSWERS)
+    return TrainingData(dataset, training_collator(dataset, processor), validation)
 
 
 def load_student(run: Run, student: CompareSettings) -> PreTrainedModel:

@@ -40,7 +40,15 @@ def student(rank: int = 2):
 
 
 def trainer(
-    folder, model=None, dataset=DATASET, losses=LOSSES, callbacks=(), teacher=None, validation=None, **settings
+    folder,
+    model=None,
+    dataset=DATASET,
+    losses=LOSSES,
+    callbacks=(),
+    teacher=None,
+    validation=None,
+    pause_at=None,
+    **settings,
 ) -> DistillationTrainer:
     values = {
         "max_steps": 1,
@@ -63,6 +71,7 @@ def trainer(
         callbacks=list(callbacks),
         teacher=teacher,
         validation=validation,
+        pause_at=pause_at,
     )
 
 

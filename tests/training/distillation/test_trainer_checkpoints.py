@@ -11,12 +11,13 @@ import pytest
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from tests.processes import run_processes
+from tests.training.distillation.monitoring.test_validation import validation
 from tests.training.distillation.test_trainer import DATASET, trainer
 from training import stops
 from training.distillation.callbacks import read_metrics
 from training.distillation.students import train_and_save
 from training.distillation.trainer import DistillationTrainer
-from training.distillation.trainer_checkpoints import last_checkpoint
+from training.distillation.trainer_checkpoints import last_checkpoint, last_step
 from training.starts import COMPLETE
 
 
@@ -207,3 +208,16 @@ def one_rank_is_told(folder):
 @pytest.mark.slow
 def test_all_ranks_stop_where_one_is_told(tmp_path):
     assert run_processes(2, one_rank_is_told, tmp_path) == ["checkpoint-2"] * 2
+
+
+def test_a_training_that_pauses_goes_on_as_one_that_does_not(tmp_path, whole):
+    """It looks at the held-out samples at each pause, and has its own schedule of all steps throughout."""
+    for pause_at in (1, 3):
+        train_and_save(begin(tmp_path, validation=validation(steps=100), pause_at=pause_at), tmp_path)
+        assert last_step(tmp_path / "trainer") == pause_at
+        assert not (tmp_path / "weights").exists()
+    train_and_save(begin(tmp_path), tmp_path)
+    assert_as_whole(tmp_path, whole)
+    seen = [row["step"] for row in read_metrics(tmp_path / "trainer" / "metrics.jsonl") if "eval_loss" in row]
+    assert seen == [1, 3]
+    assert not list(tmp_path.rglob("checkpoint-*"))

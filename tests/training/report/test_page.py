@@ -466,3 +466,19 @@ def test_quantities(value, text):
 @pytest.mark.parametrize(("value", "unit", "text"), [(0.5, "%", "50.0 %"), (2.314, "×", "2.31 ×"), (None, "×", "–")])
 def test_figures(value, unit, text):
     assert figure_text(value, unit) == text
+
+
+def test_a_race_is_shown_with_what_its_winner_was_found_by(broken):
+    losses = {"first": [0.25, 0.125], "<b>": [0.5], "third": [0.375, 0.0625]}
+    rows = [{"name": name, "planner": "gates", "visual_flops": 0.11, "losses": it} for name, it in losses.items()]
+    race = {"winner": "third", "rounds": [50, 100], "extra_steps": 400, "extra_share": 1.25, "candidates": rows}
+    path = broken / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"race": race}))
+    (broken / "gates" / "student").rename(broken / "gates" / "third")
+    (broken / "gates" / "student" / "race").mkdir(parents=True)
+    (broken / "gates" / "third").rename(broken / "gates" / "student" / "race" / "third")
+    page = write_report(broken, MADE).read_text(encoding="utf-8")
+    section = page.split("The race that found it")[1].split("</table>")[0]
+    assert "<b>third</b> was left. The others took 400 steps, 125.0" in section and "<td>&lt;b&gt;</td>" in section
+    assert re.findall("<td>([0-9.]*)</td>", section) == ["0.2500", "0.1250", "0.5000", "", "0.3750", "0.0625"]
+    assert "How the plan was learned" in page

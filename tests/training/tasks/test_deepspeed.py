@@ -116,6 +116,25 @@ def test_a_sparse_checkpoint_is_taught_by_a_named_dense_model_as_by_one_process(
         assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_races_as_one_process_does(train, stage):
+    budget = "budget: {visual_flops: 0.5}"
+    candidates = f"{{random: {{planner: random, {budget}, seed: 0}}, yopo: {{planner: yopo, {budget}}}}}"
+    settings = [
+        f"plan={{planner: race, {budget}, steps: 1, candidates: {candidates}}}",
+        "validation={num_samples: 5, steps: 2}",
+        "compare=[]",
+    ]
+    one = train(f"raced_alone_{stage}", None, *settings)
+    zero = f"training.deepspeed={RECIPES}/deepspeed/zero{stage}.json"
+    two = train(f"raced_{stage}", 2, *settings, zero, "training.micro_batch_size=2")
+    found, expected = (json.loads((run / "result.json").read_text())["race"] for run in (two, one))
+    assert (found["winner"], found["extra_steps"]) == (expected["winner"], 1)
+    for row, other in zip(found["candidates"], expected["candidates"], strict=True):
+        assert row["losses"] == pytest.approx(other["losses"], rel=1e-4)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+
 def test_two_processes_publish_once(train, tmp_path):
     with hub_server() as server:
         hub = {"HF_ENDPOINT": server.address, "HF_TOKEN": "hf_me", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}

@@ -22,3 +22,11 @@ def test_one_line_for_what_is_assumed(capsys, monkeypatch, name, overrides, said
     told = [line for line in lines if "counted" in line]
     assert len(told) == (said is not None) and (said or "") in "".join(told)
     assert lines[-1] == ("float32" if "training.precision=float32" in overrides else "bfloat16")
+
+
+def test_the_steps_of_a_race_are_stated():
+    assert dry_run.race_lines(load_recipe("tiny_race")) == [
+        "student student: a race (5 candidates to step 50, 3 candidates to step 100, 2 candidates to step 200) takes "
+        "400 steps besides the student's 300, 133.3% of them"
+    ]
+    assert dry_run.race_lines(load_recipe("tiny_sparse")) == []

@@ -23,7 +23,15 @@ from training.recipe.training import TrainingSettings
 from training.tasks.forecast.assumptions import Assumptions
 from training.tasks.forecast.budget_costs import budget_costs
 from training.tasks.forecast.sizes import Sizes
-from training.tasks.shared_plans import plan_key, reads_statistics, reads_unit_kl, students_to_learn
+from training.tasks.shared_plans import (
+    candidates,
+    plan_key,
+    races,
+    reads_statistics,
+    reads_unit_kl,
+    students_to_learn,
+    with_own_plans,
+)
 
 PLANS = 100
 """Plans that are tried in a search, for which its hours are given: how many it needs is seen in the search."""
@@ -53,7 +61,7 @@ def hours_by_stage(
     rows, per_rows = (all_rows, "") if all_rows else (ROWS, f"per {ROWS:,} rows")
     questions = _questions(recipe.data)
     models = len(recipe.students) + (2 if isinstance(recipe, SparsifyRecipe) else 1)
-    searches = {plan_key(student): student for student in recipe.students if not isinstance(student.plan, GateSettings)}
+    searches = {plan_key(one): one for one in with_own_plans(recipe) if not isinstance(one.plan, GateSettings)}
     searched = [student for student in searches.values() if student.plan.plan_of_config(config) is None]
     learned = students_to_learn(recipe)
 
@@ -62,16 +70,21 @@ def hours_by_stage(
 
     def training(student: CompareSettings, settings: TrainingSettings, *, gates: bool) -> float:
         batch = settings.micro_batch_size * settings.gradient_accumulation_steps * processes
-        count = settings.max_steps * batch if settings.max_steps else settings.num_epochs * rows
+        count = settings.num_epochs * rows if settings.max_steps is None else settings.max_steps * batch
         return count * cost.step(student, gates=gates)
+
+    def steps(count: int) -> TrainingSettings:
+        return recipe.training.model_copy(update={"max_steps": count})
 
     distilled = sum(
         training(student, recipe.training_of(student), gates=False) for student in recipe.students if student.distil
     )
-    gates = sum(
-        training(student, recipe.training.model_copy(update={"max_steps": student.plan.steps}), gates=True)
-        for student in learned
-    )
+    gates = sum(training(student, steps(student.plan.steps), gates=True) for student in learned)
+    raced = 0.0
+    for student in races(recipe):
+        own = (one for one in candidates(student).values() if isinstance(one.plan, GateSettings))
+        raced += training(student, steps(student.plan.all_steps - sum(one.plan.steps for one in own)), gates=False)
+        distilled -= training(student, steps(student.plan.last_step), gates=False)
     starting = {student.plan.start for student in learned if student.plan.start is not None}
     starting = [planner for planner in starting if planner.plan_of_config(config) is None]
     starts = stage(len(starting) * PLANS * samples * cost.answers()).value  # calibration finds them
@@ -82,6 +95,7 @@ def hours_by_stage(
         "ask": stage(rows * sample, per_rows),
         "learn": stage(gates),
         "harden": stage(hardened * samples * cost.answers()),
+        "race": stage(raced),
         "distil": stage(distilled, "" if recipe.training.max_steps else per_rows),
         "evaluate": stage((questions or ROWS) * models * sample, "" if questions else f"per {ROWS:,} questions"),
     }

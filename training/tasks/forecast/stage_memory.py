@@ -123,7 +123,7 @@ def _learn(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:
 
 
 def _distil(recipe: StudentRecipe, sizes: Sizes, processes: int) -> Memory:
-    """`distil`: a training of adapters, or of decoder and projector. The teacher may be a second model."""
+    """`race` and `distil`: a training of adapters, or of decoder and projector. The teacher may be a second model."""
     lora = recipe.lora is not None
     second_model = (not lora or recipe.model.teacher is not None) and recipe.distillation.needs_teacher
     return _training(recipe, sizes, sizes.trained, lora=lora, second_model=second_model, processes=processes)
@@ -170,6 +170,7 @@ ESTIMATES: dict[str, Callable[[StudentRecipe, Sizes, int], Memory]] = {
     "ask": _ask,
     "learn": _learn,
     "harden": _compare,
+    "race": _distil,
     "distil": _distil,
     "evaluate": _evaluate,
     "export": _export,

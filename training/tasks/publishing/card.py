@@ -13,11 +13,12 @@ from training.evaluation.comparison import Comparison, as_dict
 from training.files import read_json
 from training.recipe.data import SourceSettings
 from training.recipe.model import ModelSettings
-from training.recipe.student import SparsifyRecipe
+from training.recipe.student import STUDENT, SparsifyRecipe
 from training.report.page import prompts_of
 from training.report.samples import OWN_ROWS
 from training.run import Run
 from training.starts import ENVIRONMENT
+from training.tasks.shared_plans import races
 
 
 def card_of(
@@ -91,7 +92,7 @@ def training_rows(run: Run, compared: Mapping[str, Comparison]) -> dict[str, str
         "losses": ", ".join(f"{weight:g} × {name}" for name, weight in losses.items() if weight),
         "weights trained": "decoder and projector" if recipe.lora is None else f"LoRA, rank {recipe.lora.rank}",
         "learning rate": f"{recipe.training.learning_rate:g}, {recipe.training.lr_schedule}",
-        "plan": f"`{recipe.plan.planner}`{_budget(recipe)}",
+        "plan": f"`{recipe.plan.planner}`{_budget(recipe)}{_winner(run)}",
         "plan found on": _samples(used, "calibration", recipe.data.calibration),
         "asked": ", ".join(f"{row['count']:,} questions of {_title(name, row, recipe)}" for name, row in asked.items())
         + (f", prompts of {prompts}" if prompts else ""),
@@ -106,6 +107,17 @@ def _budget(recipe: SparsifyRecipe) -> str:
         return ""
     measure = bound.measure.replace("_", " ").replace("flops", "FLOPs")
     return f" within {bound.share:.1%} of the {measure}"
+
+
+def _winner(run: Run) -> str:
+    """Returns what is said of the race that found the plan, if one did."""
+    if not races(run.recipe):
+        return ""
+    outcome = run.result("race")["students"][STUDENT]
+    return (
+        f", won by `{outcome['winner']}` among {len(outcome['candidates'])} candidates; the race took "
+        f"{outcome['extra_steps']:,} more steps ({outcome['extra_share']:.0%})"
+    )
 
 
 def _title(benchmark: str, row: Mapping[str, Any], recipe: SparsifyRecipe) -> str:

@@ -88,3 +88,15 @@ def test_learning_and_hardening_take_their_steps_and_draws():
     assert learned["learn"].value > 0
     assert more["harden"].value == pytest.approx(2 * learned["harden"].value)
     assert hours()["learn"].value == hours()["harden"].value == 0
+
+
+def test_a_race_takes_its_further_steps():
+    """Three candidates take one step each, two of them another, and the winner goes on to the sixth."""
+    yopo = "{planner: yopo, budget: {visual_flops: 0.5}}"
+    plain = hours(f"plan={yopo}", "training.max_steps=6", "compare=[]")
+    race = f"planner: race, budget: {{visual_flops: 0.5}}, steps: 1, candidates: {{a: {yopo}, b: {yopo}, c: {yopo}}}"
+    raced = hours(f"plan={{{race}}}", "training.max_steps=6", "compare=[]", "validation={num_samples: 1, steps: 1}")
+    step = plain["distil"].value / 6
+    assert plain["race"].value == 0
+    assert raced["race"].value == pytest.approx(5 * step, rel=0.05)  # at the most that the budget allows
+    assert raced["distil"].value == pytest.approx(4 * step, rel=0.05)
