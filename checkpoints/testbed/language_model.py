@@ -26,8 +26,11 @@ def read_language_model(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokeniz
     Args:
         gguf: a file of a Llama. It was checked before, as `Part.unpack` does.
     """
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    folder, name = gguf.parent, gguf.name
+    quantised = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     # transformers saves no model whose config says that it was quantised. Names with _ say where it was read.
     fields = quantised.config.to_dict().items()
     stated = {name: value for name, value in fields if name not in _NOT_OF_THE_MODEL and not name.startswith("_")}
