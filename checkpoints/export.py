@@ -37,8 +37,6 @@ AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForPreTrainin
 
 SHARD_SIZE = "5GB"
 """Largest weights file. Of larger ones, a download that breaks off loses much, and machines with little memory fail."""
-READABLE = 0o644
-"""Mode of the files: who may read a shared disk may load a checkpoint from it."""
 RELOAD = Path(__file__).with_name("reload.py")
 
 
@@ -76,8 +74,6 @@ def export_checkpoint(
         (folder / "README.md").write_text(card, encoding="utf-8")
         if picture is not None:
             shutil.copyfile(picture, folder / picture.name)
-        for file in folder.iterdir():
-            file.chmod(READABLE)
         verify(model, folder, probe)
 
 

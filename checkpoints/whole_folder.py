@@ -6,13 +6,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+READABLE = 0o644
+"""Mode of the files: who may read a shared disk may load a checkpoint from it. safetensors lets the owner alone."""
+
 
 @contextlib.contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """Yields an empty folder beside `final`. What is written there becomes `final` at the end.
 
-    Until then `final` is as it was. Where anything is raised it stays so, and the new folder disappears. A folder that
-    stands at `final` is replaced.
+    All may read its files. Until then `final` is as it was. Where anything is raised it stays so, and the new folder
+    disappears. A folder that stands at `final` is replaced.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
@@ -21,6 +24,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in (*partial.iterdir(), partial):
+            if path.is_file():
+                path.chmod(READABLE)
             _to_disk(path)
     except BaseException:
         _remove(partial)

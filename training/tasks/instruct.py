@@ -80,6 +80,8 @@ def read_data(run: Run) -> dict:
     dataset, index, _ = trained_on(run, path.name)
     if not len(dataset):
         raise UserError(f"{index.name}: no row can be trained on; {left_out(run, index)}")
+    if len(dataset) < len(index):
+        console.print(f"train: {len(dataset):,} samples; {left_out(run, index)}", soft_wrap=True)
     return {"index": path.name, "rows": len(dataset)}
 
 

@@ -1,6 +1,7 @@
 """`task: instruct` in small: every stage on rows with embedded pictures, a stop in between, and what comes out."""
 
 import json
+import stat
 from itertools import pairwise
 
 import datasets
@@ -98,6 +99,7 @@ def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(folder):
     adapter = load_file(run.directory / "adapter" / "adapter_model.safetensors")
     assert {value.dtype for value in adapter.values()} == {torch.bfloat16}
     assert len(json.loads((run.directory / "evaluation" / "teacher.json").read_text())["records"]) == 6
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder / "taught").iterdir()} == {0o644}
 
 
 @pytest.mark.slow
@@ -112,6 +114,15 @@ def test_data_that_cannot_be_learned_from_is_refused(folder, data, last, message
     recipe = tiny_recipe(folder, **data)
     with pytest.raises(UserError, match=message):
         execute(recipe, stages(recipe)[:last], folder / "run")
+
+
+def test_rows_that_are_left_out_are_counted(folder, capsys):
+    rows = datasets.load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train").to_list()
+    rows[2]["image"]["bytes"] = b"no picture"
+    datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
+    recipe = tiny_recipe(folder)
+    assert execute(recipe, stages(recipe)[:1], folder / "run").result("data")["rows"] == 5
+    assert "train: 5 samples; 1 of 6 are bad, the first: image" in capsys.readouterr().out
 
 
 def test_the_learning_rate_stays_for_half_of_the_steps_and_falls_to_nothing(tmp_path):
