@@ -140,16 +140,17 @@ def fetch(package: Package, folder: Path = PACKAGE_CACHE) -> Path:
         UserError: the file that is there, or that came, is another one.
     """
     path = folder / package.file_name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder))
-        try:
-            got = _download(package, temporary)
-            _check(package, got)
-            os.replace(got, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    _check(package, path)
+    if path.exists():
+        _check(package, path)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder))
+    try:
+        got = _download(package, temporary)
+        _check(package, got)
+        os.replace(got, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 

@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -41,25 +40,16 @@ _NO_PHOTOGRAPHS = listed(
 """Names whose stamps are drawings."""
 
 
-class Drawings(NamedTuple):
-    """All drawings of one style.
-
-    Attributes:
-        style: a key of STYLE_PACKAGES.
-        of: text of each name that has some -> its drawings, RGBA, cropped to what is visible, the longer side at most
-            MOST_PIXELS.
-    """
-
-    style: str
-    of: dict[str, tuple[Image.Image, ...]]
-
-
-def read_drawings(style: str, names: Sequence[Name]) -> Drawings:
+def read_drawings(style: str, names: Sequence[Name]) -> dict[str, tuple[Image.Image, ...]]:
     """Returns the drawings of a style, whose package is fetched. A style may lack names.
 
     Args:
         style: a key of STYLE_PACKAGES.
         names: the names that are wanted.
+
+    Returns:
+        Text of each name that has some -> its drawings, RGBA, cropped to what is visible, the longer side at most
+            MOST_PIXELS.
 
     Raises:
         PackageUnavailable: the style's package cannot be had here.
@@ -77,7 +67,7 @@ def read_drawings(style: str, names: Sequence[Name]) -> Drawings:
     drawings: dict[str, tuple[Image.Image, ...]] = {}
     for text, image in found:
         drawings[text] = (*drawings.get(text, ()), cropped(image))
-    return Drawings(style, drawings)
+    return drawings
 
 
 def cropped(image: Image.Image) -> Image.Image:

@@ -69,7 +69,7 @@ def read_stock() -> Stock:
     drawings, missing = {}, []
     for style in STYLE_PACKAGES:
         try:
-            drawings[style] = read_drawings(style, names).of
+            drawings[style] = read_drawings(style, names)
         except PackageUnavailable as error:
             if style in _NEEDED:
                 raise

@@ -117,7 +117,7 @@ def test_a_smaller_world_needs_no_package_of_debian(packages, monkeypatch):
 def test_drawings_are_cropped_and_small(packages):
     names = read_names(*emojibase().values())
     for style, count in (("fluent", 5), ("twemoji", 4)):
-        of = read_drawings(style, names).of
+        of = read_drawings(style, names)
         assert len(of) == count
         assert {image.size for images in of.values() for image in images} == {
             (MOST_PIXELS, round(50 * MOST_PIXELS / 170))
@@ -135,7 +135,7 @@ def test_photographs_are_stamps_whose_caption_or_file_says_a_name(packages, monk
     }  # fmt: skip
     packages["tuxpaint-stamps-default"] = {}
     monkeypatch.setattr(drawings, "members", lambda path, pattern: stamps.items())
-    assert set(read_drawings("photo", read_names(*emojibase().values())).of) == {"elephant", "grapes", "car"}
+    assert set(read_drawings("photo", read_names(*emojibase().values()))) == {"elephant", "grapes", "car"}
 
 
 @pytest.mark.parametrize("capitals", [12, 24, 32])
