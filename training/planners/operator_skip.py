@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
-from training.planners.tools.moves import FREEZE
+from training.planners.tools.moves import FREEZE, frozen_plan
 from training.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,10 +30,8 @@ class OperatorSkipPlanner(BudgetPlanner):
                 has an answer.
         """
         num_layers, price = search.config.text_config.num_hidden_layers, search.price_within(self.budget)
-        dense = all_skipped = VisualPlan.dense(num_layers)
-        for layer in range(num_layers):
-            all_skipped = all_skipped.replace(layer, **FREEZE)
-        self.budget.refuse_below(price(all_skipped), "layers that skip attention and FFN and are read")
+        dense = VisualPlan.dense(num_layers)
+        self.budget.refuse_below(price(frozen_plan(num_layers)), "layers that skip attention and FFN and are read")
         worth = {}
         for operator in Progress(
             [(layer, field) for layer in range(num_layers) for field in FREEZE], desc="operator plan", unit="operator"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from modeling.visual_plan import VisualPlan
 from training.planners.planner import BudgetPlanner
-from training.planners.tools.moves import FREEZE
+from training.planners.tools.moves import FREEZE, frozen_plan
 from training.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ class ShortvPlanner(BudgetPlanner):
         """
         num_layers, price = search.config.text_config.num_hidden_layers, search.price_within(self.budget)
         plan = VisualPlan.dense(num_layers)
-        all_frozen = plan
-        for layer in range(num_layers):
-            all_frozen = all_frozen.replace(layer, **FREEZE)
-        self.budget.refuse_below(price(all_frozen), "frozen layers that are read")
+        self.budget.refuse_below(price(frozen_plan(num_layers)), "frozen layers that are read")
         order = sorted(
             Progress(range(num_layers), desc="shortv plan", unit="layer"),
             key=lambda layer: search.answer_kl(plan.replace(layer, **FREEZE)),

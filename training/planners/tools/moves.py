@@ -35,6 +35,11 @@ Move = tuple[str, int]
 """The name of a move and the index of the layer that it changes."""
 
 
+def frozen_plan(num_layers: int) -> VisualPlan:
+    """Returns the plan that updates no visual token. Text of every layer reads them as the projector left them."""
+    return VisualPlan(layers=(LayerPlan(**FREEZE),) * num_layers)
+
+
 def served_value(indices: Sequence[int], total: int) -> Served | None:
     """Returns the value of a plan's `heads` or `ffn` for the units or neurons with these indices.
 
