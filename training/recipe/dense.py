@@ -131,11 +131,16 @@ class DenseSettings(Strict):
 
     @model_validator(mode="after")
     def _replaces_a_model_alone(self):
-        if os.path.exists(self.output) and not os.path.isfile(self.output / "config.json"):
-            raise ValueError(f"output: {str(self.output)!r} is there and is no model, which alone would be replaced")
-        if not self.output.name:
-            raise ValueError(f"output: got {str(self.output)!r}, allowed: a folder that has a name")
+        check_output(self.output)
         return self
+
+
+def check_output(output: Path) -> None:
+    """Raises ValueError if a finished model cannot be written to `output`: something is there that is no model."""
+    if os.path.exists(output) and not os.path.isfile(output / "config.json"):
+        raise ValueError(f"output: {str(output)!r} is there and is no model, which alone would be replaced")
+    if not output.name:
+        raise ValueError(f"output: got {str(output)!r}, allowed: a folder that has a name")
 
 
 class DenseRecipe(BaseRecipe):

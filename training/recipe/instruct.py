@@ -1,14 +1,13 @@
 """The recipe of `task: instruct`, which teaches a LLaVA of pretrained parts to answer questions about pictures."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from training.recipe.base import BaseRecipe
 from training.recipe.data import SourceSettings
-from training.recipe.dense import OptimizerSettings
+from training.recipe.dense import OptimizerSettings, check_output
 from training.recipe.lora import LoraSettings
 from training.schema import FROM_ANYWHERE, MayChange, Strict
 
@@ -21,12 +20,10 @@ class PartsSettings(Strict):
     output: Path
     """Folder that the finished model is written to. A model that is there already is replaced."""
 
-    @field_validator("output")
-    @classmethod
-    def _replaces_a_model_alone(cls, output: Path) -> Path:
-        if os.path.exists(output) and not os.path.isfile(output / "config.json"):
-            raise ValueError(f"{str(output)!r} is there and is no model, which alone would be replaced")
-        return output
+    @model_validator(mode="after")
+    def _replaces_a_model_alone(self):
+        check_output(self.output)
+        return self
 
 
 class PicturesSettings(Strict):

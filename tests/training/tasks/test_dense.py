@@ -82,6 +82,7 @@ def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
 @pytest.mark.slow
 def test_an_older_model_is_replaced_whole(tmp_path):
     (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").touch()  # else it is no model, and refused
     (tmp_path / "teacher" / "old.bin").touch()
     execute(tiny_dense_recipe(tmp_path / "teacher"), stages(tiny_dense_recipe(tmp_path / "teacher")), tmp_path / "run")
     assert not (tmp_path / "teacher" / "old.bin").exists()
