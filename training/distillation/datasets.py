@@ -60,7 +60,7 @@ def index_data(recipe: StudentRecipe, processor: ProcessorMixin, folder: Path) -
     write_json(folder / INDEXES, {role: [next(names) for _ in sources[role]] for role in ROLES})
 
 
-def record_shown_files(asked: Iterable[Asked], folder: Path) -> None:
+def record_benchmark_files(asked: Iterable[Asked], folder: Path) -> None:
     """Writes what is compared of all pictures and videos that questions of benchmarks name by their paths.
 
     The indexes have it of those that rows name.
@@ -72,7 +72,7 @@ def refuse_other_shown_files(recipe: StudentRecipe, folder: Path) -> None:
     """Raises UserError if a picture or a video has another content than when the data was read.
 
     Args:
-        folder: where `index_data` has written the indexes, and `record_shown_files` its file.
+        folder: where `index_data` has written the indexes, and `record_benchmark_files` its file.
     """
     for files, contents in _shown_files(recipe, folder):
         changed = first_changed(files, contents)

@@ -8,7 +8,7 @@ from data.dataset import ConversationDataset
 from training.distillation.datasets import (
     index_data,
     mixture,
-    record_shown_files,
+    record_benchmark_files,
     refuse_other_shown_files,
     roles_with_rows,
     streamed,
@@ -98,7 +98,7 @@ def read_data(run: Run) -> dict:
             refuse_too_many_answers(_answers_size(recipe, dataset, processor), run.directory)
         used[role], left_out[role] = len(dataset), {"counts": rest.counts(), "rows": rest.rows()}
         console.print(f"{role}: {len(dataset):,} samples{_in_words(rest.counts())}", soft_wrap=True)
-    record_shown_files(asked, data_folder(run))
+    record_benchmark_files(asked, data_folder(run))
     write_json(run.directory / "left_out.json", left_out)
     counts = {role: rest["counts"] for role, rest in left_out.items()}
     return {
