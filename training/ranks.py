@@ -5,7 +5,8 @@ Every rank does the task on its own samples, and rank 0 gets the results of all.
 the disk to agree, and no accelerator waits while another works.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ OnAllRanks = Callable[..., list[Any]]
 
 _patient_group: dist.ProcessGroup | None = None
 """All ranks, on the CPU, for messages that may be hours apart. None takes the default group."""
+_story_goes_on = False
+"""Whether this is rank 0 in a story, where the other ranks take part in tasks alone."""
 
 
 def open_patient_group(timeout: timedelta) -> None:
@@ -36,6 +39,7 @@ def open_patient_group(timeout: timedelta) -> None:
 
 def wait_for_rank_0() -> None:
     """Waits until all ranks have come here. On the CPU, since an NCCL barrier would keep accelerators busy."""
+    _check_that_all_come()
     if dist.is_initialized():
         dist.barrier(group=_patient_group)
 
@@ -80,11 +84,13 @@ def in_order(shares: Sequence[Sequence[tuple[int, Result]]]) -> list[Result]:
 
 def from_rank_0(value: Result) -> Result:
     """Returns rank 0's value on every rank. Every rank calls this."""
+    _check_that_all_come()
     return _broadcast(value) if world_size() > 1 else value
 
 
 def of_all_ranks(value: Result) -> list[Result]:
     """Returns the values of all ranks, in their order, on every rank. Every rank calls this."""
+    _check_that_all_come()
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -94,6 +100,7 @@ def of_all_ranks(value: Result) -> list[Result]:
 
 def any_rank(value: bool) -> bool:
     """Returns whether `value` is true on any rank. Every rank calls this; it is cheap enough for every step."""
+    _check_that_all_come()
     if world_size() == 1:
         return value
     found = torch.tensor(int(value))
@@ -128,16 +135,35 @@ def led_by_rank_0(tasks: Mapping[str, Callable[..., Any]], story: Callable[[OnAl
 
     def on_all_ranks(name: str, *arguments: Any) -> list[Any]:
         _broadcast((name, arguments))
-        return _gathered(tasks[name], arguments)
+        with _story(False):
+            return _gathered(tasks[name], arguments)
 
     failed = False
     try:
-        return story(on_all_ranks)
+        with _story(True):
+            return story(on_all_ranks)
     except Exception:
         failed = True
         raise
     finally:
         _broadcast(failed)
+
+
+@contextmanager
+def _story(goes_on: bool) -> Iterator[None]:
+    """Says whether rank 0 is in a story, until the context ends."""
+    global _story_goes_on
+    before, _story_goes_on = _story_goes_on, goes_on
+    try:
+        yield
+    finally:
+        _story_goes_on = before
+
+
+def _check_that_all_come() -> None:
+    """Raises RuntimeError where rank 0 would wait for the others for ever."""
+    if _story_goes_on:
+        raise RuntimeError("only rank 0 comes here: have this done as a task, or by a stage that is `distributed`")
 
 
 def _follow(tasks: Mapping[str, Callable[..., Any]]) -> None:

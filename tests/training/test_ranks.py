@@ -5,7 +5,7 @@ import pytest
 from modeling.user_error import UserError
 from tests.processes import run_processes
 from training import ranks
-from training.ranks import in_order, led_by_rank_0, own_share, own_share_by_cost, rank
+from training.ranks import in_order, led_by_rank_0, of_all_ranks, own_share, own_share_by_cost, rank
 from training.stops import OtherFailed
 
 ITEMS = list(range(7))
@@ -87,3 +87,28 @@ def test_ranks_are_busy_equally_long(monkeypatch, world_size):
 def test_ranks_that_take_turns_are_not(monkeypatch):
     busy = [sum(cost for _, cost in share) for share in shares(monkeypatch, 2, own_share)]
     assert busy == [240, 162]
+
+
+def gathering_story(on_all_ranks):
+    on_all_ranks("gather")
+    return of_all_ranks(0)
+
+
+def gather() -> list[int]:
+    return of_all_ranks(rank())
+
+
+def outcome_of_gathering() -> object:
+    try:
+        return led_by_rank_0({"gather": gather}, gathering_story)
+    except (RuntimeError, OtherFailed) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_what_all_ranks_must_do_is_refused_where_rank_0_is_alone():
+    """It would wait for ever. In a task all are there."""
+    assert run_processes(2, outcome_of_gathering) == [
+        "RuntimeError: only rank 0 comes here: have this done as a task, or by a stage that is `distributed`",
+        "OtherFailed: ",
+    ]
+    assert outcome_of_gathering() == [0]

@@ -1,5 +1,8 @@
 """What a vision tower makes of pictures, kept on the disk: the tower is not trained, so it runs once on each picture.
 
+A folder has parts, `00000.npy` and so on, of `PART` pictures each. A part is there whole or not at all, so ranks share
+the parts, and a killed run goes on with those that are missing.
+
 N samples of one picture each, P patches of a picture, W the width of what the projector takes.
 """
 
@@ -7,16 +10,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import LlavaForConditionalGeneration
 
 from data.dataset import ConversationDataset
 from modeling.user_error import UserError
 from modeling.whole_file import whole_file
 from training.progress import Progress
+from training.ranks import own_share, wait_for_rank_0
 
 FEATURES = "features"
 """Their key in a batch."""
+PART = 500
+"""Pictures of a part."""
+
+
+class Features(Dataset):
+    """The features of all pictures, [P, W] float16 of each, which lie on the disk until they are asked for.
+
+    Args:
+        folder: the folder that `write_features` filled.
+    """
+
+    def __init__(self, folder: Path):
+        self._parts = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self._parts[index // PART][index % PART].copy())
 
 
 class KeptFeatures(Dataset):
@@ -26,25 +49,25 @@ class KeptFeatures(Dataset):
 
     Args:
         dataset: samples of one picture each.
-        path: the file that `write_features` made of them.
+        features: those of its pictures, in its order.
     """
 
-    def __init__(self, dataset: ConversationDataset, path: Path):
-        self._dataset, self.values = dataset, np.load(path, mmap_mode="r")
-        assert len(self.values) == len(dataset), (self.values.shape, len(dataset))
+    def __init__(self, dataset: ConversationDataset, features: Features):
+        self._dataset, self._features = dataset, features
+        assert len(features) == len(dataset), (len(features), len(dataset))
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {**self._dataset.tokens(index), FEATURES: torch.from_numpy(self.values[index][None].copy())}
+        return {**self._dataset.tokens(index), FEATURES: self._features[index][None]}
 
 
 @torch.no_grad()
 def write_features(
-    model: LlavaForConditionalGeneration, dataset: ConversationDataset, path: Path, batch_size: int
+    model: LlavaForConditionalGeneration, dataset: ConversationDataset, folder: Path, batch_size: int
 ) -> None:
-    """Writes features [N, P, W] float16 of a dataset's pictures to an .npy file, which is there whole or not at all.
+    """Writes the features of a dataset's pictures. Every rank calls this and writes its share of the parts.
 
     Args:
         model: its tower runs on the device that it is on.
@@ -54,23 +77,27 @@ def write_features(
     Raises:
         UserError: a sample has no picture, or several, or a feature is too large for float16.
     """
-    loader = DataLoader(dataset, batch_size, collate_fn=_pictures)
-    progress = Progress(None, desc="features", unit="picture", total=len(dataset))
-    with whole_file(path) as partial:
-        values, start = None, 0
-        for pixels in loader:
-            features = tower_features(model, pixels.to(model.device)).to("cpu", torch.float16)
-            if not features.isfinite().all():
-                raise UserError(f"{path}: the vision tower's features go beyond float16, in which they are kept")
-            if values is None:
-                shape = (len(dataset), *features.shape[1:])
-                values = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-            values[start : start + len(features)] = features.numpy()
-            start += len(features)
-            progress.update(len(features))
-        if values is not None:
-            values.flush()
+    starts = range(0, len(dataset), PART)
+    missing = [start for start in starts if not (folder / _file_name(start)).exists()]
+    own = {start: range(start, min(start + PART, len(dataset))) for _, start in own_share(missing)}
+    progress = Progress(None, desc="features", unit="picture", total=sum(map(len, own.values())))
+    for start, numbers in own.items():
+        features = []
+        for pixels in DataLoader(Subset(dataset, numbers), batch_size, collate_fn=_pictures):
+            features.append(tower_features(model, pixels.to(model.device)).to("cpu", torch.float16))
+            progress.update(len(pixels))
+        part = torch.cat(features)
+        if not part.isfinite().all():
+            raise UserError(f"{folder}: the vision tower's features go beyond float16, in which they are kept")
+        with whole_file(folder / _file_name(start)) as partial, partial.open("wb") as file:
+            np.save(file, part.numpy())
     progress.close()
+    wait_for_rank_0()  # until all parts are written
+
+
+def _file_name(start: int) -> str:
+    """Returns the name of the part that begins with a picture. Sorted, parts are in the order of pictures."""
+    return f"{start // PART:08d}.npy"
 
 
 def tower_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:

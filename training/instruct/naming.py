@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from modeling.user_error import UserError
+from training.instruct.features import Features
 
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 NO_NAME = -100
@@ -174,11 +175,11 @@ class NamedPatches(Dataset):
     """Features of pictures with the names of their patches.
 
     Args:
-        features: [N, P, W] float16.
+        features: those of all pictures.
         named: [N, P] int64.
     """
 
-    def __init__(self, features: np.ndarray, named: np.ndarray):
+    def __init__(self, features: Features, named: np.ndarray):
         self._features, self._named = features, named
 
     def __len__(self) -> int:
@@ -186,6 +187,6 @@ class NamedPatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {
-            "features": torch.from_numpy(self._features[index].copy()),
+            "features": self._features[index],
             "named": torch.from_numpy(self._named[index]),
         }

@@ -49,7 +49,7 @@ from training.evaluation.results import Evaluation
 from training.files import reading, writing
 from training.recipe.dense import DenseRecipe, OptimizerSettings, PhaseSettings
 from training.report.tables import families_table
-from training.run import Run, Stage, console
+from training.run import Run, Stage, console, device, is_main_process
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
 from training.tiny_llava.model import build_model, build_processor
 from training.tiny_llava.tower import PatchDataset, PatchReader
@@ -71,7 +71,7 @@ def stages(recipe: DenseRecipe) -> list[Stage]:
             )
             for phase, start in zip(phases, starts, strict=False)
         ),
-        Stage("evaluate", "ask the held-out questions", evaluate_dense_model),
+        Stage("evaluate", "ask the held-out questions", evaluate_dense_model, distributed=True),
         Stage("export", "export the dense model", export),
     ]
 
@@ -168,11 +168,11 @@ def train_phase(run: Run, phase: PhaseSettings, start: str) -> dict:
 def evaluate_dense_model(run: Run) -> dict:
     """Asks the model the held-out questions, with their pictures and with grey ones. Returns both accuracies.
 
-    The weights are rounded to bfloat16, as in the checkpoint.
+    Ranks share the questions. The weights are rounded to bfloat16, as in the checkpoint.
     """
     settings = run.recipe.teacher
     processor = load_processor(run)
-    model = load_trained_model(run).float().eval()
+    model = load_trained_model(run).float().eval().to(device())
     path = write_world(WORLDS, settings.world)[settings.evaluation_split]
     samples, _ = load_samples(Source(path=path, images=path.parent))
     asked, evaluations = [asked_of(samples)], {}
@@ -180,9 +180,11 @@ def evaluate_dense_model(run: Run) -> dict:
         evaluations[name] = evaluate(
             model, processor, asked, batch_size=settings.evaluation_batch_size, pixel_transform=transform, title=name
         )
-        (run.directory / "evaluation").mkdir(exist_ok=True)
-        evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
-    console.print(families_table(evaluations))
+        if is_main_process():
+            (run.directory / "evaluation").mkdir(exist_ok=True)
+            evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
+    if is_main_process():
+        console.print(families_table(evaluations))
     return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
 
 

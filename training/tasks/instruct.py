@@ -3,7 +3,7 @@
 The vision tower stays as it is. Each stage writes its result in the run's folder, and the next stage reads it there:
 
     data/                    the encoded rows
-    features.npy             what the vision tower makes of the pictures that are trained on
+    features/                what the vision tower makes of the pictures that are trained on
     naming/model/            the projector after it learned to name patches (training/instruct/naming.py)
     tuning/model/            projector and adapters after the questions, as peft writes them
     evaluation/teacher.json  answers of the finished model to the evaluation's questions
@@ -39,11 +39,11 @@ from training.evaluation.asking import evaluate
 from training.evaluation.questions import asked_of
 from training.files import reading, writing
 from training.instruct.answering import LlavaOfFeatures, first_token_weights, parameter_groups, with_adapters
-from training.instruct.features import KeptFeatures, write_features
+from training.instruct.features import FEATURES, Features, KeptFeatures, write_features
 from training.instruct.naming import NamedPatches, PatchNamer, patch_names, read_things
 from training.recipe.instruct import InstructRecipe
 from training.report.tables import families_table
-from training.run import Run, Stage, console
+from training.run import Run, Stage, console, device, is_main_process
 from training.tasks.dense import TRAIN_AGAIN, train_and_save, training_arguments
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
 
@@ -58,10 +58,10 @@ def stages(recipe: InstructRecipe) -> list[Stage]:
     """Returns the stages of a run, in order."""
     return [
         Stage("data", "read and check model and data", read_data),
-        Stage("features", "show the pictures to the vision tower", see_pictures),
+        Stage("features", "show the pictures to the vision tower", see_pictures, distributed=True),
         Stage("naming", "teach the projector to name things", train_projector, distributed=True),
         Stage("tuning", "teach the model to answer questions", train_adapters, distributed=True),
-        Stage("evaluate", "ask the evaluation's questions", evaluate_model),
+        Stage("evaluate", "ask the evaluation's questions", evaluate_model, distributed=True),
         Stage("export", "export the model", export),
     ]
 
@@ -86,26 +86,25 @@ def read_data(run: Run) -> dict:
 
 
 def see_pictures(run: Run) -> dict:
-    """Writes what the vision tower makes of each picture that is trained on."""
+    """Writes what the vision tower makes of each picture that is trained on. Ranks share the pictures."""
     dataset, *_ = trained_on(run, run.result("data")["index"])
     model, _ = load_dense(run.recipe.model.path, "float32")
     model.eval()
-    if torch.cuda.is_available():
-        model = model.cuda()
-    write_features(model, dataset, run.directory / "features.npy", PICTURES_AT_ONCE)
+    model.to(device())
+    write_features(model, dataset, run.directory / FEATURES, PICTURES_AT_ONCE)
     return {"pictures": len(dataset)}
 
 
 def train_projector(run: Run) -> dict:
     """Trains the projector to name what patches show. All other weights stay as they are."""
     settings, folder = run.recipe.naming, run.directory / "naming"
-    dataset, index, rows = trained_on(run, run.result("data")["index"])
-    features = KeptFeatures(dataset, run.directory / "features.npy").values
+    _, index, rows = trained_on(run, run.result("data")["index"])
+    features = Features(run.directory / FEATURES)
     set_seed(run.recipe.seed)
     model, processor = load_dense(run.recipe.model.path, "float32")
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     names, named = names_of_patches(run, index, rows, side)
-    measured = torch.from_numpy(features[:PICTURES_MEASURED].copy()).float().flatten(0, 1)
+    measured = torch.cat([features[number] for number in range(min(PICTURES_MEASURED, len(features)))]).float()
     namer = PatchNamer(
         model.model.multi_modal_projector,
         measured.mean(dim=0),
@@ -158,7 +157,7 @@ def train_adapters(run: Run) -> dict:
     trainer = OrderedTrainer(
         model=adapted,
         args=arguments,
-        train_dataset=KeptFeatures(dataset, run.directory / "features.npy"),
+        train_dataset=KeptFeatures(dataset, Features(run.directory / FEATURES)),
         data_collator=lambda samples: independent_turns(collator(samples), processor.image_token_id),
         optimizers=(optimizer, None),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
@@ -169,10 +168,10 @@ def train_adapters(run: Run) -> dict:
 def evaluate_model(run: Run) -> dict:
     """Asks the model the questions, with their pictures and with grey ones. Returns both accuracies.
 
-    The weights are rounded to bfloat16, as in the checkpoint.
+    Ranks share the questions. The weights are rounded to bfloat16, as in the checkpoint.
     """
     processor = load_processor(run.recipe.model.path)
-    model = load_taught_model(run).float().eval()
+    model = load_taught_model(run).float().eval().to(device())
     samples, _ = load_samples(run.recipe.data.evaluation.source({}))
     asked, evaluations = [asked_of(samples)], {}
     batch_size = run.recipe.evaluation_batch_size
@@ -181,8 +180,10 @@ def evaluate_model(run: Run) -> dict:
         evaluations[name] = evaluate(
             model, processor, asked, batch_size=batch_size, pixel_transform=transform, title=name
         )
-        evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
-    console.print(families_table(evaluations))
+        if is_main_process():
+            evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
+    if is_main_process():
+        console.print(families_table(evaluations))
     return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
 
 

@@ -12,71 +12,22 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration, get_scheduler
 
 from modeling.user_error import UserError
-from tests.families.llava import DINOV2
-from tests.training.instruct.tiny_instruct import TURNS, png, tiny_processor
+from tests.training.tasks.tiny_instruct_recipe import OPTIMIZER, save_instruct_inputs, tiny_instruct_recipe
 from training.recipe.dense import OptimizerSettings
-from training.recipe.instruct import InstructRecipe
 from training.run import Stage, execute
 from training.tasks.dense import training_arguments
 from training.tasks.instruct import stages
 
-OPTIMIZER = {"steps": 2, "micro_batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, "precision": "float32"}
-
-
-def tiny_recipe(folder, **data) -> InstructRecipe:
-    return InstructRecipe.model_validate(
-        {
-            "name": "tiny",
-            "task": "instruct",
-            "seed": 0,
-            "model": {"path": str(folder / "base"), "output": str(folder / "taught")},
-            "data": {
-                "train": {"path": str(folder / "train.parquet")},
-                "things": "things",
-                "evaluation": {"path": str(folder / "test.parquet")},
-                "max_length": 128,
-                **data,
-            },
-            "naming": OPTIMIZER,
-            "lora": {"rank": 2, "alpha": 4},
-            "tuning": OPTIMIZER | {"projector_learning_rate": 1e-2, "lr_schedule": "cosine_at_last"},
-            "evaluation_batch_size": 4,
-        }
-    )
-
 
 @pytest.fixture
 def folder(tmp_path):
-    """A dense model, rows to train on, and rows to ask."""
-    DINOV2.dense().save_pretrained(tmp_path / "base")
-    tiny_processor().save_pretrained(tmp_path / "base")
-    for name, turns in (("train", TURNS), ("test", TURNS[:1])):
-        messages = [
-            {"from": speaker, "value": text}
-            for turn in turns
-            for speaker, text in zip(("human", "gpt"), turn, strict=True)
-        ]
-        messages[0]["value"] = "<image>\n" + messages[0]["value"]
-        rows = [
-            {
-                "id": f"{name}-{number}",
-                "image": {"bytes": png(number), "path": f"{number}.png"},
-                "conversations": messages,
-                "family": "existence",
-                "things": [
-                    {"name": name, "x": 0, "y": 0, "width": 12, "height": 20}
-                    for name in ("cross", "circle")[: 1 + number % 2]
-                ],
-            }
-            for number in range(6)
-        ]
-        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"{name}.parquet")
+    save_instruct_inputs(tmp_path)
     return tmp_path
 
 
 @pytest.mark.slow
 def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(folder):
-    recipe = tiny_recipe(folder)
+    recipe = tiny_instruct_recipe(folder)
     all_stages = stages(recipe)
 
     def stop(run):
@@ -111,7 +62,7 @@ def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(folder):
     ],
 )
 def test_data_that_cannot_be_learned_from_is_refused(folder, data, last, message):
-    recipe = tiny_recipe(folder, **data)
+    recipe = tiny_instruct_recipe(folder, **data)
     with pytest.raises(UserError, match=message):
         execute(recipe, stages(recipe)[:last], folder / "run")
 
@@ -120,7 +71,7 @@ def test_rows_that_are_left_out_are_counted(folder, capsys):
     rows = datasets.load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train").to_list()
     rows[2]["image"]["bytes"] = b"no picture"
     datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
-    recipe = tiny_recipe(folder)
+    recipe = tiny_instruct_recipe(folder)
     assert execute(recipe, stages(recipe)[:1], folder / "run").result("data")["rows"] == 5
     assert "train: 5 samples; 1 of 6 are bad, the first: image" in capsys.readouterr().out
 
@@ -145,4 +96,4 @@ def test_the_learning_rate_stays_for_half_of_the_steps_and_falls_to_nothing(tmp_
 def test_a_folder_that_is_no_model_is_not_replaced(tmp_path):
     (tmp_path / "taught").mkdir()
     with pytest.raises(ValidationError, match="taught' is there and is no model, which alone would be replaced"):
-        tiny_recipe(tmp_path)
+        tiny_instruct_recipe(tmp_path)
