@@ -1,5 +1,4 @@
-"""Tasks that train dense models, whole, by two processes that the launcher starts: each stage ends, and they ask what one
-process asks."""
+"""Tasks that train dense models, whole, by two processes of the launcher: each stage ends, all questions are asked."""
 
 import json
 import os
