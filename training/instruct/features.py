@@ -1,6 +1,6 @@
 """What a vision tower makes of pictures, kept on the disk: the tower is not trained, so it runs once on each picture.
 
-A folder has parts, `00000000.npy` and so on, of `PART` pictures each. A part is there whole or not at all, so ranks share
+A folder has parts of `PART` pictures, `00000000.npy` and so on. A part is there whole or not at all, so ranks share
 the parts, and a killed run goes on with those that are missing.
 
 N samples of one picture each, P patches of a picture, W the width of what the projector takes.
