@@ -9,10 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock
 
 from modeling.user_error import UserError
 
@@ -140,18 +141,26 @@ def fetch(package: Package, folder: Path = PACKAGE_CACHE) -> Path:
         UserError: the file that is there, or that came, is another one.
     """
     path = folder / package.file_name
-    if path.exists():
-        _check(package, path)
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder))
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{path.name}.lock"):
+            if not path.exists():
+                _fetch(package, path)
+    _check(package, path)
+    return path
+
+
+def _fetch(package: Package, path: Path) -> None:
+    """Writes the file of a package. No other process does at the same time."""
+    temporary = path.with_name(f".{path.name}.fetched")
+    shutil.rmtree(temporary, ignore_errors=True)  # a start that was killed may have left it
+    temporary.mkdir()
     try:
         got = _download(package, temporary)
         _check(package, got)
         os.replace(got, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return path
 
 
 def _download(package: Package, folder: Path) -> Path:

@@ -72,7 +72,8 @@ def test_the_first_token_of_an_answer_may_count_more(models):
     weights = [torch.ones_like(of_turn) for of_turn in losses]
     weights[0][0] = 4  # "yes"; not the "two" that is no first token of its own
     expected = sum((weight * loss).sum() for weight, loss in zip(weights, losses, strict=True))
-    model.token_weights = first_token_weights({"yes": 4, "blue": 9}, tokenizer, vocab)
+    yes, blue = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("yes", "blue"))
+    model.token_weights = first_token_weights({yes: 4, blue: 9}, vocab)
     with torch.no_grad():
         found = model(**packed(stock))["loss"]
     model.token_weights = None
