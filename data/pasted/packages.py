@@ -9,17 +9,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from filelock import FileLock
 
 from modeling.user_error import UserError
 
 PACKAGE_CACHE = Path(__file__).resolve().parents[1] / "cache" / "packages"
 """Where packages are kept between runs."""
 _PATIENCE = 1_800  # seconds that a client may take
+_FETCH = ".fetch-"  # begins the names of folders that clients write to
 _BLOCK = 2**20  # bytes that are read at once
 
 
@@ -141,26 +142,26 @@ def fetch(package: Package, folder: Path = PACKAGE_CACHE) -> Path:
         UserError: the file that is there, or that came, is another one.
     """
     path = folder / package.file_name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{path.name}.lock"):
-            if not path.exists():
-                _fetch(package, path)
-    _check(package, path)
-    return path
-
-
-def _fetch(package: Package, path: Path) -> None:
-    """Writes the file of a package. No other process does at the same time."""
-    temporary = path.with_name(f".{path.name}.fetched")
-    shutil.rmtree(temporary, ignore_errors=True)  # a start that was killed may have left it
-    temporary.mkdir()
+    if path.exists():
+        _check(package, path)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=_FETCH, dir=folder))
     try:
         got = _download(package, temporary)
         _check(package, got)
         os.replace(got, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what starts that were killed left in a cache. No client that still works began so long ago."""
+    for left in folder.glob(f"{_FETCH}*"):
+        if time.time() - left.stat().st_mtime > 2 * _PATIENCE:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _download(package: Package, folder: Path) -> Path:
