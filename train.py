@@ -2,7 +2,6 @@
 
 import argparse
 import warnings
-from pathlib import Path
 
 from training import stops
 from training.cli import run
@@ -55,7 +54,7 @@ def main() -> None:
     from training.run import execute, start_single_process
 
     start_single_process()
-    execute(recipe, stages(recipe), Path("runs") / recipe.name, restart=arguments.restart, confirmed=arguments.yes)
+    execute(recipe, stages(recipe), recipe.folder, restart=arguments.restart, confirmed=arguments.yes)
 
 
 if __name__ == "__main__":

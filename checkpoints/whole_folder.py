@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def whole_folder(final: Path) -> Iterator[Path]:
     partial.rename(final)
     _to_disk(final.parent)
     _remove(replaced)
+
+
+def check_writable(final: Path) -> None:
+    """Raises OSError where `whole_folder` could not write `final`. The folders above it are made."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent):
+        pass
 
 
 def _remove(folder: Path) -> None:

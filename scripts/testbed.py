@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from checkpoints.checks.folder import CONFIG
 from checkpoints.testbed.parts import Part
 from data.pasted.blind import blind_scores
 from data.pasted.packages import PACKAGES, fetch
@@ -22,16 +23,19 @@ from data.pasted.sheets import write_sheets
 from data.pasted.world import WORLD, write_world
 from modeling.user_error import UserError
 from training.cli import run
-from training.files import writing
+from training.files import reading, writing
 
 BASE = Path(__file__).resolve().parents[1] / "checkpoints" / "testbed-base"
+MAKE_ANEW = "delete the folder, and the world is made anew"
 
 
 def main() -> None:
     args = parse_args()
     if args.only != "world":
-        if args.base.exists():
+        if (args.base / CONFIG).is_file():
             print(f"{args.base}: the base is there already")
+        elif args.base.exists():
+            raise UserError(f"{args.base}: holds something else than a base; delete it, or write elsewhere")
         else:
             logging.disable_progress_bar()
             write_base(args.base)
@@ -39,9 +43,11 @@ def main() -> None:
         with writing(args.world):
             paths = write_world(args.world, WorldSettings())
         for path in paths.values() if args.show else ():
-            print(*write_sheets(path, args.show, args.world / "sheets"), sep="\n")
+            with reading(path, MAKE_ANEW):
+                print(*write_sheets(path, args.show, args.world / "sheets"), sep="\n")
         if args.blind:
-            scores = blind_scores(paths["train"], paths[args.blind])
+            with reading(paths[args.blind], MAKE_ANEW):
+                scores = blind_scores(paths["train"], paths[args.blind])
             print(f"{args.blind}, blind:", ", ".join(f"{family} {value:.1%}" for family, value in scores.items()))
 
 
@@ -73,12 +79,22 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--world", type=Path, default=WORLD, metavar="DIR", help="of the world; default %(default)s")
     parser.add_argument(
-        "--show", type=int, default=0, metavar="N", help="draw the first N pictures of each split, with their questions"
+        "--show", type=positive, metavar="N", help="draw the first N pictures of each split, with their questions"
     )
     parser.add_argument(
         "--blind", choices=list(WorldSettings().splits), help="score the commonest answers to a split's questions"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.only == "base" and (args.show or args.blind):
+        parser.error("--show and --blind are of the world, allowed: without --only base")
+    return args
+
+
+def positive(text: str) -> int:
+    """Returns a number of pictures. Raises ArgumentTypeError if it is below 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r:.30}, allowed: a number from 1 on")
+    return int(text)
 
 
 if __name__ == "__main__":

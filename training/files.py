@@ -76,8 +76,9 @@ def reading(path: Path, mend: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        outside = isinstance(error, OSError) and error.errno == errno.EINVAL  # torch looks before the file's beginning
-        if not (isinstance(error, DAMAGE) or _is_of_safetensors(error) or outside):
+        # torch looks before the file's beginning; what has no number is Arrow's, safetensors' or transformers' own.
+        of_content = isinstance(error, OSError) and error.errno in (errno.EINVAL, None)
+        if not (isinstance(error, DAMAGE) or _is_of_safetensors(error) or of_content):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: is damaged ({said}); {mend}") from error

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,7 @@ class Index:
         name: what messages call it.
         lengths: the number of tokens of each row, placeholders expanded, [rows] int32.
         supervised: how many of them are supervised, [rows] int32.
+        num_pictures: how many pictures a row has, [rows] int32.
         has_picture, has_video: whether a row has a picture, and a video, [rows] bool.
         digests: equal for equal samples, [rows] int64.
         is_filtered: whether the source's filters leave a row out, [rows] bool.
@@ -94,8 +96,12 @@ class Index:
         return self._column("supervised").to_numpy()
 
     @property
+    def num_pictures(self) -> np.ndarray:
+        return pc.list_value_length(self._column("image")).to_numpy()
+
+    @property
     def has_picture(self) -> np.ndarray:
-        return pc.list_value_length(self._column("image")).to_numpy() > 0
+        return self.num_pictures > 0
 
     @property
     def has_video(self) -> np.ndarray:
@@ -136,6 +142,10 @@ class Index:
         for start, end in zip(found["spans"][::2], found["spans"][1::2], strict=True):
             labels[start:end] = input_ids[start:end]
         return {"input_ids": input_ids, "labels": labels}
+
+    def texts(self, kind: Literal["questions", "answers"], rows: np.ndarray) -> pa.ListArray:
+        """Returns the questions, or the answers, of good rows, a list of texts for each."""
+        return self._column(kind).take(rows).combine_chunks()
 
     def sizes(self, row: int, medium: Medium) -> list[Size]:
         """Returns the size (`data.media`) of each picture, or of each video, of a good row."""

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from modeling.user_error import UserError
 PACKAGE_CACHE = Path(__file__).resolve().parents[1] / "cache" / "packages"
 """Where packages are kept between runs."""
 _PATIENCE = 1_800  # seconds that a client may take
+_FETCH = ".fetch-"  # begins the names of folders that clients write to
 _BLOCK = 2**20  # bytes that are read at once
 
 
@@ -144,7 +146,8 @@ def fetch(package: Package, folder: Path = PACKAGE_CACHE) -> Path:
         _check(package, path)
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder))
+    _remove_abandoned(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=_FETCH, dir=folder))
     try:
         got = _download(package, temporary)
         _check(package, got)
@@ -152,6 +155,13 @@ def fetch(package: Package, folder: Path = PACKAGE_CACHE) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what starts that were killed left in a cache. No client that still works began so long ago."""
+    for left in folder.glob(f"{_FETCH}*"):
+        if time.time() - left.stat().st_mtime > 2 * _PATIENCE:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _download(package: Package, folder: Path) -> Path:

@@ -16,16 +16,18 @@ import multiprocessing
 import os
 import random
 import shutil
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from data.pasted.compose import compose
 from data.pasted.licences import licence_list
@@ -74,36 +76,68 @@ def write_world(
         Name of each split: path of its parquet file.
 
     Raises:
-        UserError: a package cannot be had that no world can do without, or the folder holds a world of other settings.
+        UserError: a package cannot be had that no world can do without, or the folder holds a world of other settings,
+            or one that lacks a file.
     """
     paths = {name: folder / f"{name}.parquet" for name in settings.splits}
     made_with = {"version": _VERSION, **settings.model_dump(mode="json")}
     if folder.exists():
-        if _made_with(folder) != made_with:
-            raise UserError(
-                f"{folder}: holds something else than the world of these settings; delete it, or write elsewhere"
-            )
-        say(f"{folder}: the world is there already")
-        return paths
-    if stock is None:
-        say(f"{folder}: reading drawings and pictures from their packages, which are fetched once")
-        stock = read_stock()
-    for line in stock.missing:
-        say(f"{line}; the world is smaller without it")
+        return _already_there(folder, paths, made_with, say)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for name, split in settings.splits.items():
-            _write_split(temporary / f"{name}.parquet", name, split, settings, stock, say)
-        used = {"names": [name.text for name in stock.names], "styles": sorted(stock.drawings)}
-        used |= {"backgrounds": sorted(stock.backgrounds), "missing": list(stock.missing)}
-        (temporary / "world.json").write_text(json.dumps({"settings": made_with, **used}, indent=1), encoding="utf-8")
-        (temporary / "LICENCES.md").write_text(licence_list(stock.drawings, stock.backgrounds), encoding="utf-8")
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _alone(folder, say):
+        if folder.exists():
+            return _already_there(folder, paths, made_with, say)
+        if stock is None:
+            say(f"{folder}: reading drawings and pictures from their packages, which are fetched once")
+            stock = read_stock()
+        for line in stock.missing:
+            say(f"{line}; the world is smaller without it")
+        unfinished = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)  # a start that was killed may have left it
+        unfinished.mkdir()
+        try:
+            for name, split in settings.splits.items():
+                _write_split(unfinished / f"{name}.parquet", name, split, settings, stock, say)
+            used = {"names": [name.text for name in stock.names], "styles": sorted(stock.drawings)}
+            used |= {"backgrounds": sorted(stock.backgrounds), "missing": list(stock.missing)}
+            (unfinished / "world.json").write_text(
+                json.dumps({"settings": made_with, **used}, indent=1), encoding="utf-8"
+            )
+            (unfinished / "LICENCES.md").write_text(licence_list(stock.drawings, stock.backgrounds), encoding="utf-8")
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return paths
+
+
+def _already_there(
+    folder: Path, paths: dict[str, Path], made_with: dict, say: Callable[[str], None]
+) -> dict[str, Path]:
+    """Returns `paths`. Raises UserError unless the folder holds the world of these settings, with all its files."""
+    if _made_with(folder) != made_with:
+        raise UserError(
+            f"{folder}: holds something else than the world of these settings; delete it, or write elsewhere"
+        )
+    for path in paths.values():
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; delete {folder}, and the world is made anew")
+    say(f"{folder}: the world is there already")
+    return paths
+
+
+@contextmanager
+def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, no other process writes this world."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{folder}: another process writes it, which is waited for")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _made_with(folder: Path) -> Any:
@@ -192,6 +226,15 @@ _stock: Stock | None = None
 def _keep_stock(stock: Stock) -> None:
     global _stock
     _stock = stock
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, however. It would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _table(numbers: Iterable[int], settings: WorldSettings, name: str, stock: Stock | None = None) -> pa.Table:

@@ -15,13 +15,48 @@ REAL_FIND_SPEC = importlib.util.find_spec
 def test_a_base_that_is_there_is_kept(run_script, tmp_path):
     (tmp_path / "base").mkdir()
     done = run_script("testbed.py", "--only", "base", "--base", tmp_path / "base")
+    assert done.returncode == 2 and "base: holds something else than a base" in done.stderr
+    (tmp_path / "base" / "config.json").touch()
+    done = run_script("testbed.py", "--only", "base", "--base", tmp_path / "base")
     assert done.returncode == 0 and "there already" in done.stdout, done.stderr
-    assert not list((tmp_path / "base").iterdir())
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--show", "-1"], "--show: got '-1', allowed: a number from 1 on"),
+        (["--show", "0"], "--show: got '0'"),
+        (["--show", "many"], "--show: got 'many'"),
+        (["--blind", "exam"], "invalid choice: 'exam'"),
+        (["--only", "base", "--show", "3"], "--show and --blind are of the world"),
+        (["--only", "base", "--blind", "train"], "--show and --blind are of the world"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(run_script, options, message):
+    done = run_script("testbed.py", *options)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1 and no more", b"PAR1" + bytes(96) + (88).to_bytes(4, "little") + b"PAR1"]
+)
+@pytest.mark.parametrize("option", [["--show", "3"], ["--blind", "test_scenes"]])
+def test_a_damaged_split_is_named(run_script, tmp_path, content, option):
+    made_with = {"version": world._VERSION, **WorldSettings().model_dump(mode="json")}
+    (tmp_path / "world.json").write_text(json.dumps({"settings": made_with}))
+    for name in WorldSettings().splits:
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+    done = run_script("testbed.py", "--only", "world", "--world", tmp_path, *option)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert ".parquet: is damaged" in done.stderr and "delete the folder" in done.stderr
 
 
 def test_a_world_that_is_there_is_kept(run_script, tmp_path):
     made_with = {"version": world._VERSION, **WorldSettings().model_dump(mode="json")}
     (tmp_path / "world.json").write_text(json.dumps({"settings": made_with}))
+    for name in WorldSettings().splits:
+        (tmp_path / f"{name}.parquet").touch()
     done = run_script("testbed.py", "--only", "world", "--world", tmp_path)
     assert done.returncode == 0 and "there already" in done.stdout, done.stderr
     (tmp_path / "world.json").write_text(json.dumps({"settings": {}}))

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import LlavaForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from data.collator import predicts_answer
 from data.conversations import IGNORE_INDEX
+from modeling.user_error import UserError
 from training.recipe.lora import LoraSettings
 
 PROJECTOR = "multi_modal_projector"
@@ -29,6 +32,18 @@ class LlavaOfFeatures(LlavaForConditionalGeneration):
     """
 
     token_weights: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, model: LlavaForConditionalGeneration) -> "LlavaOfFeatures":
+        """Returns a LLaVA that shares the weights of a stock one.
+
+        A subclass cannot be loaded from files: transformers knows the names of tensors in them by the stock class.
+        """
+        with no_init_weights(), init_empty_weights(include_buffers=False):
+            taught = cls(model.config)
+        taught.load_state_dict(model.state_dict(), assign=True)
+        taught.tie_weights()
+        return taught
 
     def forward(  # type: ignore[override]
         self,
@@ -66,18 +81,16 @@ class LlavaOfFeatures(LlavaForConditionalGeneration):
         return {"loss": (losses * weights).sum() / weights.sum()}
 
 
-def first_token_weights(
-    answers: Mapping[str, float], tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> torch.Tensor:
+def first_token_weights(weights: Mapping[int, float], vocab_size: int) -> torch.Tensor:
     """Returns how much each token counts where it begins an answer, [vocab] fp32.
 
     Args:
-        answers: answer -> how much its first token counts.
+        weights: token -> how much it counts. Others count 1.
     """
-    weights = torch.ones(vocab_size)
-    for answer, weight in answers.items():
-        weights[tokenizer(answer, add_special_tokens=False)["input_ids"][0]] = weight
-    return weights
+    of_tokens = torch.ones(vocab_size)
+    for token, weight in weights.items():
+        of_tokens[token] = weight
+    return of_tokens
 
 
 def with_adapters(model: LlavaForConditionalGeneration, settings: LoraSettings) -> PeftModel:
@@ -100,6 +113,20 @@ def with_adapters(model: LlavaForConditionalGeneration, settings: LoraSettings) 
     return adapted
 
 
+def load_adapters(model: PeftModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Gives adapters and projector these weights, as peft saves them.
+
+    Raises:
+        ValueError: they are those of other adapters.
+    """
+    expected = {name: value.shape for name, value in get_peft_model_state_dict(model).items()}
+    got = {name: value.shape for name, value in weights.items()}
+    if got != expected:
+        different = sorted({name for name, _ in got.items() ^ expected.items()})
+        raise ValueError(f"{len(different)} tensors are missing, unknown or of another shape, first {different[0]}")
+    set_peft_model_state_dict(model, dict(weights))
+
+
 def trained(model: nn.Module) -> list[nn.Parameter]:
     """Returns the parameters that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -112,3 +139,12 @@ def parameter_groups(model: PeftModel, lora_rate: float, projector_rate: float) 
         if parameter.requires_grad:
             groups[PROJECTOR in name].append(parameter)
     return [{"params": groups[False], "lr": lora_rate}, {"params": groups[True], "lr": projector_rate}]
+
+
+def refuse_infinite(model: nn.Module, section: str) -> None:
+    """Raises UserError if what a section of the recipe has trained is not finite."""
+    if not all(parameter.isfinite().all() for parameter in trained(model)):
+        raise UserError(
+            f"{section}: the training has diverged, its weights are not finite; begin again with --restart and a lower "
+            "learning_rate"
+        )

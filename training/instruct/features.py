@@ -7,6 +7,7 @@ N samples of one picture each, P patches of a picture, W the width of what the p
 """
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from transformers import LlavaForConditionalGeneration
 from data.dataset import ConversationDataset
 from modeling.user_error import UserError
 from modeling.whole_file import whole_file
+from training.files import reading
 from training.progress import Progress
 from training.ranks import own_share, wait_for_rank_0
 
@@ -23,6 +25,9 @@ FEATURES = "features"
 """Their key in a batch."""
 PART = 500
 """Pictures of a part."""
+FEATURES_AGAIN = "delete it and the result of `features` in stages/, and it is made again"
+"""What can be done about a damaged part."""
+_HEADER = 200  # bytes of a numpy header that are read at most; those of parts have 118
 
 
 class Features(Dataset):
@@ -30,10 +35,18 @@ class Features(Dataset):
 
     Args:
         folder: the folder that `write_features` filled.
+        num_pictures: how many pictures have features there.
+        shape: of the features of a picture, [P, W].
+
+    Raises:
+        UserError: a part is damaged, or is another one.
     """
 
-    def __init__(self, folder: Path):
-        self._parts = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))]
+    def __init__(self, folder: Path, num_pictures: int, shape: tuple[int, int]):
+        starts = range(0, num_pictures, PART)
+        self._parts = [
+            _read_part(folder / _file_name(start), (min(PART, num_pictures - start), *shape)) for start in starts
+        ]
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -75,7 +88,7 @@ def write_features(
         batch_size: pictures that the tower sees together.
 
     Raises:
-        UserError: a sample has no picture, or several, or a feature is too large for float16.
+        UserError: a feature is too large for float16.
     """
     starts = range(0, len(dataset), PART)
     missing = [start for start in starts if not (folder / _file_name(start)).exists()]
@@ -93,6 +106,24 @@ def write_features(
             np.save(file, part.numpy())
     progress.close()
     wait_for_rank_0()  # until all parts are written
+
+
+def _read_part(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns a part, mapped into memory. Raises UserError unless it is float16 of this shape."""
+    with reading(path, FEATURES_AGAIN):
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        with path.open("rb") as file:
+            # Headers of later versions say how long they are in four bytes, and numpy would read all of it.
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("not of the version that was written")
+        try:
+            part = np.load(path, mmap_mode="r", max_header_size=_HEADER)
+        except (SyntaxError, TokenError) as error:
+            raise ValueError(f"no header of numpy: {error}") from error
+        if (part.dtype, part.shape) != (np.float16, shape):
+            raise ValueError(f"got {part.dtype} of shape {part.shape}, expected float16 of {shape}")
+        return part
 
 
 def _file_name(start: int) -> str:
@@ -113,8 +144,4 @@ def tower_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -
 
 def _pictures(samples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """Returns the pictures [B, 3, H, W] of samples of one picture each."""
-    for sample in samples:
-        count = len(sample.get("pixel_values", ()))
-        if count != 1:
-            raise UserError(f"task instruct: a sample has {count} pictures, allowed: one")
     return torch.cat([sample["pixel_values"] for sample in samples])

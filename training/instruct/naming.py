@@ -25,6 +25,7 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 NO_NAME = -100
 SIDES = ("x", "y", "width", "height")
 """Of a box, as rows name them."""
+_MOST_PIXELS = 1e6  # from the corner of a picture, and of a side
 _SCORE_SCALE = 8.0  # of a patch's scores, which are 1 for its own word and about 0 for others
 _PLACE_CLASSES = 0.2  # weight of telling places apart, beside names
 _SQUARED = 0.3  # weight of the distance from the target, beside names
@@ -49,15 +50,31 @@ def read_things(value: object, where: str) -> list[Thing]:
         where: the row, which messages begin with.
 
     Raises:
-        UserError: the value is no list of names and boxes.
+        UserError: the value is no list of names and boxes, or a name is blank, or a box no area.
     """
-    try:
-        things = [Thing(thing["name"], *(float(thing[side]) for side in SIDES)) for thing in value]  # type: ignore
-        if all(isinstance(thing.name, str) and thing.name for thing in things):
-            return things
-    except (TypeError, KeyError, ValueError):
-        pass
-    raise UserError(f"{where}: got {value!r:.100}, expected a list of objects with name, {', '.join(SIDES)}")
+    if not isinstance(value, list):
+        raise _no_thing(value, where)
+    return [_thing(thing, where) for thing in value]
+
+
+def _thing(value: object, where: str) -> Thing:
+    if not isinstance(value, dict) or not {"name", *SIDES} <= value.keys():
+        raise _no_thing(value, where)
+    name, box = value["name"], [value[side] for side in SIDES]
+    if not (isinstance(name, str) and name.strip()):
+        raise _no_thing(value, where)
+    if not all(type(number) in (int, float) and -_MOST_PIXELS <= number <= _MOST_PIXELS for number in box):
+        raise _no_thing(value, where)
+    if min(box[2:]) <= 0:
+        raise _no_thing(value, where)
+    return Thing(name, *map(float, box))
+
+
+def _no_thing(value: object, where: str) -> UserError:
+    return UserError(
+        f"{where}: got {value!r:.150}, allowed: a list of objects with a name, and {', '.join(SIDES)} in pixels, of "
+        "which the last two are above 0"
+    )
 
 
 def patch_names(things: Sequence[Thing], names: dict[str, int], size: tuple[int, int], side: int) -> np.ndarray:
@@ -116,6 +133,9 @@ class PatchNamer(nn.Module):
         def words(texts: Sequence[str]) -> torch.Tensor:
             """Returns the mean embedding of each text's tokens behind a space, [texts, D]."""
             tokens = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
+            for text, ids in zip(texts, tokens, strict=True):
+                if not ids:
+                    raise UserError(f"the tokenizer makes no token of the name {text!r:.100}")
             return torch.stack([embeddings[ids].float().mean(dim=0) for ids in tokens]) / length
 
         third = torch.arange(side) * 3 // side

@@ -49,7 +49,7 @@ class OptimizerSettings(Strict):
     """How the learning rate goes on after the warm-up: it falls to 0 (cosine, linear), stays (constant_with_warmup), or
     stays for the first half of the steps and falls to 0 in the second (cosine_at_last)."""
     warmup_steps: int = Field(default=50, ge=0)
-    """Number of steps over which the learning rate rises from 0."""
+    """Number of steps over which the learning rate rises from 0. They are fewer than `steps`."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -59,6 +59,12 @@ class OptimizerSettings(Strict):
     or without one the CPU, has instructions for it, else float32. A run keeps what it was begun with."""
     save_steps: Annotated[int, MayChange.ALWAYS] = Field(default=250, ge=1)
     """Steps from one checkpoint to the next. A run that was killed continues from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _reaches_its_rate(self):
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps: got {self.warmup_steps}, allowed: fewer than the {self.steps} steps")
+        return self
 
 
 class SplitOptimizerSettings(OptimizerSettings):
@@ -137,10 +143,20 @@ class DenseSettings(Strict):
 
 def check_output(output: Path) -> None:
     """Raises ValueError if a finished model cannot be written to `output`: something is there that is no model."""
-    if os.path.exists(output) and not os.path.isfile(output / "config.json"):
-        raise ValueError(f"output: {str(output)!r} is there and is no model, which alone would be replaced")
     if not output.name:
         raise ValueError(f"output: got {str(output)!r}, allowed: a folder that has a name")
+    if os.path.islink(output):
+        raise ValueError(f"output: {str(output)!r} is a link, and a model's folder would replace it; name another")
+    if os.path.exists(output) and not os.path.isfile(output / "config.json"):
+        raise ValueError(f"output: {str(output)!r} is there and is no model, which alone would be replaced")
+
+
+def check_apart(output: Path, *others: str | os.PathLike) -> None:
+    """Raises ValueError if a finished model would be written over, into or around one of these folders."""
+    for other in others:
+        ends = [Path(os.path.realpath(folder)) for folder in (output, other)]
+        if ends[0].is_relative_to(ends[1]) or ends[1].is_relative_to(ends[0]):
+            raise ValueError(f"output: got {str(output)!r}, allowed: a folder apart from {str(other)!r}")
 
 
 class DenseRecipe(BaseRecipe):
@@ -150,6 +166,11 @@ class DenseRecipe(BaseRecipe):
     """What the run does: it trains a small dense model from scratch."""
     teacher: DenseSettings
     """The dense model. Other recipes can use it as their teacher."""
+
+    @model_validator(mode="after")
+    def _is_written_elsewhere(self):
+        check_apart(self.teacher.output, self.folder)
+        return self
 
     def global_batches(self, processes: int) -> dict[str, int]:
         """Returns the number of samples in an optimizer step, by the section that trains."""

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from training.recipe.base import BaseRecipe
 from training.recipe.data import SourceSettings
-from training.recipe.dense import OptimizerSettings, check_output
+from training.recipe.dense import OptimizerSettings, check_apart, check_output
 from training.recipe.lora import LoraSettings
 from training.schema import FROM_ANYWHERE, MayChange, Strict
 
@@ -84,6 +84,11 @@ class InstructRecipe(BaseRecipe):
     """Second training, of projector and adapters."""
     evaluation_batch_size: Annotated[int, MayChange.ALWAYS] = Field(ge=1)
     """Questions that are answered together."""
+
+    @model_validator(mode="after")
+    def _is_written_elsewhere(self):
+        check_apart(self.model.output, self.folder, self.model.path)
+        return self
 
     def global_batches(self, processes: int) -> dict[str, int]:
         """Returns the number of pictures in an optimizer step, by the section that trains."""

@@ -13,6 +13,7 @@ from modeling.visual_layout import num_tokens
 from modeling.visual_plan import VisualPlan
 from training.changes import decided, undecided
 from training.distillation.students import limited_config
+from training.instruct.base import check_config
 from training.measure.costs import TEXT_TOKENS, cost_sheet
 from training.recipe.dense import DenseRecipe
 from training.recipe.frontier import FrontierRecipe
@@ -49,7 +50,11 @@ def dry_run(
     """
     if os.environ.get("RANK", "0") != "0":
         return
+    if isinstance(recipe, InstructRecipe):
+        check_config(recipe.model.path)
     console.print(f"recipe [bold]{recipe.name}[/bold] (task {recipe.task}) is valid")
+    if not isinstance(recipe, StudentRecipe):
+        console.print(f"memory and hours are not estimated for task {recipe.task}", soft_wrap=True)
     if isinstance(recipe, StudentRecipe):
         for field in undecided(recipe):
             console.print(f"{field}: auto is counted as {PRECISION}", soft_wrap=True)

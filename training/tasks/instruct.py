@@ -21,26 +21,38 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlavaForConditionalGeneration, set_seed
+from transformers import LlavaForConditionalGeneration, ProcessorMixin, set_seed
 
 from checkpoints.build import load_dense
 from checkpoints.processor import load_processor
-from checkpoints.whole_folder import whole_folder
+from checkpoints.whole_folder import check_writable, whole_folder
 from data.collator import Collator
 from data.dataset import ConversationDataset
 from data.index.build import build_indexes
 from data.index.index import Index
-from data.sources.reading import load_samples, open_source
+from data.sources.reading import load_samples
 from modeling.user_error import UserError
 from training.distillation.callbacks import MetricsFile
+from training.distillation.datasets import INDEX_AGAIN
 from training.distillation.sample_order import OrderedTrainer
 from training.distillation.trainer_checkpoints import TrainerCheckpoints
 from training.evaluation.asking import evaluate
-from training.evaluation.questions import asked_of
+from training.evaluation.held_out import refuse_shared_samples
+from training.evaluation.questions import Asked, asked_of
 from training.files import reading, writing
-from training.instruct.answering import LlavaOfFeatures, first_token_weights, parameter_groups, with_adapters
-from training.instruct.features import FEATURES, Features, KeptFeatures, write_features
-from training.instruct.naming import NamedPatches, PatchNamer, patch_names, read_things
+from training.instruct.answering import (
+    LlavaOfFeatures,
+    first_token_weights,
+    load_adapters,
+    parameter_groups,
+    refuse_infinite,
+    with_adapters,
+)
+from training.instruct.base import check_config, check_tower, kept_features, side_of
+from training.instruct.features import FEATURES, KeptFeatures, write_features
+from training.instruct.naming import NamedPatches, PatchNamer
+from training.instruct.rows import answer_weights, check_pictures, names_of_patches
+from training.recipe.data import SourceSettings
 from training.recipe.instruct import InstructRecipe
 from training.report.tables import families_table
 from training.run import Run, Stage, console, device, is_main_process
@@ -51,7 +63,7 @@ PICTURES_AT_ONCE = 32
 """As many go through the vision tower together."""
 PICTURES_MEASURED = 500
 """As many say the mean and the deviation of the tower's features."""
-PROJECTOR = "projector.safetensors"
+PROJECTOR, ADAPTERS = "projector.safetensors", "adapter_model.safetensors"
 
 
 def stages(recipe: InstructRecipe) -> list[Stage]:
@@ -67,19 +79,30 @@ def stages(recipe: InstructRecipe) -> list[Stage]:
 
 
 def read_data(run: Run) -> dict:
-    """Checks the model, and reads and encodes the rows that are trained on.
+    """Checks all that later stages read, and encodes the rows that are trained on.
 
     Raises:
-        UserError: the model is no LLaVA or cannot be loaded, or no row can be trained on.
+        UserError: the model is no LLaVA or cannot be loaded, no row can be trained on, as `check_pictures`,
+            `check_tower`, `names_of_patches`, `answer_weights` and `questions`, or a question is trained on.
+        OSError: the recipe's `model.output` cannot be written.
     """
-    settings = run.recipe.model
-    model, processor = load_dense(settings.path, "auto")
-    if not isinstance(model, LlavaForConditionalGeneration):
-        raise UserError(f"{settings.path}: got a {model.config.model_type!r} model, allowed: 'llava'")
-    (path,) = build_indexes([run.recipe.data.train.source({})], processor, run.directory / "data", decode=False)
-    dataset, index, _ = trained_on(run, path.name)
+    recipe, folder = run.recipe, run.directory / "data"
+    check_config(recipe.model.path)
+    check_writable(recipe.model.output)
+    model, processor = load_dense(recipe.model.path, "auto")
+    questions(run)
+    with writing(folder), reading(folder, INDEX_AGAIN):
+        (path,) = build_indexes([recipe.data.train.source({})], processor, folder, decode=False)
+        (asked,) = build_indexes([recipe.data.evaluation.source({})], processor, folder, decode=True)
+    dataset, index, rows = trained_on(run, path.name)
     if not len(dataset):
         raise UserError(f"{index.name}: no row can be trained on; {left_out(run, index)}")
+    side = side_of(model)
+    check_pictures(index, rows, processor, side)
+    check_tower(recipe.model.path, model)
+    names_of_patches(index, rows, recipe.data.things, side)
+    answer_weights(recipe.tuning.answer_weights, index, rows)
+    _refuse_shared_rows(run, asked.name, dataset, processor)
     if len(dataset) < len(index):
         console.print(f"train: {len(dataset):,} samples; {left_out(run, index)}", soft_wrap=True)
     return {"index": path.name, "rows": len(dataset)}
@@ -99,11 +122,10 @@ def train_projector(run: Run) -> dict:
     """Trains the projector to name what patches show. All other weights stay as they are."""
     settings, folder = run.recipe.naming, run.directory / "naming"
     _, index, rows = trained_on(run, run.result("data")["index"])
-    features = Features(run.directory / FEATURES)
     set_seed(run.recipe.seed)
     model, processor = load_dense(run.recipe.model.path, "float32")
-    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    names, named = names_of_patches(run, index, rows, side)
+    features, side = kept_features(run.directory, model, len(rows)), side_of(model)
+    names, named = names_of_patches(index, rows, run.recipe.data.things, side)
     measured = torch.cat([features[number] for number in range(min(PICTURES_MEASURED, len(features)))]).float()
     namer = PatchNamer(
         model.model.multi_modal_projector,
@@ -124,6 +146,7 @@ def train_projector(run: Run) -> dict:
 
     def save(folder: Path) -> None:
         namer.fold()
+        refuse_infinite(namer, "naming")
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: value.contiguous() for name, value in namer.projector.state_dict().items()}, folder / PROJECTOR
@@ -135,17 +158,16 @@ def train_projector(run: Run) -> dict:
 def train_adapters(run: Run) -> dict:
     """Trains projector and adapters on questions, each of them as if it were the only one about its picture."""
     settings, folder = run.recipe.tuning, run.directory / "tuning"
-    dataset, *_ = trained_on(run, run.result("data")["index"])
-    processor = load_processor(run.recipe.model.path)
+    dataset, index, rows = trained_on(run, run.result("data")["index"])
     set_seed(run.recipe.seed)
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-    model = LlavaOfFeatures.from_pretrained(run.recipe.model.path, dtype=dtype, use_safetensors=True)
+    dense, processor = load_dense(run.recipe.model.path, dtype)
+    model = LlavaOfFeatures.of(dense)
     put_projector(run, model)
     if not torch.cuda.is_available():
         model.model.language_model.set_attn_implementation(MASKED_ATTENTION)
-    model.token_weights = first_token_weights(
-        settings.answer_weights, processor.tokenizer, model.config.text_config.vocab_size
-    )
+    weights = answer_weights(settings.answer_weights, index, rows)
+    model.token_weights = first_token_weights(weights, model.config.text_config.vocab_size)
     adapted = with_adapters(model, run.recipe.lora)
     arguments = training_arguments(settings, folder / "trainer", run.recipe.seed)
     optimizer = torch.optim.AdamW(
@@ -157,12 +179,17 @@ def train_adapters(run: Run) -> dict:
     trainer = OrderedTrainer(
         model=adapted,
         args=arguments,
-        train_dataset=KeptFeatures(dataset, Features(run.directory / FEATURES)),
+        train_dataset=KeptFeatures(dataset, kept_features(run.directory, model, len(dataset))),
         data_collator=lambda samples: independent_turns(collator(samples), processor.image_token_id),
         optimizers=(optimizer, None),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
     )
-    return train_and_save(trainer, adapted.save_pretrained, folder)
+
+    def save(folder: Path) -> None:
+        refuse_infinite(adapted, "tuning")
+        adapted.save_pretrained(folder)
+
+    return train_and_save(trainer, save, folder)
 
 
 def evaluate_model(run: Run) -> dict:
@@ -172,8 +199,7 @@ def evaluate_model(run: Run) -> dict:
     """
     processor = load_processor(run.recipe.model.path)
     model = load_taught_model(run).float().eval().to(device())
-    samples, _ = load_samples(run.recipe.data.evaluation.source({}))
-    asked, evaluations = [asked_of(samples)], {}
+    asked, evaluations = [questions(run)], {}
     batch_size = run.recipe.evaluation_batch_size
     (run.directory / "evaluation").mkdir(exist_ok=True)
     for name, transform in (("teacher", None), ("grey", "grey")):
@@ -197,9 +223,9 @@ def export(run: Run) -> dict:
         if (base / "README.md").is_file():
             shutil.copyfile(base / "README.md", folder / "README.md")  # it says the licences
     with whole_folder(run.directory / "adapter") as folder:
-        shutil.copytree(run.directory / "tuning" / "model", folder, dirs_exist_ok=True)
-        weights = load_file(folder / "adapter_model.safetensors")
-        save_file({name: value.bfloat16() for name, value in weights.items()}, folder / "adapter_model.safetensors")
+        load_adapted_model(run).save_pretrained(folder)
+        weights = load_file(folder / ADAPTERS)
+        save_file({name: value.bfloat16() for name, value in weights.items()}, folder / ADAPTERS)
     with whole_folder(output) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     return {"output": str(output)}
@@ -210,7 +236,7 @@ def export(run: Run) -> dict:
 
 def trained_on(run: Run, index_name: str) -> tuple[ConversationDataset, Index, np.ndarray]:
     """Returns the rows that are trained on as a dataset, the source's index, and their numbers there."""
-    index = Index(run.directory / "data" / index_name, run.recipe.data.train.source({}))
+    index = _index(run, index_name, run.recipe.data.train)
     rows = np.flatnonzero(index.is_good & (index.lengths <= run.recipe.data.max_length))
     processor = load_processor(run.recipe.model.path)
     return ConversationDataset([index], np.zeros_like(rows), rows, processor), index, rows
@@ -224,26 +250,29 @@ def left_out(run: Run, index: Index) -> str:
     return f"{len(bad)} of {len(index)} are bad{first}; {long} have more than {run.recipe.data.max_length} tokens"
 
 
-def names_of_patches(run: Run, index: Index, rows: np.ndarray, side: int) -> tuple[list[str], np.ndarray]:
-    """Returns the names of all things, sorted, and the number of each patch's name [N, patches] int64.
+def _index(run: Run, name: str, source: SourceSettings) -> Index:
+    """Returns the index of a source. Raises UserError if it is damaged."""
+    folder = run.directory / "data"
+    with reading(folder, INDEX_AGAIN):
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        return Index(folder / name, source.source({}))
 
-    Raises:
-        UserError: the source has no such column, or a row of it lists no things.
-    """
-    column = run.recipe.data.things
-    table = open_source(index.source).table
-    if column not in table.column_names:
-        raise UserError(f"data.things: {index.name} has no column {column!r}, got {', '.join(table.column_names)}")
-    listed = table.select_columns([column])[column]
-    things = [read_things(listed[row], f"{index.name}: row {row}, {column}") for row in rows.tolist()]
-    names = sorted({thing.name for of_picture in things for thing in of_picture})
-    if not names:
-        raise UserError(f"data.things: no row of {index.name} lists a thing in {column!r}")
-    numbers = {name: number for number, name in enumerate(names)}
-    sizes = index.sizes_of(rows, "image").tolist()
-    return names, np.stack(
-        [patch_names(of_picture, numbers, size, side) for of_picture, size in zip(things, sizes, strict=True)]
-    )
+
+def questions(run: Run) -> Asked:
+    """Returns the questions of the evaluation. Raises UserError where a row is bad or has no family."""
+    samples, _ = load_samples(run.recipe.data.evaluation.source({}))
+    return asked_of(samples)
+
+
+def _refuse_shared_rows(run: Run, index_name: str, dataset: ConversationDataset, processor: ProcessorMixin) -> None:
+    """Raises UserError where a row that is asked cannot be shown to the model, or is trained on."""
+    index = _index(run, index_name, run.recipe.data.evaluation)
+    bad = np.flatnonzero(index.is_bad)
+    if len(bad):
+        raise UserError(f"data.evaluation: {index.name}: {index.ids_and_reasons(bad[:1])[0][1]}")
+    rows = np.flatnonzero(index.is_good)
+    refuse_shared_samples(ConversationDataset([index], np.zeros_like(rows), rows, processor), dataset, "train")
 
 
 def put_projector(run: Run, model: nn.Module) -> None:
@@ -253,9 +282,16 @@ def put_projector(run: Run, model: nn.Module) -> None:
         model.model.multi_modal_projector.load_state_dict(load_file(path))
 
 
+def load_adapted_model(run: Run) -> PeftModel:
+    """Returns the model with its trained projector and adapters, fp32."""
+    model, _ = load_dense(run.recipe.model.path, "float32")
+    adapted = with_adapters(model, run.recipe.lora)
+    path = run.directory / "tuning" / "model" / ADAPTERS
+    with reading(path, TRAIN_AGAIN):
+        load_adapters(adapted, load_file(path))
+    return adapted
+
+
 def load_taught_model(run: Run) -> LlavaForConditionalGeneration:
     """Returns the model with its trained projector, and its adapters merged, in bfloat16."""
-    model, _ = load_dense(run.recipe.model.path, "float32")
-    path = run.directory / "tuning" / "model"
-    with reading(path, TRAIN_AGAIN):
-        return PeftModel.from_pretrained(model, path).merge_and_unload().to(torch.bfloat16)
+    return load_adapted_model(run).merge_and_unload().to(torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 import zipfile
 
@@ -36,6 +37,15 @@ def test_a_package_is_fetched_once(npm, tmp_path):
     assert path.read_bytes() == CONTENT and [file.name for file in path.parent.iterdir()] == ["a-b-1.0.tgz"]
     assert fetch(package(), tmp_path / "cache") == path
     assert npm.read_text().splitlines() == ["pack --silent --ignore-scripts @a/b@1.0"]
+
+
+def test_what_a_killed_start_left_is_removed(npm, tmp_path):
+    cache = tmp_path / "cache"
+    for name in (".fetch-old", ".fetch-of-another-process"):
+        (cache / name).mkdir(parents=True)
+    os.utime(cache / ".fetch-old", (0, 0))
+    fetch(package(), cache)
+    assert sorted(file.name for file in cache.iterdir()) == [".fetch-of-another-process", "a-b-1.0.tgz"]
 
 
 @pytest.mark.parametrize(

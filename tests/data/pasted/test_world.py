@@ -1,7 +1,10 @@
 """Pasted things: the same every time, their answers true, their splits apart on their axes, read as anybody's rows."""
 
 import hashlib
+import multiprocessing
+import os
 import random
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -10,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from data.benchmarks.shapes import question_of, score
 from data.index.build import build_indexes
 from data.index.index import Index
+from data.pasted import world as written
 from data.pasted.compose import compose, draw
 from data.pasted.parts.drawings import HELD_OUT_STYLE
 from data.pasted.parts.knowledge import FACTS
@@ -171,6 +176,78 @@ def test_a_world_is_written_once_and_none_is_overwritten(world, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="delete it, or write elsewhere"):
         write_world(tmp_path / "mine", settings(), stock=tiny_stock())
+
+
+def test_a_world_that_lacks_a_file_is_refused(tmp_path):
+    small = WorldSettings(splits={"train": SplitSettings(scenes=2), "more": SplitSettings(scenes=1)})
+    write(tmp_path / "world", small)["more"].unlink()
+    with pytest.raises(UserError, match="more.parquet: is missing; delete .*world, and the world is made anew"):
+        write(tmp_path / "world", small)
+
+
+def killed_world(folder: Path, report: Path) -> None:
+    """Writes a large world, by two processes whose ids go to `report`."""
+    os.cpu_count = lambda: 2
+    make = written._keep_stock
+
+    def keep(stock) -> None:
+        make(stock)
+        with report.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    written._keep_stock = keep
+    write(folder, WorldSettings(splits={"train": SplitSettings(scenes=100_000)}))
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there, and no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_start_leaves_no_process_and_the_next_one_goes_on(tmp_path):
+    folder, report = tmp_path / "world", tmp_path / "report"
+    process = multiprocessing.get_context("fork").Process(target=killed_world, args=(folder, report))
+    process.start()
+    workers: list[int] = []
+    while len(workers) < 2 and process.is_alive():
+        time.sleep(0.05)
+        workers = [int(line) for line in report.read_text().split()] if report.exists() else []
+    assert all(map(is_running, workers))
+    process.kill()
+    process.join()
+    assert not folder.exists() and (tmp_path / ".world.partial").is_dir()
+    end = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers)), "a process waits for work that never comes"
+    write(folder, WorldSettings(splits={"train": SplitSettings(scenes=2)}))
+    assert {path.name for path in tmp_path.iterdir()} == {"world", "report", ".world.lock"}
+
+
+def test_a_world_that_another_process_writes_is_waited_for(tmp_path):
+    small, said = WorldSettings(splits={"train": SplitSettings(scenes=2)}), []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "another process" in line:
+            write_elsewhere()
+
+    other = FileLock(tmp_path / ".world.lock", is_singleton=False)
+    other.acquire()
+
+    def write_elsewhere() -> None:
+        write(tmp_path / "there", small)
+        (tmp_path / "there").rename(tmp_path / "world")
+        other.release()
+
+    write_world(tmp_path / "world", small, stock=tiny_stock(), say=say)
+    assert [line.partition(": ")[2] for line in said] == [
+        "another process writes it, which is waited for",
+        "the world is there already",
+    ]
 
 
 def test_rows_pass_through_the_door_and_the_index(world, tmp_path):

@@ -5,15 +5,22 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import LlavaForConditionalGeneration
 
+from checkpoints.build import load_dense
 from data.collator import Collator
 from data.conversations import IGNORE_INDEX, encode
 from tests.families.family import DECODER
 from tests.families.llava import DINOV2
 from tests.training.instruct.tiny_instruct import TURNS, sample_of, tiny_processor
-from training.instruct.answering import LlavaOfFeatures, first_token_weights, parameter_groups, with_adapters
+from training.instruct.answering import (
+    LlavaOfFeatures,
+    first_token_weights,
+    load_adapters,
+    parameter_groups,
+    with_adapters,
+)
 from training.instruct.features import tower_features
 from training.recipe.lora import LoraSettings
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
@@ -65,6 +72,38 @@ def test_the_loss_is_that_of_each_question_alone(models, attention):
         assert abs(model(**other)["loss"] - alone.mean()) > 1e-3, "another picture is noticed"
 
 
+def test_a_model_of_files_has_their_weights(models, tmp_path):
+    """Words that answers are read off with are weights of their own here. transformers drops them for a subclass."""
+    stock, _ = models
+    assert not stock.config.tie_word_embeddings
+    stock.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    model, batch, alone = LlavaOfFeatures.of(load_dense(tmp_path, "auto")[0]), packed(stock), losses_alone(stock)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch)["loss"], torch.cat(alone).mean(), rtol=1e-5, atol=1e-6)
+        model.lm_head.weight.normal_(std=0.02)
+        assert abs(model(**batch)["loss"] - torch.cat(alone).mean()) > 1e-3, "other words are noticed"
+
+
+def test_words_that_are_tied_stay_so():
+    config = DINOV2.config()
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    model = LlavaOfFeatures.of(LlavaForConditionalGeneration(config))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_adapters_of_another_model_are_refused(models):
+    adapted = with_adapters(copy.deepcopy(models[1]), LoraSettings(rank=2, alpha=4))
+    weights = {name: value + 1 for name, value in get_peft_model_state_dict(adapted).items()}
+    first = min(weights)
+    wrong = ({}, {**weights, "more": weights[first]}, {**weights, first: weights[first][:1]})
+    for other in (*wrong, {name: value for name, value in weights.items() if name != first}):
+        with pytest.raises(ValueError, match="missing, unknown or of another shape, first"):
+            load_adapters(adapted, other)
+    load_adapters(adapted, weights)
+    assert all(torch.equal(value, weights[name]) for name, value in get_peft_model_state_dict(adapted).items())
+
+
 def test_the_first_token_of_an_answer_may_count_more(models):
     stock, model = models
     tokenizer, vocab = tiny_processor().tokenizer, DECODER["vocab_size"]
@@ -72,7 +111,8 @@ def test_the_first_token_of_an_answer_may_count_more(models):
     weights = [torch.ones_like(of_turn) for of_turn in losses]
     weights[0][0] = 4  # "yes"; not the "two" that is no first token of its own
     expected = sum((weight * loss).sum() for weight, loss in zip(weights, losses, strict=True))
-    model.token_weights = first_token_weights({"yes": 4, "blue": 9}, tokenizer, vocab)
+    yes, blue = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("yes", "blue"))
+    model.token_weights = first_token_weights({yes: 4, blue: 9}, vocab)
     with torch.no_grad():
         found = model(**packed(stock))["loss"]
     model.token_weights = None

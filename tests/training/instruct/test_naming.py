@@ -1,5 +1,7 @@
 """Patches are named by the boxes that their middles are in, and the projector learns their names and places."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -35,8 +37,13 @@ def test_a_patch_has_the_name_of_the_box_that_its_middle_is_in(size, side):
 def test_things_are_read_from_a_row():
     row = {"name": "cross", "x": 0, "y": 0, "width": 30, "height": 20, "style": "drawn"}
     assert read_things([row], "row 0") == THINGS[:1]
-    for value in (3, None, [{"name": "cross"}], [{**row, "name": 3}], [{**row, "x": "a"}], [{**row, "x": None}]):
-        with pytest.raises(UserError, match="row 0: got .*expected a list"):
+    assert read_things([], "row 0") == []
+    wrong = [{"name": value} for value in (None, 3, "", " ", ["cross"])]
+    wrong += [{"x": value} for value in (None, "a", "3", True, [0], math.nan, -math.inf, 1e7, 10**400)]
+    wrong += [{"width": value} for value in (0, -5, math.nan)]
+    values = [[row, {**row, **change}] for change in wrong]
+    for value in (3, None, "cross", row, ["cross"], [{"name": "cross"}], *values):
+        with pytest.raises(UserError, match="row 0: got .*allowed: a list"):
             read_things(value, "row 0")
 
 

@@ -26,9 +26,10 @@ def tiny_processor() -> LlavaProcessor:
     return processor
 
 
-def png(seed: int) -> bytes:
+def png(seed: int, size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
+    """A picture of this width and height."""
     written = io.BytesIO()
-    Image.radial_gradient("L").rotate(90 * seed).resize((SIZE, SIZE)).convert("RGB").save(written, "png")
+    Image.radial_gradient("L").rotate(90 * seed).resize(size).convert("RGB").save(written, "png")
     return written.getvalue()
 
 

@@ -52,7 +52,7 @@ def test_a_run_ends_in_an_ordinary_llava_folder_and_survives_a_stop(tmp_path):
 @pytest.mark.slow
 def test_a_phase_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     phase = {"name": "one", "split": "train", "steps": 4, "save_steps": 2, "micro_batch_size": 4, "learning_rate": 1e-3}
-    phase |= {"tower_learning_rate": 1e-4, "word_learning_rate": 1e-4, "turns": "independent"}
+    phase |= {"warmup_steps": 0, "tower_learning_rate": 1e-4, "word_learning_rate": 1e-4, "turns": "independent"}
     recipe = tiny_dense_recipe(tmp_path / "teacher", phases=[phase])
     all_stages = stages(recipe)[:3]
     whole = execute(recipe, all_stages, tmp_path / "whole")
@@ -99,6 +99,7 @@ def test_phases_have_names_of_their_own(tmp_path):
         "name": "one",
         "split": "train",
         "steps": 1,
+        "warmup_steps": 0,
         "micro_batch_size": 1,
         "learning_rate": 1e-3,
         "tower_learning_rate": 1e-3,

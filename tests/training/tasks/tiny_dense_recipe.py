@@ -10,6 +10,7 @@ def tiny_dense_recipe(output: Path, **teacher) -> DenseRecipe:
     phase = {
         "split": "train",
         "steps": 2,
+        "warmup_steps": 0,
         "micro_batch_size": 4,
         "learning_rate": 1e-3,
         "tower_learning_rate": 1e-4,
@@ -40,7 +41,13 @@ def tiny_dense_recipe(output: Path, **teacher) -> DenseRecipe:
                         "test": {"part": "test", "rows": 12},
                     },
                 },
-                "tower": {"split": "train", "steps": 2, "micro_batch_size": 4, "learning_rate": 1e-3},
+                "tower": {
+                    "split": "train",
+                    "steps": 2,
+                    "warmup_steps": 0,
+                    "micro_batch_size": 4,
+                    "learning_rate": 1e-3,
+                },
                 "phases": [
                     {"name": "apart", "turns": "independent", **phase},
                     {"name": "together", "turns": "conversation", **phase},
