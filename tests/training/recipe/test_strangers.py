@@ -87,7 +87,7 @@ SETTINGS = {
         "teacher.model.patch_size=7": "teacher: model: got pictures of 96 and patches of 7 pixels",
         "teacher.model.layers=1000000000000000000": "teacher.model.layers: got 1000000000000000000",
         "teacher.output=data": "teacher: output: 'data' is there and is no model, which alone would be replaced",
-        "teacher.output=/": "teacher: output: '/' is there and is no model",
+        "teacher.output=/": "teacher: output: got '/', allowed: a folder that has a name",
     },
 }
 CASES = [(name, override) for name, overrides in SETTINGS.items() for override in overrides]
