@@ -16,7 +16,6 @@ from transformers.initialization import no_init_weights
 
 from data.collator import predicts_answer
 from data.conversations import IGNORE_INDEX
-from modeling.user_error import UserError
 from training.recipe.lora import LoraSettings
 
 PROJECTOR = "multi_modal_projector"
@@ -139,12 +138,3 @@ def parameter_groups(model: PeftModel, lora_rate: float, projector_rate: float) 
         if parameter.requires_grad:
             groups[PROJECTOR in name].append(parameter)
     return [{"params": groups[False], "lr": lora_rate}, {"params": groups[True], "lr": projector_rate}]
-
-
-def refuse_infinite(model: nn.Module, section: str) -> None:
-    """Raises UserError if what a section of the recipe has trained is not finite."""
-    if not all(parameter.isfinite().all() for parameter in trained(model)):
-        raise UserError(
-            f"{section}: the training has diverged, its weights are not finite; begin again with --restart and a lower "
-            "learning_rate"
-        )

@@ -74,10 +74,12 @@ def names_of_patches(index: Index, rows: np.ndarray, column: str, side: int) -> 
             or no box covers the middle of a patch.
     """
     source = open_source(index.source)
+    typed = column in source.table.column_names  # a row of a JSON file is a text
+    table = source.table.select_columns([column]) if typed else source.table  # pictures are not read
     sizes = index.sizes_of(rows, "image").tolist()
     things: list[list[Thing]] = []
     for row, size in zip(rows.tolist(), sizes, strict=True):
-        given = source.as_object(source.table[row])
+        given = source.as_object(table[row])
         if column not in given:
             raise UserError(f"data.things: {index.name} has no column {column!r}, got {', '.join(given)}")
         where = f"{index.name}: row {row}, {column}"

@@ -26,6 +26,8 @@ from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
     TrainingArguments,
     set_seed,
 )
@@ -39,12 +41,13 @@ from data.shapes.patches import GROUPS
 from data.shapes.world import WORLDS, split_rows, write_world
 from data.sources.reading import load_samples
 from data.sources.source import Source
+from modeling.user_error import UserError
 from training import stops
 from training.distillation.callbacks import MetricsFile
 from training.distillation.sample_order import OrderedTrainer
 from training.distillation.trainer_checkpoints import TrainerCheckpoints, delete_checkpoints, last_checkpoint
 from training.evaluation.asking import evaluate
-from training.evaluation.questions import asked_of
+from training.evaluation.questions import Asked, asked_of
 from training.evaluation.results import Evaluation
 from training.files import reading, writing
 from training.recipe.dense import DenseRecipe, OptimizerSettings, PhaseSettings
@@ -175,17 +178,7 @@ def evaluate_dense_model(run: Run) -> dict:
     model = load_trained_model(run).float().eval().to(device())
     path = write_world(WORLDS, settings.world)[settings.evaluation_split]
     samples, _ = load_samples(Source(path=path, images=path.parent))
-    asked, evaluations = [asked_of(samples)], {}
-    for name, transform in (("teacher", None), ("grey", "grey")):
-        evaluations[name] = evaluate(
-            model, processor, asked, batch_size=settings.evaluation_batch_size, pixel_transform=transform, title=name
-        )
-        if is_main_process():
-            (run.directory / "evaluation").mkdir(exist_ok=True)
-            evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
-    if is_main_process():
-        console.print(families_table(evaluations))
-    return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
+    return ask_seeing_and_blind(run, model, processor, asked_of(samples), settings.evaluation_batch_size)
 
 
 def export(run: Run) -> dict:
@@ -205,6 +198,26 @@ def export(run: Run) -> dict:
 
 
 # ---- what the stages use ----
+
+
+def ask_seeing_and_blind(
+    run: Run, model: PreTrainedModel, processor: ProcessorMixin, asked: Asked, batch_size: int
+) -> dict[str, float]:
+    """Asks a model questions with their pictures (`teacher`) and with grey ones (`grey`). Every rank calls this.
+
+    The answers are written to `evaluation/`, and shown. Returns both accuracies, in [0, 1].
+    """
+    evaluations = {}
+    for name, transform in (("teacher", None), ("grey", "grey")):
+        evaluations[name] = evaluate(
+            model, processor, [asked], batch_size=batch_size, pixel_transform=transform, title=name
+        )
+        if is_main_process():
+            (run.directory / "evaluation").mkdir(exist_ok=True)
+            evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
+    if is_main_process():
+        console.print(families_table(evaluations))
+    return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
 
 
 def training_arguments(settings: OptimizerSettings, output_dir: Path, seed: int) -> TrainingArguments:
@@ -257,10 +270,19 @@ def train_and_save(trainer: OrderedTrainer, save: Callable[[Path], object], fold
     """Trains to the end, and calls `save` with `folder`/model, where it writes. Returns the number of steps.
 
     If an earlier start of the run was stopped, training continues from its last checkpoint.
+
+    Raises:
+        UserError: a weight that was trained is not finite.
     """
     checkpoint = last_checkpoint(folder / "trainer")
     with stops.deferred():
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trained = (parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
+        if not all(parameter.isfinite().all() for parameter in trained):
+            raise UserError(
+                f"{folder.name}: the training has diverged, its weights are not finite; begin again with --restart and "
+                "a lower learning_rate"
+            )
         if trainer.is_world_process_zero():
             with writing(folder / "model"):
                 save(folder / "model")

@@ -36,7 +36,6 @@ from training.distillation.callbacks import MetricsFile
 from training.distillation.datasets import INDEX_AGAIN
 from training.distillation.sample_order import OrderedTrainer
 from training.distillation.trainer_checkpoints import TrainerCheckpoints
-from training.evaluation.asking import evaluate
 from training.evaluation.held_out import refuse_shared_samples
 from training.evaluation.questions import Asked, asked_of
 from training.files import reading, writing
@@ -45,7 +44,6 @@ from training.instruct.answering import (
     first_token_weights,
     load_adapters,
     parameter_groups,
-    refuse_infinite,
     with_adapters,
 )
 from training.instruct.base import check_config, check_tower, kept_features, side_of
@@ -54,9 +52,8 @@ from training.instruct.naming import NamedPatches, PatchNamer
 from training.instruct.rows import answer_weights, check_pictures, names_of_patches
 from training.recipe.data import SourceSettings
 from training.recipe.instruct import InstructRecipe
-from training.report.tables import families_table
-from training.run import Run, Stage, console, device, is_main_process
-from training.tasks.dense import TRAIN_AGAIN, train_and_save, training_arguments
+from training.run import Run, Stage, console, device
+from training.tasks.dense import TRAIN_AGAIN, ask_seeing_and_blind, train_and_save, training_arguments
 from training.tiny_llava.independent_turns import MASKED_ATTENTION, independent_turns
 
 PICTURES_AT_ONCE = 32
@@ -112,9 +109,7 @@ def see_pictures(run: Run) -> dict:
     """Writes what the vision tower makes of each picture that is trained on. Ranks share the pictures."""
     dataset, *_ = trained_on(run, run.result("data")["index"])
     model, _ = load_dense(run.recipe.model.path, "float32")
-    model.eval()
-    model.to(device())
-    write_features(model, dataset, run.directory / FEATURES, PICTURES_AT_ONCE)
+    write_features(model.eval().to(device()), dataset, run.directory / FEATURES, PICTURES_AT_ONCE)
     return {"pictures": len(dataset)}
 
 
@@ -146,7 +141,6 @@ def train_projector(run: Run) -> dict:
 
     def save(folder: Path) -> None:
         namer.fold()
-        refuse_infinite(namer, "naming")
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: value.contiguous() for name, value in namer.projector.state_dict().items()}, folder / PROJECTOR
@@ -184,12 +178,7 @@ def train_adapters(run: Run) -> dict:
         optimizers=(optimizer, None),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), TrainerCheckpoints()],
     )
-
-    def save(folder: Path) -> None:
-        refuse_infinite(adapted, "tuning")
-        adapted.save_pretrained(folder)
-
-    return train_and_save(trainer, save, folder)
+    return train_and_save(trainer, adapted.save_pretrained, folder)
 
 
 def evaluate_model(run: Run) -> dict:
@@ -199,18 +188,7 @@ def evaluate_model(run: Run) -> dict:
     """
     processor = load_processor(run.recipe.model.path)
     model = load_taught_model(run).float().eval().to(device())
-    asked, evaluations = [questions(run)], {}
-    batch_size = run.recipe.evaluation_batch_size
-    (run.directory / "evaluation").mkdir(exist_ok=True)
-    for name, transform in (("teacher", None), ("grey", "grey")):
-        evaluations[name] = evaluate(
-            model, processor, asked, batch_size=batch_size, pixel_transform=transform, title=name
-        )
-        if is_main_process():
-            evaluations[name].save(run.directory / "evaluation" / f"{name}.json")
-    if is_main_process():
-        console.print(families_table(evaluations))
-    return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
+    return ask_seeing_and_blind(run, model, processor, questions(run), run.recipe.evaluation_batch_size)
 
 
 def export(run: Run) -> dict:

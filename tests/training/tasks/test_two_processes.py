@@ -1,29 +1,25 @@
 """Tasks that train dense models, whole, by two processes of the launcher: each stage ends, all questions are asked."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.processes import free_port
-from tests.training.tasks.test_real_recipes import LAUNCHER
+from tests.training.tasks.test_real_recipes import LAUNCHER, finish
 from tests.training.tasks.tiny_dense_recipe import tiny_dense_recipe
 from tests.training.tasks.tiny_instruct_recipe import save_instruct_inputs, tiny_instruct_recipe
 from training.recipe.file import RECIPES
 
 
-def finish(recipe, folder: Path, processes: int) -> Path:
+def run_of(recipe, folder: Path, processes: int) -> Path:
     """Runs a recipe in a new folder, and returns the folder of the run."""
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     launcher = [LAUNCHER, "--num_gpus", str(processes), "--master_port", str(free_port())]
-    command = [*launcher, RECIPES.parent / "train.py", "--recipe", "recipe.yaml"]
-    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return folder / "runs" / recipe.name
+    finish([*launcher, RECIPES.parent / "train.py", "--recipe", "recipe.yaml"], folder)
+    return folder / recipe.folder
 
 
 def asks_as_one(run: Path, alone: Path) -> None:
@@ -36,7 +32,7 @@ def asks_as_one(run: Path, alone: Path) -> None:
 
 @pytest.mark.slow
 def test_dense(tmp_path):
-    runs = [finish(tiny_dense_recipe(tmp_path / f"out{count}"), tmp_path / str(count), count) for count in (2, 1)]
+    runs = [run_of(tiny_dense_recipe(tmp_path / f"out{count}"), tmp_path / str(count), count) for count in (2, 1)]
     asks_as_one(*runs)
     assert (tmp_path / "out2" / "model.safetensors").exists()
 
@@ -47,7 +43,7 @@ def test_instruct(tmp_path):
     runs = []
     for count in (2, 1):
         recipe = tiny_instruct_recipe(tmp_path, output=str(tmp_path / f"taught{count}"))
-        runs.append(finish(recipe, tmp_path / str(count), count))
+        runs.append(run_of(recipe, tmp_path / str(count), count))
     asks_as_one(*runs)
     features = [sorted((run / "features").iterdir()) for run in runs]
     assert [path.name for path in features[0]] == [path.name for path in features[1]]
