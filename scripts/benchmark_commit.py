@@ -21,14 +21,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, logging
+from transformers import logging
 
 from modeling.user_error import UserError
 from training.cli import run
+from training.measure.clock.prompt import Prompt
+from training.measure.clock.shapes import CLASS_FIELDS, shape_of_sizes
 
 HERE = Path(__file__).resolve().parents[1]
 BEFORE = "modeling_before"
-LAYERS, SIDE, PATCH, TEXT_TOKENS, IMAGE_TOKEN, NEW_TOKENS = 6, 16, 14, 32, 3, 8
+HIDDEN_SIZE, LAYERS, VISUAL_TOKENS, TEXT_TOKENS, NEW_TOKENS = 512, 6, 256, 32, 8
 PLANS = {
     "dense": [{}] * LAYERS,
     "heads": [{"heads": 2}] * LAYERS,
@@ -50,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         unpack(arguments.commit, Path(folder))
         sys.path.insert(0, folder)
-        before, now = tiny_llava(BEFORE), tiny_llava("modeling")
+        before, now = small_llava(BEFORE), small_llava("modeling")
     now.model.load_state_dict(before.model.state_dict(), assign=True)
     print(f"{'':22}{'before':>10}{'now':>10}   before / now, median of {arguments.repeats} pairs (95 % interval)")
     for what in ("prefill", "decode"):
@@ -72,34 +74,16 @@ def unpack(commit: str, folder: Path) -> None:
     (folder / "modeling").rename(folder / BEFORE)
 
 
-def tiny_llava(package: str) -> SimpleNamespace:
+def small_llava(package: str) -> SimpleNamespace:
     """Returns a `model` with random weights, and the `plan_class`, of a package that is such as `modeling/`."""
     part = {
         name: importlib.import_module(f"{package}.{name}")
         for name in ("configuration_sparse_llava", "modeling_sparse_llava", "visual_plan")
     }
+    shape = shape_of_sizes(HIDDEN_SIZE, LAYERS, VISUAL_TOKENS).to_dict()
+    values = {name: value for name, value in shape.items() if name not in CLASS_FIELDS}
     torch.manual_seed(0)
-    config = part["configuration_sparse_llava"].SparseLlavaConfig(
-        text_config=LlamaConfig(
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            vocab_size=1000,
-        ),
-        vision_config=CLIPVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=PATCH * SIDE,
-            patch_size=PATCH,
-        ),
-        image_token_id=IMAGE_TOKEN,
-        image_seq_length=SIDE**2,
-        vision_feature_layer=-1,
-    )
+    config = part["configuration_sparse_llava"].SparseLlavaConfig.from_dict(values)
     model = part["modeling_sparse_llava"].SparseLlavaForConditionalGeneration(config).eval()
     return SimpleNamespace(model=model, plan_class=part["visual_plan"].VisualPlan)
 
@@ -124,25 +108,18 @@ def compare(before: SimpleNamespace, now: SimpleNamespace, what: str, plan: str,
     return f"{old:7.1f} ms{new:7.1f} ms   {statistics.median(ratios):.3f} ({medians[25]:.3f} to {medians[975]:.3f})"
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def seconds_and_logits(one: SimpleNamespace, what: str, plan: str) -> tuple[float, torch.Tensor]:
     """Returns how long a prefill took, or as many steps of decoding as `NEW_TOKENS` after it, and the last logits."""
-    draws = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(IMAGE_TOKEN + 1, 1000, (1, TEXT_TOKENS + SIDE**2), generator=draws)
-    input_ids[0, TEXT_TOKENS // 4 : TEXT_TOKENS // 4 + SIDE**2] = IMAGE_TOKEN
-    pixels = torch.randn(1, 3, PATCH * SIDE, PATCH * SIDE, generator=draws)
-    mask = torch.ones_like(input_ids)
+    prompt = Prompt.random(one.model, 1, TEXT_TOKENS)
     with one.model.use_plan(one.plan_class.from_dict({"layers": PLANS[plan]})):
         begin = time.process_time()
-        output = one.model(
-            input_ids=input_ids, attention_mask=mask, pixel_values=pixels, use_cache=True, logits_to_keep=1
-        )
+        output = one.model(input_ids=prompt.input_ids, **prompt.pictures, use_cache=True, logits_to_keep=1)
         if what == "decode":
-            cache, token = output.past_key_values, torch.tensor([[IMAGE_TOKEN + 2]])
             begin = time.process_time()
             for _ in range(NEW_TOKENS):
-                mask = torch.cat([mask, torch.ones_like(token)], dim=1)
-                output = one.model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
+                token = output.logits[:, -1:].argmax(-1)
+                output = one.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         return time.process_time() - begin, output.logits
 
 

@@ -5,12 +5,12 @@ import torch
 
 from modeling.user_error import UserError
 from scripts import benchmark_commit
-from scripts.benchmark_commit import compare, tiny_llava, unpack
+from scripts.benchmark_commit import compare, small_llava, unpack
 
 
 def test_two_that_agree_are_timed_and_others_refused(monkeypatch):
     monkeypatch.setattr(benchmark_commit, "NEW_TOKENS", 2)
-    before, now = tiny_llava("modeling"), tiny_llava("modeling")
+    before, now = small_llava("modeling"), small_llava("modeling")
     assert "ms" in compare(before, now, "decode", "layers", repeats=1)
     with torch.no_grad():
         now.model.lm_head.weight[0] += 1
