@@ -12,7 +12,7 @@ def row(*turns: tuple[str, str, str]) -> dict:
         for speaker, text in (("human", question), ("gpt", answer))
     ]
     messages[0]["value"] = "<image>\n" + messages[0]["value"]
-    things = [{"name": name} for name in ("bear", "polar bear", "apple")]
+    things = [{"name": name} for name in ("bear", "bear cub", "apple")]
     return {"conversations": messages, "families": [family for *_, family in turns], "things": things}
 
 
@@ -20,13 +20,11 @@ def test_the_commonest_answer_to_questions_of_a_form(tmp_path):
     trained = [
         row(("Is there a bear in the picture?", "no", "existence"), ("What is in the top left?", "bear", "name")),
         row(("Is there an apple in the picture?", "no", "existence"), ("What is in the top center?", "apple", "name")),
-        row(
-            ("Is there a polar bear in the picture?", "yes", "existence"), ("What is in the top left?", "bear", "name")
-        ),
+        row(("Is there a bear cub in the picture?", "yes", "existence"), ("What is in the top left?", "bear", "name")),
     ]
     asked = [
         row(("Is there an apple in the picture?", "yes", "existence")),
-        row(("Is there a polar bear in the picture?", "no", "existence")),
+        row(("Is there a bear cub in the picture?", "no", "existence")),
         row(("What is in the bottom right?", "bear", "name")),  # the commonest of all places
         row(("Name all things.", "bear, apple", "list")),  # no such form was trained
         row(("Which looks larger, the bear or the apple?", "bear", "larger")),

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -229,21 +230,25 @@ def test_a_killed_start_leaves_no_process_and_the_next_one_goes_on(tmp_path):
 
 def test_a_world_that_another_process_writes_is_waited_for(tmp_path):
     small, said = WorldSettings(splits={"train": SplitSettings(scenes=2)}), []
+    locked, waited_for = threading.Event(), threading.Event()
+
+    def write_elsewhere() -> None:
+        with FileLock(tmp_path / ".world.lock", is_singleton=False):
+            locked.set()
+            waited_for.wait()
+            write(tmp_path / "there", small)
+            time.sleep(0.3)
+            (tmp_path / "there").rename(tmp_path / "world")
 
     def say(line: str) -> None:
         said.append(line)
-        if "another process" in line:
-            write_elsewhere()
+        waited_for.set()
 
-    other = FileLock(tmp_path / ".world.lock", is_singleton=False)
-    other.acquire()
-
-    def write_elsewhere() -> None:
-        write(tmp_path / "there", small)
-        (tmp_path / "there").rename(tmp_path / "world")
-        other.release()
-
+    other = threading.Thread(target=write_elsewhere)
+    other.start()
+    locked.wait()
     write_world(tmp_path / "world", small, stock=tiny_stock(), say=say)
+    other.join()
     assert [line.partition(": ")[2] for line in said] == [
         "another process writes it, which is waited for",
         "the world is there already",

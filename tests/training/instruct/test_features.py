@@ -2,14 +2,16 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from modeling.user_error import UserError
 from training.instruct import features
-from training.instruct.features import Features
+from training.instruct.features import Features, write_features
 
 SHAPE = (4, 3)
 HEADER = "{{'descr': '<f2', 'fortran_order': False, 'shape': {}, }}"
@@ -41,6 +43,31 @@ def test_features_are_those_of_the_parts(parts):
     np.save(folder / "notes.npy", np.zeros(3))  # is none of theirs
     read = Features(folder, 5, SHAPE)
     assert len(read) == 5 and all(torch.equal(read[number], expected[number]) for number in range(5))
+
+
+class Pictures(Dataset):
+    """Five pictures. The tower makes of each what it is."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.full((1, *SHAPE), float(index))}
+
+
+def test_parts_that_are_there_are_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PART", 2)
+    monkeypatch.setattr(features, "tower_features", lambda model, pixels: pixels)
+    tower = SimpleNamespace(device=torch.device("cpu"))
+    write_features(tower, Pictures(), tmp_path, batch_size=2)
+    first, second, third = sorted(tmp_path.iterdir())
+    assert [len(np.load(path)) for path in (first, second, third)] == [2, 2, 1]
+    whole = second.read_bytes()
+    first.write_bytes(b"is kept as it is")
+    second.unlink()
+    write_features(tower, Pictures(), tmp_path, batch_size=2)
+    assert first.read_bytes() == b"is kept as it is" and second.read_bytes() == whole
+    assert np.load(second)[:, 0, 0].tolist() == [2, 3]
 
 
 GOOD = np.zeros((2, *SHAPE), np.float16)
